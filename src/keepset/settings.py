@@ -1,0 +1,344 @@
+"""The typed view of config.yaml, and the paths of the results.
+
+The pydantic models below are the single source of the configuration's shape:
+`workflow/schemas/config.schema.yaml` is generated from them (`keepset schema`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from keepset.errors import ConfigError
+
+Window = Annotated[int, Field(ge=1, strict=True)] | Literal["sequence", "corpus"]
+DialWindow = Annotated[int, Field(ge=1, strict=True)] | Literal["sequence"]
+Choice = Literal["oracle", "causal"]
+ScoreName = Literal["magnitude", "impact", "weight", "taylor", "random"]
+TokenScoreName = Literal["magnitude", "impact", "random"]
+Sparsity = Annotated[float, Field(ge=0.0, lt=1.0)]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+TextFormat = Literal["auto", "text", "jsonl", "parquet", "mediawiki", "pydoc", "python"]
+
+RESERVED_NAMES = frozenset({"corpora", "tasks", "figures", "tables", "logs", "benchmarks"})
+
+
+def _unique(values: list[Any]) -> list[Any]:
+    if len(set(values)) != len(values):
+        raise ValueError("values must not repeat")
+    return values
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _exactly_one(source: BaseModel, keys: Iterable[str]) -> None:
+    given = [key for key in keys if getattr(source, key) is not None]
+    if len(given) != 1:
+        raise ValueError(f"give exactly one of {', '.join(keys)}; got {given or 'none'}")
+
+
+class Model(_Strict):
+    """Where a causal language model comes from and how it is run."""
+
+    hub: str | None = Field(None, description="Hugging Face hub id, e.g. facebook/opt-1.3b.")
+    revision: str | None = Field(None, description="Branch, tag or commit of the hub repository.")
+    path: str | None = Field(None, description="Local checkpoint folder, or a .gguf file.")
+    package: str | None = Field(None, description="Installed Python package that carries the file.")
+    file: str | None = Field(None, description="The checkpoint inside `package` (.gguf or folder).")
+    dtype: Dtype | None = Field(None, description="Overrides the study's dtype for this model.")
+    trust_remote_code: bool = Field(False, description="Run Python code shipped with the model.")
+    origin: Literal["pretrained", "specimen"] = Field(
+        "pretrained", description="specimen: trained by this project; figures label it so."
+    )
+
+    @model_validator(mode="after")
+    def _source(self) -> Model:
+        _exactly_one(self, ("hub", "path", "package"))
+        if (self.package is None) != (self.file is None):
+            raise ValueError("package and file go together")
+        if self.revision is not None and self.hub is None:
+            raise ValueError("revision is for hub models only")
+        return self
+
+
+class TextSource(_Strict):
+    """Where text comes from: a hub dataset, local files, or files inside an installed package."""
+
+    hub: str | None = Field(None, description="Hugging Face dataset id, e.g. Salesforce/wikitext.")
+    config: str | None = Field(None, description="Configuration name of the hub dataset.")
+    split: str | None = Field(None, description="Split of the hub dataset.")
+    revision: str | None = Field(None, description="Branch, tag or commit of the hub dataset.")
+    streaming: bool = Field(False, description="Stream the hub dataset (C4, the Pile).")
+    field: str = Field("text", description="Field of jsonl, parquet and hub rows with the text.")
+    path: str | list[str] | None = Field(None, description="Local file(s) or glob pattern(s).")
+    package: str | None = Field(None, description="Installed package, or 'stdlib' for Python's.")
+    file: str | None = Field(None, description="Glob pattern inside `package`.")
+    format: TextFormat = Field("auto", description="auto: by the file's ending.")
+    max_documents: int | None = Field(None, ge=1, description="Read at most this many documents.")
+
+    @model_validator(mode="after")
+    def _source(self) -> TextSource:
+        _exactly_one(self, ("hub", "path", "package"))
+        if (self.package is None) != (self.file is None):
+            raise ValueError("package and file go together")
+        if self.hub is not None and self.split is None:
+            raise ValueError("a hub dataset needs its split")
+        return self
+
+
+class Dial(_Strict):
+    """The windows between dynamic and static, and the settings they are run at."""
+
+    scores: Annotated[list[TokenScoreName], AfterValidator(_unique)] = Field(min_length=1)
+    sparsities: Annotated[list[Sparsity], AfterValidator(_unique)] = Field(min_length=1)
+    windows: Annotated[list[DialWindow], AfterValidator(_unique)] = Field(min_length=1)
+    choices: Annotated[list[Choice], AfterValidator(_unique)] = Field(min_length=1)
+
+
+class StaticGrid(_Strict):
+    """Keep sets chosen once, on calibration text."""
+
+    scores: Annotated[list[ScoreName], AfterValidator(_unique)] = Field(min_length=1)
+    sparsities: Annotated[list[Sparsity], AfterValidator(_unique)] = Field(min_length=1)
+
+
+class DynamicGrid(_Strict):
+    """Keep sets chosen again at every token."""
+
+    scores: Annotated[list[TokenScoreName], AfterValidator(_unique)] = Field(min_length=1)
+    sparsities: Annotated[list[Sparsity], AfterValidator(_unique)] = Field(min_length=1)
+
+
+class Grid(_Strict):
+    """What is measured: site x score x sparsity x window."""
+
+    static: StaticGrid
+    dynamic: DynamicGrid
+    windowed: Dial
+
+
+class GridOverride(_Strict):
+    """The parts of `grid` that one corpus replaces."""
+
+    static: StaticGrid | None = None
+    dynamic: DynamicGrid | None = None
+    windowed: Dial | None = None
+
+
+class Corpus(_Strict):
+    """One corpus: either `text`, split here by document, or two or three separate sources."""
+
+    text: TextSource | None = Field(None, description="One source, split by document.")
+    calibration: TextSource | None = Field(None, description="Text that keep sets are chosen on.")
+    evaluation: TextSource | None = Field(None, description="Text that results are reported on.")
+    heldout: TextSource | None = Field(None, description="Text that built tasks are made from.")
+    grid: GridOverride = Field(GridOverride(), description="Replaces parts of the study's grid.")
+    ablation: bool = Field(False, description="Measure the loss change of single-unit ablations.")
+
+    @model_validator(mode="after")
+    def _sources(self) -> Corpus:
+        split = self.calibration is not None and self.evaluation is not None
+        some = any(s is not None for s in (self.calibration, self.evaluation, self.heldout))
+        if (self.text is not None) == some or (some and not split):
+            raise ValueError("give either text, or calibration and evaluation (and heldout)")
+        return self
+
+
+class Text(_Strict):
+    """How text becomes blocks of tokens."""
+
+    block: int = Field(ge=2, description="Tokens per block.")
+    calibration_tokens: int = Field(ge=2, description="Calibration tokens per model and corpus.")
+    evaluation_tokens: int = Field(ge=2, description="Evaluation tokens per model and corpus.")
+    specimen_evaluation_tokens: int = Field(ge=2, description="The same, for specimens.")
+
+
+class Task(_Strict):
+    """A last-word task: the whole final word of a passage is to be predicted."""
+
+    kind: Literal["lambada", "jsonl", "built"] = Field(
+        description="lambada: a source in LAMBADA's form; jsonl: context and target; built: made"
+        " from the held-out text of the corpora."
+    )
+    source: TextSource | None = Field(None, description="Where lambada and jsonl items come from.")
+    corpora: list[Name] | None = Field(None, description="built: the corpora to draw from.")
+    items: int = Field(300, ge=1, description="Items used, at most.")
+    min_words: int = Field(40, ge=2, description="built: shortest passage.")
+    max_words: int = Field(90, ge=2, description="built: longest passage.")
+
+    @model_validator(mode="after")
+    def _shape(self) -> Task:
+        if (self.kind == "built") != (self.corpora is not None):
+            raise ValueError("corpora is for kind: built, and needed there")
+        if (self.kind == "built") == (self.source is not None):
+            raise ValueError("source is for kind: lambada and jsonl, and needed there")
+        if self.min_words > self.max_words:
+            raise ValueError("min_words exceeds max_words")
+        return self
+
+
+class Capability(_Strict):
+    """The settings under which tasks are run."""
+
+    score: TokenScoreName = "magnitude"
+    sparsity: Sparsity = 0.9
+    window: DialWindow = Field(32, description="W of the windowed runs.")
+    corpus: Name = Field(description="The corpus whose calibration text chooses the static set.")
+
+
+class Ablation(_Strict):
+    """The measured loss change of single-unit ablations (the 'true' impact)."""
+
+    units: int = Field(ge=1, description="Units ablated one at a time, stratified by layer.")
+    tokens: int = Field(ge=2, description="Calibration tokens each ablation is measured on.")
+
+
+class Statistics(_Strict):
+    """Intervals and tests."""
+
+    confidence: float = Field(0.95, gt=0.5, lt=1.0, description="Level of every interval.")
+    resamples: int = Field(9999, ge=99, description="Bootstrap resamples.")
+    perplexity_margin: float = Field(0.01, gt=0, description="Equivalence margin, relative.")
+    accuracy_margin: float = Field(0.05, gt=0, lt=1, description="Equivalence margin, absolute.")
+
+
+class Config(_Strict):
+    """The whole configuration."""
+
+    study: Name = Field(description="Results go to results/<study>/.")
+    seed: int = Field(0, ge=0, description="Seeds document splits, tasks, random scores, bootstrap.")
+    device: Device = Field("auto", description="auto: cuda where there is one, else cpu.")
+    dtype: Dtype = Field("auto", description="auto: bfloat16 where the device gains from it.")
+    only: str | list[Name] | None = Field(None, description="Restrict the run to these models.")
+    models: dict[Name, Model] = Field(default_factory=dict)
+    specimens: str | None = Field(None, description="Folder of trained specimens to include.")
+    corpora: dict[Name, Corpus] = Field(min_length=1)
+    text: Text
+    tasks: dict[Name, Task] = Field(default_factory=dict)
+    grid: Grid
+    random_seeds: int = Field(5, ge=1, description="Seeds of the random score.")
+    capability: Capability
+    ablation: Ablation
+    statistics: Statistics = Statistics()
+
+    @model_validator(mode="after")
+    def _names(self) -> Config:
+        corpora, tasks = set(self.corpora), set(self.tasks)
+        if clash := (corpora & tasks) | ((corpora | tasks | set(self.models)) & RESERVED_NAMES):
+            raise ValueError(f"names used twice or reserved: {', '.join(sorted(clash))}")
+        for name, task in self.tasks.items():
+            if unknown := set(task.corpora or ()) - corpora:
+                raise ValueError(f"tasks.{name}.corpora: unknown corpus {', '.join(sorted(unknown))}")
+        if self.capability.corpus not in corpora:
+            raise ValueError(f"capability.corpus: unknown corpus {self.capability.corpus}")
+        for where, dial in self._dials():
+            for window in dial.windows:
+                if window != "sequence" and window > self.text.block:
+                    raise ValueError(f"{where}.windows: {window} exceeds text.block")
+        return self
+
+    def _dials(self) -> list[tuple[str, Dial]]:
+        dials = [("grid.windowed", self.grid.windowed)]
+        for name, corpus in self.corpora.items():
+            if corpus.grid.windowed is not None:
+                dials.append((f"corpora.{name}.grid.windowed", corpus.grid.windowed))
+        return dials
+
+    def all_models(self) -> dict[str, Model]:
+        """The configured models and the specimens found, before `only`."""
+        return {**_find_specimens(self.specimens), **self.models}
+
+    def active_models(self) -> dict[str, Model]:
+        """The models of this run.
+
+        Raises:
+            ConfigError: `only` names a model that is not there, or no model is left.
+        """
+        models = self.all_models()
+        wanted = self.only.split(",") if isinstance(self.only, str) else self.only
+        if wanted is not None:
+            if unknown := [name for name in wanted if name not in models]:
+                raise ConfigError(
+                    f"only: unknown model {', '.join(unknown)}; known: {', '.join(models)}"
+                )
+            models = {name: models[name] for name in wanted}
+        if not models:
+            raise ConfigError("models: no model is configured and no specimen was found")
+        return models
+
+    def corpus_grid(self, corpus: str) -> Grid:
+        """The grid of one corpus: the study's, with the corpus's own parts in place."""
+        own = self.corpora[corpus].grid
+        return Grid(
+            static=own.static or self.grid.static,
+            dynamic=own.dynamic or self.grid.dynamic,
+            windowed=own.windowed or self.grid.windowed,
+        )
+
+    def evaluation_tokens(self, model: str) -> int:
+        """Evaluation tokens per corpus for `model`."""
+        specimen = self.all_models()[model].origin == "specimen"
+        return self.text.specimen_evaluation_tokens if specimen else self.text.evaluation_tokens
+
+
+def _find_specimens(folder: str | None) -> dict[str, Model]:
+    if folder is None:
+        return {}
+    found = sorted(p.parent for p in Path(folder).glob("*/config.json"))
+    return {p.name: Model(path=str(p), origin="specimen") for p in found}
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"]) or "config"
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = "unknown key; remove it or check its spelling"
+        lines.append(f"{key}: {message} (got {item['input']!r:.80})")
+    return "\n".join(lines)
+
+
+def from_mapping(config: Mapping[str, Any]) -> Config:
+    """Check a configuration that is already in memory.
+
+    Raises:
+        ConfigError: with one line per problem, each naming the key.
+    """
+    try:
+        return Config.model_validate(json.loads(json.dumps(config)))
+    except ValidationError as error:
+        raise ConfigError(f"invalid configuration\n{_explain(error)}") from None
+
+
+def load(path: str | Path) -> Config:
+    """Read and check a configuration file.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or does not fit.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such configuration file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: a configuration is a mapping of keys; see config.yaml")
+    return from_mapping(content)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of the configuration."""
+    schema = Config.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    return schema
