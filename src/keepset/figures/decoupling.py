@@ -1,0 +1,86 @@
+"""Size against impact: does a unit that is often large also matter?"""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from keepset.figures import style
+
+_IMPACTS = {
+    "weight": "weight\n$\\Vert w\\Vert$ (the paper's)",
+    "output": "output\nleave-one-out change",
+    "taylor": "taylor\n$|\\Sigma h\\,\\partial L/\\partial h|$",
+    "loss": "loss\nmeasured ablation",
+}
+_ROW = 0.16  # inches for one model and corpus
+
+
+@style.styled
+def draw(correlation: pd.DataFrame) -> Figure:
+    """Spearman's correlation of mean |h| with each notion of impact; a panel per notion.
+
+    Args:
+        correlation: The `correlation` table; layer -1 holds the mean over layers.
+
+    Returns:
+        The figure: a mark with its interval per model and corpus, light dots for its layers.
+
+    Raises:
+        KeepsetError: the table has no rows.
+    """
+    style.need(correlation, "decoupling", "correlation of size and impact")
+    models = style.in_order(correlation["model"])
+    corpora = style.in_order(correlation["corpus"])
+    impacts = [name for name in _IMPACTS if (correlation["impact"] == name).any()]
+    gap = 0.8
+    row = {
+        (model, corpus): at * (len(corpora) + gap) + inner
+        for at, model in enumerate(models)
+        for inner, corpus in enumerate(corpora)
+    }
+    height = 1.4 + _ROW * len(models) * (len(corpora) + gap)
+    figure = Figure(figsize=(style.WIDTH, height))
+    axes = figure.subplots(1, len(impacts), sharex=True, sharey=True, squeeze=False)[0]
+    looks = dict(zip(corpora, zip(style.CYCLE, style.MARKERS, strict=True), strict=False))
+    for ax, impact in zip(axes, impacts, strict=True):
+        _panel(ax, correlation[correlation["impact"] == impact], row, looks)
+        ax.set_title(_IMPACTS[impact])
+    middle = (len(corpora) - 1) / 2
+    axes[0].set_yticks([row[model, corpora[0]] + middle for model in models], models)
+    axes[0].set_ylim(max(row.values()) + 0.8, -0.8)
+    axes[0].set_xlim(-1.05, 1.05)
+    figure.supxlabel("Spearman's correlation of mean |h| with impact, over neurons", fontsize=8)
+    specimens = (correlation["origin"] == "specimen").any()
+    style.legend(figure, _handles(looks), specimens)
+    return figure
+
+
+def _panel(
+    ax: Axes,
+    table: pd.DataFrame,
+    row: dict[tuple[str, str], float],
+    looks: dict[str, tuple[str, str]],
+) -> None:
+    ax.axvline(0, color=style.GREY, linewidth=0.7, linestyle=":", zorder=0)
+    ax.tick_params(axis="y", length=0)
+    for (model, corpus), rows in table.groupby(["model", "corpus"], sort=False):
+        colour, marker = looks[corpus]
+        at = row[model, corpus]
+        layers, pooled = rows[rows["layer"] >= 0], rows[rows["layer"] == -1]
+        ax.scatter(layers["spearman"], [at] * len(layers), s=5, color=colour, alpha=0.25, lw=0)
+        for _, one in pooled.iterrows():
+            ax.plot([one["ci_low"], one["ci_high"]], [at, at], color=colour, linewidth=1.2)
+            look = style.marks(style.is_specimen(rows), colour)
+            ax.plot(one["spearman"], at, marker=marker, **look)
+
+
+def _handles(looks: dict[str, tuple[str, str]]) -> list[Line2D]:
+    corpora = [
+        Line2D([], [], color=colour, marker=marker, label=corpus)
+        for corpus, (colour, marker) in looks.items()
+    ]
+    dot = {"linestyle": "", "marker": "o", "markersize": 2.5, "alpha": 0.4}
+    return [*corpora, Line2D([], [], color=style.GREY, label="single layers", **dot)]

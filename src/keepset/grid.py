@@ -1,0 +1,54 @@
+"""The grid of the configuration as lists of keep rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from keepset.keep import Choice, Rule
+from keepset.settings import Capability, Dial, DynamicGrid, StaticGrid
+
+
+def _seeds(score: str, seeds: Sequence[int]) -> Sequence[int]:
+    return seeds if score == "random" else seeds[:1]
+
+
+def static_rules(grid: StaticGrid, seeds: Sequence[int]) -> list[Rule]:
+    """Every static setting: score x seed x sparsity."""
+    return [
+        Rule(score, sparsity, "corpus", seed=seed)
+        for score in grid.scores
+        for seed in _seeds(score, seeds)
+        for sparsity in grid.sparsities
+    ]
+
+
+def dynamic_rules(grid: DynamicGrid, seeds: Sequence[int]) -> list[Rule]:
+    """Every dynamic setting: score x seed x sparsity, W = 1."""
+    return [
+        Rule(score, sparsity, 1, seed=seed)
+        for score in grid.scores
+        for seed in _seeds(score, seeds)
+        for sparsity in grid.sparsities
+    ]
+
+
+def windowed_rules(dial: Dial, choice: Choice, seeds: Sequence[int]) -> list[Rule]:
+    """Every windowed setting of one choice: score x seed x window x sparsity.
+
+    The oracle at W = 1 is the dynamic rule and is not run twice.
+    """
+    return [
+        Rule(score, sparsity, window, choice, seed)
+        for score in dial.scores
+        for seed in _seeds(score, seeds)
+        for window in dial.windows
+        if (window, choice) != (1, "oracle")
+        for sparsity in dial.sparsities
+    ]
+
+
+def capability_rules(capability: Capability, choices: Iterable[Choice]) -> list[Rule | None]:
+    """Dense, static, dynamic and windowed at one sparsity."""
+    score, sparsity = capability.score, capability.sparsity
+    held = [Rule(score, sparsity, capability.window, choice) for choice in choices]
+    return [None, Rule(score, sparsity, "corpus"), Rule(score, sparsity, 1), *held]

@@ -1,0 +1,174 @@
+"""Keep rules: scores + sparsity + window -> keep masks. Ties go to the lowest index, everywhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from keepset.errors import ConfigError
+from keepset.scores import Moments, corpus_score, site_seed
+
+Window = int | Literal["sequence", "corpus"]
+Choice = Literal["oracle", "causal"]
+
+
+def n_kept(n_units: int, sparsity: float) -> int:
+    """How many of `n_units` stay: n - floor(sparsity * n), in exact decimal arithmetic.
+
+    Raises:
+        ConfigError: sparsity outside [0, 1), or no units.
+    """
+    if n_units < 1:
+        raise ConfigError(f"a site has at least one unit, got {n_units}")
+    if not 0 <= sparsity < 1:
+        raise ConfigError(f"sparsity must be in [0, 1), got {sparsity}")
+    # 0.29 * 100 is 28.999... in floating point; the decimal that the user wrote is what counts.
+    return n_units - math.floor(Fraction(str(float(sparsity))) * n_units)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One point of the grid: how units are chosen, how many go, and for how long it holds.
+
+    Raises:
+        ConfigError: sparsity outside [0, 1), or a window that is neither a positive number of
+            tokens nor "sequence" nor "corpus".
+    """
+
+    score: str
+    sparsity: float
+    window: Window
+    choice: Choice = "oracle"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        n_kept(1, self.sparsity)
+        named = self.window in ("sequence", "corpus")
+        count = isinstance(self.window, int) and not isinstance(self.window, bool)
+        if not named and not (count and int(self.window) >= 1):
+            raise ConfigError(
+                f"window must be a positive number of tokens, 'sequence' or 'corpus',"
+                f" got {self.window!r}"
+            )
+
+    @property
+    def method(self) -> str:
+        """`static`, `dynamic` or `windowed`: three places on one dial."""
+        if self.window == "corpus":
+            return "static"
+        return "dynamic" if self.window == 1 and self.choice == "oracle" else "windowed"
+
+    @property
+    def columns(self) -> dict[str, object]:
+        """The rule as columns of a result table."""
+        choice = "none" if self.window == "corpus" else self.choice
+        return {
+            "method": self.method,
+            "score": self.score,
+            "seed": self.seed,
+            "sparsity": self.sparsity,
+            "window": str(self.window),
+            "choice": choice,
+        }
+
+
+def rank_units(score: Tensor) -> Tensor:
+    """Unit indices, best first: (n_units,) -> (n_units,) int64. A prefix is a keep set."""
+    return torch.argsort(score, descending=True, stable=True)
+
+
+def static_order(rule: Rule, moments: Mapping[str, Moments]) -> dict[str, Tensor]:
+    """Rank every site's units on calibration text, best first.
+
+    One ranking serves every sparsity: the keep sets are nested.
+    """
+    return {
+        key: rank_units(corpus_score(rule.score, site, seed=site_seed(rule.seed, key)))
+        for key, site in moments.items()
+    }
+
+
+def _kth_largest(score: Tensor, k: int) -> Tensor:
+    """The k-th largest value of each row, (rows, n) -> (rows, 1)."""
+    if score.device.type == "cpu":
+        # introselect: three times as fast as topk here, and it needs no order among the kept
+        at = score.shape[1] - k
+        return torch.from_numpy(np.partition(score.numpy(), at, axis=1)[:, at : at + 1])
+    return score.topk(k, dim=1).values[:, -1:]
+
+
+def top_mask(score: Tensor, k: int, *, zeros_matter: bool = True) -> Tensor:
+    """Mark the k largest of each row; ties go to the lowest index.
+
+    Args:
+        score: (..., n) float32, without NaN.
+        k: 1 <= k <= n.
+        zeros_matter: False lets rows that have fewer than k positive scores keep all their
+            zeros, where a zero score means a zero activation: the product is the same, and the
+            tie-break, which every row of a ReLU site would need, is saved.
+
+    Returns:
+        (..., n) bool with exactly k True per row (more where `zeros_matter` is False).
+    """
+    n = score.shape[-1]
+    if not 1 <= k <= n:
+        raise ConfigError(f"cannot keep {k} of {n} units")
+    if k == n:
+        return torch.ones_like(score, dtype=torch.bool)
+    rows = score.reshape(-1, n)
+    threshold = _kth_largest(rows, k)
+    mask = rows >= threshold
+    tied = mask.sum(dim=1) > k
+    if not zeros_matter:
+        tied &= threshold[:, 0] > 0
+    if bool(tied.any()):
+        index = tied.nonzero()[:, 0]
+        mask[index] = _break_ties(rows[index], threshold[index], k)
+    return mask.view(score.shape)
+
+
+def _break_ties(rows: Tensor, threshold: Tensor, k: int) -> Tensor:
+    above = rows > threshold
+    equal = rows == threshold
+    wanted = k - above.sum(dim=1, keepdim=True)
+    return above | (equal & (equal.cumsum(dim=1, dtype=torch.int32) <= wanted))
+
+
+def window_means(score: Tensor, valid: Tensor | None, window: Window) -> Tensor:
+    """Mean token score within each window of a batch of passages.
+
+    Args:
+        score: (batch, tokens, n).
+        valid: (batch, tokens) bool, False at padding; None where nothing is padded.
+        window: Tokens per window, or "sequence" for the whole passage. The last window may be
+            shorter.
+
+    Returns:
+        (batch, n_windows, n); zero for windows without valid tokens.
+    """
+    batch, tokens, n = score.shape
+    width = tokens if window == "sequence" else min(int(window), tokens)
+    if width == 1:
+        return score
+    if valid is not None:
+        score = score * valid[..., None]
+    counts = valid.float() if valid is not None else score.new_ones(batch, tokens)
+    pad = -tokens % width
+    if pad:
+        score = torch.nn.functional.pad(score, (0, 0, 0, pad))
+        counts = torch.nn.functional.pad(counts, (0, pad))
+    sums = score.view(batch, -1, width, n).sum(dim=2)
+    return sums / counts.view(batch, -1, width).sum(dim=2).clamp_(min=1)[..., None]
+
+
+def spread_windows(mask: Tensor, tokens: int, window: Window) -> Tensor:
+    """Repeat each window's mask over its tokens: (batch, n_windows, n) -> (batch, tokens, n)."""
+    width = tokens if window == "sequence" else min(int(window), tokens)
+    return mask if width == 1 else mask.repeat_interleave(width, dim=1)[:, :tokens]

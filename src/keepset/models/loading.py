@@ -1,0 +1,158 @@
+"""Prepare a model once; load it as often as needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from keepset import store
+from keepset.errors import ModelError
+from keepset.models.checkpoint import check, explained, fingerprint, relevant
+from keepset.models.sources import Found, cached, convert_gguf, find
+from keepset.settings import Model
+
+_POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
+
+
+def prepare(name: str, source: Model, folder: str | Path) -> dict[str, Any]:
+    """Find a model, check that it can be loaded, and convert it if it is a GGUF file.
+
+    Args:
+        name: the model's key in `models` of the configuration.
+        source: where it comes from.
+        folder: a converted checkpoint goes to `folder`/checkpoint.
+
+    Returns:
+        What `load` needs and results record, ready for JSON: name, source, origin, checkpoint
+        (absolute path or hub id), revision (commit of a hub repository), trust_remote_code,
+        fingerprint, architecture, n_parameters, vocab_size, max_positions (None: unlimited or
+        unknown), license (None: unknown).
+
+    Raises:
+        ModelError: the model is missing, incomplete or unknown; the message says what to do.
+    """
+    where, code = f"models.{name}", source.trust_remote_code
+    found = find(where, source)
+    path = found.path
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise ModelError(f"{where}: {path} is neither a checkpoint folder nor a .gguf file")
+        path = Path(folder).resolve() / "checkpoint"
+        convert_gguf(where, found.path, path)
+    _check_known(where, check(where, path, code), code)
+    info = {
+        "name": name,
+        "source": source.model_dump(exclude_none=True),
+        "origin": source.origin,
+        "checkpoint": source.hub or str(path),
+        "revision": found.revision,
+        "trust_remote_code": code,
+        "license": found.license,
+        "fingerprint": _identity(source, found, path),
+        **_describe(where, path, code),
+    }
+    load_tokenizer(info)
+    return info
+
+
+def load(
+    info: Mapping[str, Any], device: torch.device, dtype: torch.dtype
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a prepared model for inference: eval mode, no parameter requires a gradient.
+
+    Weights are read in `dtype`, one shard at a time; pickled ones with weights_only.
+
+    Raises:
+        ModelError: the checkpoint is gone, incomplete or damaged, or it lacks parameters.
+    """
+    where, folder = f"models.{info['name']}", _folder(info)
+    check(where, folder, info["trust_remote_code"])
+    with explained(f"{where}: cannot load {folder}"):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            trust_remote_code=info["trust_remote_code"],
+            local_files_only=True,
+            weights_only=True,
+            output_loading_info=True,
+        )
+    if missing := sorted(report["missing_keys"]):
+        # transformers would run them with random values.
+        raise ModelError(
+            f"{where}: {folder} lacks {len(missing)} parameters of {type(model).__name__}:"
+            f" {', '.join(missing[:3])}; use a complete checkpoint"
+        )
+    with explained(f"{where}: cannot move the model to {device}"):
+        model = model.to(device)
+    return model.eval().requires_grad_(False), load_tokenizer(info)
+
+
+def load_tokenizer(info: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    """The tokenizer of a prepared model; the weights are not read.
+
+    Raises:
+        ModelError: the checkpoint is gone, or its tokenizer cannot be read.
+    """
+    folder = _folder(info)
+    with explained(f"models.{info['name']}: cannot load the tokenizer of {folder}"):
+        return AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=info["trust_remote_code"], local_files_only=True
+        )
+
+
+def _folder(info: Mapping[str, Any]) -> Path:
+    if info["revision"] is None:
+        return Path(info["checkpoint"])
+    return cached(f"models.{info['name']}", info["checkpoint"], info["revision"])
+
+
+def _check_known(where: str, content: Mapping[str, Any], code: bool) -> None:
+    """Refuse a model whose class transformers does not have, unless it may run its own code."""
+    model_type = content.get("model_type")
+    if code or model_type in transformers.CONFIG_MAPPING:
+        return
+    if "auto_map" in content:
+        raise ModelError(
+            f"{where}.trust_remote_code: model type {model_type!r} runs Python code that comes with"
+            " the model; read that code, then set this key to true"
+        )
+    raise ModelError(
+        f"{where}: transformers {transformers.__version__} does not know model type {model_type!r};"
+        " a newer release may"
+    )
+
+
+def _identity(source: Model, found: Found, path: Path) -> str:
+    code = source.trust_remote_code
+    if source.hub is None or found.revision is None:
+        return fingerprint(path, code)
+    # A commit fixes the contents: naming the files is enough.
+    names = relevant((file.name for file in path.iterdir()), code)
+    return store.fingerprint(source.hub, found.revision, *names)
+
+
+def _describe(where: str, folder: Path, code: bool) -> dict[str, Any]:
+    """Facts about the model, from its configuration alone."""
+    with explained(f"{where}: cannot build the model of {folder}"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=code, local_files_only=True)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=code)
+    text = config.get_text_config()
+    positions = (getattr(text, key, None) for key in _POSITION_KEYS)
+    return {
+        "architecture": type(model).__name__,
+        "n_parameters": model.num_parameters(),
+        "vocab_size": text.vocab_size,
+        "max_positions": next((n for n in positions if n is not None), None),
+    }

@@ -1,0 +1,237 @@
+"""The sites of a model, found by the layouts of `keepset.sites.families`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from keepset.errors import ModelError
+from keepset.sites.families import ADAPTERS, LAYOUTS, WITHOUT_FFN, Layout
+
+_ACTIVATION_KEYS = ("hidden_act", "hidden_activation", "activation_function", "activation")
+_EXPERT_WORDS = ("expert", "router", "moe")
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """A linear map that produces the units of a site.
+
+    Attributes:
+        module: nn.Linear (units are rows of the weight) or Conv1D (units are columns).
+        offsets: unit j sits at `offset + j` of the output, for every offset: (0,), or
+            (0, n_units) where gate and up are fused.
+    """
+
+    module: nn.Module
+    offsets: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A place in the model that holds units.
+
+    Attributes:
+        kind: "ffn" (units are FFN neurons) or "state" (state channels of an SSM mixer).
+        layer: index of the decoder layer, counted from 0 in order of execution.
+        name: module path of the down projection, e.g. "model.layers.3.mlp.down_proj".
+        down: the down projection; its input (..., n_units) is h.
+        n_units: number of units.
+        call: which call of `down` within one forward pass this site is.
+        n_calls: calls of `down` within one forward pass; 1 unless depths share the module.
+        activation: name of the activation function, e.g. "silu".
+        gated: whether h = act(gate(x)) * up(x) rather than act(up(x)).
+        up: what produces h; empty when unknown or not sliceable.
+    """
+
+    kind: Literal["ffn", "state"]
+    layer: int
+    name: str
+    down: nn.Module
+    n_units: int
+    call: int
+    n_calls: int
+    activation: str
+    gated: bool
+    up: tuple[Projection, ...]
+
+    @property
+    def key(self) -> str:
+        """Name of the site in files and tables, e.g. "ffn.003"; unique within a model."""
+        return f"{self.kind}.{self.layer:03d}"
+
+    def down_weight(self) -> Tensor:
+        """The output column of every unit: a view (n_units, d_model); row j is unit j's."""
+        weight = self.down.weight
+        assert isinstance(weight, Tensor)
+        return weight if isinstance(self.down, Conv1D) else weight.T
+
+
+def find_sites(model: PreTrainedModel) -> list[Site]:
+    """The FFN sites of `model`, in order of execution.
+
+    An unknown family is accepted when every decoder layer holds exactly one known layout, with
+    no other linear map beside it and no experts. Its `up` is left empty, so that its units can be
+    masked but not cut away until the family has an entry here.
+
+    Args:
+        model: a causal language model; its weights are not read, so it may be on the meta device.
+
+    Returns:
+        One site per FFN and depth. Empty only for families known to have no FFN.
+
+    Raises:
+        ModelError: no site is known for the model, or its modules do not fit the layout.
+    """
+    config = model.config.get_text_config()
+    if config.model_type in WITHOUT_FFN:
+        return []
+    prefix, layers = _decoder_layers(model, config)
+    layouts = _layouts(config, layers)
+    if not layouts:
+        raise _unknown(config, layers[0])
+    downs = {index: _linear(config, layers[index], at.down) for index, at in layouts.items()}
+    n_calls = Counter(map(id, downs.values()))
+    seen: Counter[int] = Counter()
+    sites = []
+    for index, layout in layouts.items():
+        down = downs[index]
+        n_units, up = _projections(config, layers[index], layout, down)
+        site = Site(
+            kind="ffn",
+            layer=index,
+            name=f"{prefix}.{index}.{layout.down}",
+            down=down,
+            n_units=n_units,
+            call=seen[id(down)],
+            n_calls=n_calls[id(down)],
+            activation=layout.activation or _activation(config),
+            gated=layout.gated,
+            up=up,
+        )
+        seen[id(down)] += 1
+        sites.append(site)
+    return sites
+
+
+def _decoder_layers(model: PreTrainedModel, config: Any) -> tuple[str, nn.ModuleList]:
+    """The module path and the list of the decoder layers."""
+    lists = [
+        child
+        for child in model.get_decoder().children()
+        if isinstance(child, nn.ModuleList) and len(child) == config.num_hidden_layers
+    ]
+    if len(lists) != 1:
+        raise ModelError(
+            f"{config.model_type}: looked for one list of {config.num_hidden_layers} decoder layers"
+            f" in {type(model).__name__}, found {len(lists)}"
+        )
+    name = next(name for name, module in model.named_modules() if module is lists[0])
+    return name, lists[0]
+
+
+def _layouts(config: Any, layers: nn.ModuleList) -> dict[int, Layout]:
+    """The layout of every layer that holds an FFN, by layer index."""
+    if adapt := ADAPTERS.get(config.model_type):
+        found = ((index, adapt(layer, config)) for index, layer in enumerate(layers))
+        return {index: layout for index, layout in found if layout is not None}
+    if layout := LAYOUTS.get(config.model_type):
+        return dict.fromkeys(range(len(layers)), layout)
+    _refuse_experts(config, layers)
+    for layout in dict.fromkeys(LAYOUTS.values()):
+        if all(_holds_exactly(layer, layout) for layer in layers):
+            for layer in layers:
+                _projections(config, layer, layout, _linear(config, layer, layout.down))
+            return dict.fromkeys(range(len(layers)), replace(layout, up=(), activation=None))
+    return {}
+
+
+def _holds_exactly(layer: nn.Module, layout: Layout) -> bool:
+    """Whether the linear maps beside the down projection are those of `layout`, and only those."""
+    parent, dot, _ = layout.down.rpartition(".")
+    try:
+        block = layer.get_submodule(parent)
+    except AttributeError:
+        return False
+    linear = {parent + dot + name for name, child in block.named_children() if _is_linear(child)}
+    return linear == {layout.down, *layout.up}
+
+
+def _refuse_experts(config: Any, layers: nn.ModuleList) -> None:
+    for name, _ in layers.named_modules():
+        if any(word in name.lower() for word in _EXPERT_WORDS):
+            raise ModelError(
+                f"{config.model_type}: mixtures of experts are not supported (found layers.{name});"
+                " choose a dense model"
+            )
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def _linear(config: Any, layer: nn.Module, path: str) -> nn.Module:
+    """The linear map at `path` of a decoder layer."""
+    try:
+        module: Any = layer.get_submodule(path)
+    except AttributeError:
+        raise ModelError(
+            f"{config.model_type}: {type(layer).__name__} has no module {path}, where this family"
+            " keeps its FFN; correct the layout in keepset/sites/families.py"
+        ) from None
+    if not _is_linear(module) or module.weight.ndim != 2 or not module.weight.is_floating_point():
+        raise ModelError(
+            f"{config.model_type}: {path} is a {type(module).__name__}; keepset needs plain Linear"
+            " or Conv1D weights (load the model without quantization)"
+        )
+    return module
+
+
+def _sizes(module: Any) -> tuple[int, int]:
+    """(inputs, outputs) of a linear map, from its weight."""
+    rows, columns = module.weight.shape
+    return (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
+
+
+def _projections(
+    config: Any, layer: nn.Module, layout: Layout, down: nn.Module
+) -> tuple[int, tuple[Projection, ...]]:
+    """The number of units and what produces them; every size is checked."""
+    n_units, d_model = _sizes(down)
+    fused = layout.gated and len(layout.up) == 1
+    offsets = (0, n_units) if fused else (0,)
+    projections = []
+    for path in layout.up:
+        module = _linear(config, layer, path)
+        if _sizes(module) != (wanted := (d_model, n_units * len(offsets))):
+            raise ModelError(
+                f"{config.model_type}: {path} maps {_sizes(module)[0]} values to"
+                f" {_sizes(module)[1]}, but {layout.down} needs {wanted[0]} to {wanted[1]}; correct"
+                " the layout in keepset/sites/families.py"
+            )
+        projections.append(Projection(module, offsets))
+    return n_units, tuple(projections)
+
+
+def _activation(config: Any) -> str:
+    names = (getattr(config, key, None) for key in _ACTIVATION_KEYS)
+    return next((name for name in names if isinstance(name, str)), "unknown")
+
+
+def _unknown(config: Any, layer: nn.Module) -> ModelError:
+    wanted = sorted({"+".join((*at.up, at.down)) for at in LAYOUTS.values()})
+    children = [
+        f"{name} ({type(module).__name__})"
+        for name, module in layer.named_modules()
+        if name and name.count(".") < 2
+    ]
+    return ModelError(
+        f"{config.model_type}: no FFN was recognised. Looked for {'; '.join(wanted)}."
+        f" The decoder layer, {type(layer).__name__}, holds {', '.join(children)}."
+        " To add the family, give it a line in _FAMILIES of keepset/sites/families.py, or a"
+        " function registered there with @adapter"
+    )

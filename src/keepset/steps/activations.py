@@ -1,0 +1,30 @@
+"""The activation cache."""
+
+from __future__ import annotations
+
+from keepset import store, text, trace
+from keepset.progress import Progress
+from keepset.steps.common import PathLike, Run, cache_identity, load
+
+
+def cache_activations(
+    model: PathLike, blocks: PathLike, run: Run, gradients: bool, label: str, output: PathLike
+) -> None:
+    """One pass over the calibration text -> the activation cache and its sidecar."""
+    tokens = text.load_blocks(blocks)
+    loaded = load(model, run)
+    progress = Progress(label, tokens.calibration.numel())
+    moments = trace.record(
+        loaded.runner.model,
+        loaded.runner.sites,
+        tokens.calibration,
+        gradients=gradients,
+        batch_tokens=run.batch_tokens,
+        progress=progress,
+    )
+    progress.close()
+    identity = cache_identity(loaded.info, tokens, loaded.dtype, gradients)
+    n_tokens = tokens.calibration.numel()
+    sidecar = {**loaded.provenance, "identity": identity, "n_tokens": n_tokens}
+    store.write_json(sidecar, store.sidecar(output))
+    trace.save(moments, output, identity)

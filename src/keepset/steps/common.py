@@ -1,0 +1,75 @@
+"""What the steps that run a model share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from keepset import models, provenance, store, text, trace
+from keepset.evaluate import Runner
+from keepset.scores import Moments
+from keepset.sites import find_sites
+
+PathLike = str | Path
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a model is run."""
+
+    device: str = "auto"
+    dtype: str = "auto"
+    batch_tokens: int = 1024
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that is ready to run, and the provenance of what it will compute."""
+
+    runner: Runner
+    tokenizer: Any
+    info: Mapping[str, Any]
+    provenance: dict[str, Any]
+    dtype: str
+
+
+def load(model: PathLike, run: Run, moments: Mapping[str, Moments] | None = None) -> Loaded:
+    """Load a prepared model."""
+    info = store.read_json(model)
+    device = models.resolve_device(run.device)
+    dtype = models.resolve_dtype(run.dtype, device)
+    network, tokenizer = models.load(info, device, dtype)
+    runner = Runner(network, find_sites(network), moments=moments, batch_tokens=run.batch_tokens)
+    found = {
+        **provenance.environment(),
+        "model": info["fingerprint"],
+        "source": info["source"],
+        "device": str(device),
+        "dtype": str(dtype),
+        "kernels": "torch",
+    }
+    return Loaded(runner, tokenizer, info, found, str(dtype))
+
+
+def cache_identity(
+    model: Mapping[str, Any], blocks: text.Blocks, dtype: str, gradients: bool
+) -> dict[str, Any]:
+    """What an activation cache belongs to."""
+    return {
+        "model": model["fingerprint"],
+        "text": blocks.fingerprint,
+        "dtype": dtype,
+        "gradients": gradients,
+    }
+
+
+def load_moments(
+    cache: PathLike, model: PathLike, blocks: text.Blocks, run: Run, gradients: bool
+) -> dict[str, dict[str, Tensor]]:
+    """Read an activation cache, and refuse it unless it is this model's and this text's."""
+    dtype = str(models.resolve_dtype(run.dtype, models.resolve_device(run.device)))
+    return trace.load(cache, cache_identity(store.read_json(model), blocks, dtype, gradients))

@@ -1,0 +1,50 @@
+"""Size against impact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from keepset import correlate, store, text
+from keepset.settings import Ablation, Statistics
+from keepset.steps.common import PathLike, Run, load, load_moments
+
+
+def correlate_size_impact(
+    model: PathLike,
+    blocks: PathLike,
+    cache: PathLike,
+    run: Run,
+    settings: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    output: PathLike,
+) -> None:
+    """Correlate size with impact; measure single-unit ablations where the corpus asks for it.
+
+    `settings`: gradients (bool), seed, statistics, and ablation (null where not measured).
+    """
+    tokens = text.load_blocks(blocks)
+    moments = load_moments(cache, model, tokens, run, settings["gradients"])
+    loaded = load(model, run)
+    units = correlate.unit_table(loaded.runner.sites, moments, tokens.calibration.numel())
+    ablated = None
+    if settings["ablation"] is not None:
+        ablation = Ablation.model_validate(settings["ablation"])
+        ablated = correlate.sample_units(units, ablation.units, settings["seed"])
+        n_blocks = -(-ablation.tokens // tokens.calibration.shape[1])
+        label = f"{identity['model']} {identity['corpus']} ablations"
+        loss = correlate.measure_ablations(
+            loaded.runner, ablated, tokens.calibration[:n_blocks], label
+        )
+        ablated = ablated.assign(loss=loss)
+    table = correlate.correlation_table(
+        units,
+        ablated,
+        Statistics.model_validate(settings["statistics"]),
+        settings["seed"],
+        identity,
+    )
+    found = {**loaded.provenance, "text": tokens.fingerprint, "settings": dict(settings)}
+    if ablated is not None:
+        found["ablations"] = ablated.to_dict(orient="records")
+    store.write_table(table, output, found)

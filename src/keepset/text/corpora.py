@@ -1,0 +1,139 @@
+"""Split corpora so that calibration never sees the text that results are reported on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from itertools import count, pairwise
+
+import pandas as pd
+
+from keepset.errors import TextError
+from keepset.settings import Corpus, TextSource
+from keepset.store import fingerprint
+from keepset.text.sources import read_documents
+
+SHARES = {"calibration": 0.4, "evaluation": 0.3, "heldout": 0.3}
+"""The share of a split corpus, by characters, that each split gets."""
+
+_Rows = list[tuple[int, str]]  # (document, text)
+
+_LARGE = 0.1  # A document with more than this share of the text is cut, so that shares come out.
+_PART = 2_000  # Characters that a part of a cut document has at least.
+_SECTION = 8_000  # The same for a section: several blocks of running text.
+_LONG_PARAGRAPH = 200  # Characters from which a repeated paragraph is not a coincidence.
+_BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
+
+
+def prepare_corpus(name: str, corpus: Corpus, seed: int) -> pd.DataFrame:
+    """Read a corpus and split its documents.
+
+    A corpus with one `text` source is split by document: the documents, in an order that only
+    their text and `seed` decide, go one by one to the split that is furthest behind its share
+    (`SHARES`). A document with more than a tenth of the text is first cut, at blank lines, into
+    parts of about 2,000 characters that then count as documents. Within a split, long documents
+    are cut into sections of about 8,000 characters, and these stand in an order of the same kind,
+    so that the first tokens of a split come from many documents and not from one speech.
+
+    A corpus with separate sources keeps their documents whole and in their order.
+
+    Calibration rows that repeat a paragraph of 200 or more characters of the evaluation or
+    held-out text are left out.
+
+    Args:
+        name: the corpus, for messages.
+        corpus: where its text is.
+        seed: decides the splits of a single source.
+
+    Returns:
+        The text, in the order in which the splits are read: `split` ("calibration", "evaluation"
+        or "heldout"), `document` (its number; in one split only), `text`, and `source` (the
+        configuration key it was read from: "text", or the name of the split).
+
+    Raises:
+        TextError: a source cannot be read, or there is too little text to split.
+    """
+    if corpus.text is not None:
+        splits = _split(name, read_documents(corpus.text, f"corpora.{name}.text"), seed)
+    else:
+        splits = _read_splits(name, corpus)
+    splits["calibration"] = _without_repeats(name, splits)
+    rows = [
+        (split, document, text, "text" if corpus.text is not None else split)
+        for split, pairs in splits.items()
+        for document, text in pairs
+    ]
+    return pd.DataFrame(rows, columns=["split", "document", "text", "source"])
+
+
+def join_documents(texts: Iterable[str]) -> str:
+    """One text: a blank line after each document, unless it ends with a line end of its own."""
+    texts = list(texts)
+    ends = ["" if text.endswith("\n") else "\n\n" for text in texts[:-1]]
+    return "".join(text + end for text, end in zip(texts, [*ends, ""], strict=True))
+
+
+def paragraphs(text: str) -> list[str]:
+    """The paragraphs of `text`: what blank lines part, without the space around it."""
+    pieces = (piece.strip() for piece in _BLANK_LINES.split(text))
+    return [piece for piece in pieces if piece]
+
+
+def _read_splits(name: str, corpus: Corpus) -> dict[str, _Rows]:
+    splits: dict[str, _Rows] = {}
+    numbers = count()
+    for split in SHARES:
+        source: TextSource | None = getattr(corpus, split)
+        texts = read_documents(source, f"corpora.{name}.{split}") if source is not None else []
+        splits[split] = [(next(numbers), text) for text in texts]
+    return splits
+
+
+def _split(name: str, texts: list[str], seed: int) -> dict[str, _Rows]:
+    def order(row: tuple[int, str]) -> str:
+        return fingerprint(str(seed), row[1])
+
+    limit = _LARGE * sum(map(len, texts))
+    parts = [
+        part for text in texts for part in (_cut(text, _PART) if len(text) > limit else [text])
+    ]
+    documents = list(enumerate(dict.fromkeys(parts)))
+    if len(documents) < len(SHARES):
+        raise TextError(
+            f"corpora.{name}.text: too little text to split into {', '.join(SHARES)}"
+            f" ({sum(map(len, texts))} characters, {len(documents)} documents); give more text, or"
+            " separate calibration and evaluation sources"
+        )
+    splits: dict[str, _Rows] = {split: [] for split in SHARES}
+    filled = dict.fromkeys(SHARES, 0.0)
+    for number, text in sorted(documents, key=order):
+        split = min(filled, key=filled.__getitem__)
+        splits[split] += [(number, section) for section in _cut(text, _SECTION)]
+        filled[split] += len(text) / SHARES[split]
+    return {split: sorted(rows, key=order) for split, rows in splits.items()}
+
+
+def _cut(text: str, size: int) -> list[str]:
+    """Cut `text` after blank lines into pieces of at least `size` characters."""
+    bounds = [0]
+    for gap in _BLANK_LINES.finditer(text):
+        if min(gap.end() - bounds[-1], len(text) - gap.end()) >= size:
+            bounds.append(gap.end())
+    return [text[start:end] for start, end in pairwise([*bounds, len(text)])]
+
+
+def _without_repeats(name: str, splits: dict[str, _Rows]) -> _Rows:
+    reported: set[str] = set()
+    for split in ("evaluation", "heldout"):
+        reported.update(*(_long_paragraphs(text) for _, text in splits[split]))
+    kept = [row for row in splits["calibration"] if reported.isdisjoint(_long_paragraphs(row[1]))]
+    if not kept:
+        raise TextError(
+            f"corpora.{name}: all calibration text repeats paragraphs of the evaluation or"
+            " held-out text; give sources that do not overlap"
+        )
+    return kept
+
+
+def _long_paragraphs(text: str) -> set[str]:
+    return {paragraph for paragraph in paragraphs(text) if len(paragraph) >= _LONG_PARAGRAPH}

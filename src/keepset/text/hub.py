@@ -1,0 +1,58 @@
+"""Rows of Hugging Face datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from keepset.errors import TextError
+from keepset.settings import TextSource
+from keepset.text.formats import pick
+
+
+def hub_records(
+    source: TextSource, fields: tuple[str, ...], label: str
+) -> Iterator[tuple[str, ...]]:
+    """The values of `fields` in each row of a hub dataset, or of a local folder in that form.
+
+    `datasets` reads data files only; a dataset that needs its own Python script is refused.
+
+    Raises:
+        TextError: the dataset cannot be reached or read, or a field is missing or not text.
+    """
+    # Imported here: it takes seconds, and most corpora are local files.
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    where = f"{label}: {source.hub}, split {source.split}"
+    try:
+        dataset = load_dataset(
+            source.hub,
+            name=source.config,
+            split=source.split,
+            revision=source.revision,
+            streaming=source.streaming,
+        )
+        if dataset.column_names is not None:
+            pick(dict.fromkeys(dataset.column_names), fields, where)
+            dataset = dataset.select_columns(list(fields))
+        for number, row in enumerate(dataset, start=1):
+            yield pick(row, fields, f"{where}, row {number}")
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        raise TextError(f"{where}: {error}\n{_advice(source)}") from error
+
+
+def _advice(source: TextSource) -> str:
+    if source.streaming:
+        return (
+            "Check hub, config, split and revision. Without a network: run `hf download"
+            f" --repo-type dataset {source.hub} --local-dir FOLDER` where there is one, and set"
+            " hub to FOLDER."
+        )
+    arguments: list[Any] = [source.hub, *([source.config] if source.config else [])]
+    call = f"load_dataset({', '.join(map(repr, arguments))})"
+    return (
+        "Check hub, config, split and revision. Without a network: run"
+        f' `python -c "from datasets import load_dataset; {call}"` where there is one, with the'
+        " same HF_HOME."
+    )

@@ -1,0 +1,142 @@
+"""Tiny models and tokenizers that every test may use; nothing here needs a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+VOCABULARY = 260
+"""256 bytes and four special tokens: the size of every tiny model's vocabulary."""
+
+_COMMON: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+_GPT = {"n_embd": 32, "n_inner": 48, "n_layer": 2, "n_head": 4, "n_positions": 128}
+_SHAPES: dict[str, dict[str, Any]] = {
+    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
+    "codegen": {**_GPT, "rotary_dim": 4},
+    "falcon": {
+        "hidden_size": 32,
+        "ffn_hidden_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    },
+    "gpt2": _GPT,
+    "gpt_bigcode": _GPT,
+    "gpt_neo": {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_layers": 2,
+        "num_heads": 4,
+        "attention_types": [[["global", "local"], 1]],
+        "max_position_embeddings": 128,
+    },
+    "gptj": {**_GPT, "rotary_dim": 4},
+    "mamba2": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "expand": 2,
+        "num_heads": 4,
+        "head_dim": 16,
+        "n_groups": 1,
+        "state_size": 8,
+        "chunk_size": 16,
+    },
+    "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 128},
+    "opt": {
+        "hidden_size": 32,
+        "ffn_dim": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 128,
+        "word_embed_proj_dim": 32,
+    },
+    "xglm": {"d_model": 32, "ffn_dim": 48, "num_layers": 2, "attention_heads": 4},
+    "zamba2": {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 6,
+        "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid", "hybrid", "hybrid"],
+        "num_mem_blocks": 2,
+        "num_attention_heads": 4,
+        "adapter_rank": 4,
+        "use_shared_attention_adapter": True,
+        "mamba_d_state": 8,
+        "mamba_expand": 2,
+        "n_mamba_heads": 4,
+        "mamba_ngroups": 1,
+        "chunk_size": 16,
+    },
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def build_model(family: str, **overrides: Any) -> PreTrainedModel:
+    """A random model of `family` (its config.model_type): the same weights at every call."""
+    settings = {"vocab_size": VOCABULARY, "pad_token_id": 0, **_SHAPES.get(family, _COMMON)}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(family, **{**settings, **overrides})
+        model = AutoModelForCausalLM.from_config(config)
+        for parameter in model.parameters():
+            # The usual initial scale hides mistakes: logits of a tiny model hardly depend on it.
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    return model.eval().requires_grad_(False)
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of single bytes, with offsets; every text can be encoded and decoded."""
+    special = ["<pad>", "<bos>", "<eos>", "<unk>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate(special + alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Callable[..., PreTrainedModel]:
+    """`tiny_model(family, **overrides)`: see `build_model`."""
+    return build_model
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """See `build_tokenizer`."""
+    return build_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint folder with a tiny Llama and its tokenizer. Shared: copy before changing it."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "llama"
+    build_model("llama").save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    return folder

@@ -1,0 +1,77 @@
+# The activation cache, and size against impact.
+# Inputs: {model}/model.json, {model}/{corpus}/blocks.safetensors.
+# Outputs: {model}/{corpus}/activations.safetensors and .json, {model}/{corpus}/correlation.parquet.
+
+
+rule cache_activations:
+    input:
+        model=f"{RESULTS}/{{model}}/model.json",
+        blocks=f"{RESULTS}/{{model}}/{{corpus}}/blocks.safetensors",
+    output:
+        f"{RESULTS}/{{model}}/{{corpus}}/activations.safetensors",
+        f"{RESULTS}/{{model}}/{{corpus}}/activations.json",
+    params:
+        run=run_settings,
+        gradients=gradients,
+        code=code_hash("keepset.steps.activations"),
+    log:
+        f"{LOGS}/cache_activations/{{model}}.{{corpus}}.log",
+    benchmark:
+        f"{BENCHMARKS}/cache_activations/{{model}}.{{corpus}}.tsv"
+    message:
+        "Caching activations of {wildcards.model} on {wildcards.corpus}"
+    priority: 100
+    resources:
+        mem_mb=3500,
+        runtime=60,
+        gpu=GPU,
+    conda:
+        "../../envs/study.yaml"
+    script:
+        "../scripts/cache_activations.py"
+
+
+rule correlate_size_impact:
+    input:
+        model=f"{RESULTS}/{{model}}/model.json",
+        blocks=f"{RESULTS}/{{model}}/{{corpus}}/blocks.safetensors",
+        cache=f"{RESULTS}/{{model}}/{{corpus}}/activations.safetensors",
+    output:
+        f"{RESULTS}/{{model}}/{{corpus}}/correlation.parquet",
+        f"{RESULTS}/{{model}}/{{corpus}}/correlation.json",
+    params:
+        run=run_settings,
+        settings=lambda wildcards: {
+            "gradients": gradients(wildcards),
+            "seed": CONFIG.seed,
+            "statistics": CONFIG.statistics.model_dump(),
+            "ablation": CONFIG.ablation.model_dump()
+            if CONFIG.corpora[wildcards.corpus].ablation
+            else None,
+        },
+        identity=identity,
+        code=code_hash("keepset.steps.correlation"),
+    log:
+        f"{LOGS}/correlate_size_impact/{{model}}.{{corpus}}.log",
+    benchmark:
+        f"{BENCHMARKS}/correlate_size_impact/{{model}}.{{corpus}}.tsv"
+    message:
+        "Correlating size and impact of {wildcards.model} on {wildcards.corpus}"
+    resources:
+        mem_mb=2500,
+        runtime=60,
+        gpu=GPU,
+    conda:
+        "../../envs/study.yaml"
+    script:
+        "../scripts/correlate_size_impact.py"
+
+
+rule activations:
+    input:
+        per_corpus("activations.safetensors"),
+
+
+rule correlations:
+    input:
+        per_corpus("correlation.parquet"),

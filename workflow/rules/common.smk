@@ -1,0 +1,85 @@
+# The checked configuration, and the functions that rules take their parameters from.
+# Inputs: config.yaml. Outputs: none.
+
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+# Scripts find the library beside this Snakefile, also in a fresh conda environment.
+SOURCE = str(Path(workflow.basedir) / "src")
+sys.path.insert(0, SOURCE)
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [SOURCE, *filter(None, [os.environ.get("PYTHONPATH")])]
+)
+
+from keepset import settings
+from keepset.errors import KeepsetError
+from keepset.provenance import code_hash
+
+try:
+    CONFIG = settings.from_mapping(config)
+    MODELS = list(CONFIG.active_models())
+except KeepsetError as error:
+    raise WorkflowError(str(error)) from None
+
+RESULTS = f"results/{CONFIG.study}"
+LOGS = f"{RESULTS}/logs"
+BENCHMARKS = f"{RESULTS}/benchmarks"
+CORPORA = list(CONFIG.corpora)
+TASKS = list(CONFIG.tasks)
+# `auto` asks a scheduler for a GPU only where one can be seen; a cluster's users say `cuda`.
+GPU = int(
+    CONFIG.device.startswith("cuda")
+    or (CONFIG.device == "auto" and shutil.which("nvidia-smi") is not None)
+)
+
+
+wildcard_constraints:
+    model="|".join(map(re.escape, CONFIG.all_models())),
+    corpus="|".join(map(re.escape, CORPORA)),
+    task="|".join(map(re.escape, TASKS)) or "no-task",
+    choice="oracle|causal",
+
+
+def run_settings(wildcards):
+    """How a model is run: device, dtype, tokens per forward pass."""
+    model = CONFIG.all_models()[wildcards.model]
+    return {
+        "device": CONFIG.device,
+        "dtype": model.dtype or CONFIG.dtype,
+        "batch_tokens": CONFIG.text.batch_tokens,
+    }
+
+
+def identity(wildcards):
+    """The leading columns of a result table."""
+    columns = {
+        "study": CONFIG.study,
+        "model": wildcards.model,
+        "origin": CONFIG.all_models()[wildcards.model].origin,
+    }
+    for name in ("corpus", "task"):
+        if name in wildcards.keys():
+            columns[name] = wildcards[name]
+    return columns
+
+
+def grid(part):
+    """One part of the grid of the wildcard's corpus, as plain data."""
+    return lambda wildcards: getattr(
+        CONFIG.corpus_grid(wildcards.corpus), part
+    ).model_dump()
+
+
+def gradients(wildcards):
+    """Whether the corpus's activation cache holds gradients."""
+    return CONFIG.needs_gradients(wildcards.corpus)
+
+
+def per_corpus(name):
+    """`name` for every model and corpus of this run."""
+    return expand(f"{RESULTS}/{{model}}/{{corpus}}/{name}", model=MODELS, corpus=CORPORA)

@@ -1,0 +1,107 @@
+# Models, corpora and tasks, made ready.
+# Inputs: what the configuration names (hub, files, packages).
+# Outputs: {model}/model.json (and checkpoint/), corpora/{corpus}.parquet, tasks/{task}.jsonl,
+#          {model}/{corpus}/blocks.safetensors.
+
+
+rule prepare_model:
+    output:
+        f"{RESULTS}/{{model}}/model.json",
+    params:
+        source=lambda wildcards: CONFIG.all_models()[wildcards.model].model_dump(),
+        code=code_hash("keepset.models"),
+    log:
+        f"{LOGS}/prepare_model/{{model}}.log",
+    benchmark:
+        f"{BENCHMARKS}/prepare_model/{{model}}.tsv"
+    message:
+        "Preparing model {wildcards.model}"
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    conda:
+        "../../envs/study.yaml"
+    script:
+        "../scripts/prepare_model.py"
+
+
+rule prepare_corpus:
+    output:
+        f"{RESULTS}/corpora/{{corpus}}.parquet",
+        f"{RESULTS}/corpora/{{corpus}}.json",
+    params:
+        corpus=lambda wildcards: CONFIG.corpora[wildcards.corpus].model_dump(
+            exclude={"grid", "ablation"}
+        ),
+        seed=CONFIG.seed,
+        code=code_hash("keepset.text"),
+    log:
+        f"{LOGS}/prepare_corpus/{{corpus}}.log",
+    benchmark:
+        f"{BENCHMARKS}/prepare_corpus/{{corpus}}.tsv"
+    message:
+        "Reading corpus {wildcards.corpus}"
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    conda:
+        "../../envs/study.yaml"
+    script:
+        "../scripts/prepare_corpus.py"
+
+
+rule prepare_task:
+    input:
+        lambda wildcards: expand(
+            f"{RESULTS}/corpora/{{corpus}}.parquet",
+            corpus=CONFIG.tasks[wildcards.task].corpora or [],
+        ),
+    output:
+        f"{RESULTS}/tasks/{{task}}.jsonl",
+    params:
+        task=lambda wildcards: CONFIG.tasks[wildcards.task].model_dump(),
+        seed=CONFIG.seed,
+        code=code_hash("keepset.text"),
+    log:
+        f"{LOGS}/prepare_task/{{task}}.log",
+    benchmark:
+        f"{BENCHMARKS}/prepare_task/{{task}}.tsv"
+    message:
+        "Preparing task {wildcards.task}"
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    conda:
+        "../../envs/study.yaml"
+    script:
+        "../scripts/prepare_task.py"
+
+
+rule tokenize_corpus:
+    input:
+        model=f"{RESULTS}/{{model}}/model.json",
+        corpus=f"{RESULTS}/corpora/{{corpus}}.parquet",
+    output:
+        f"{RESULTS}/{{model}}/{{corpus}}/blocks.safetensors",
+    params:
+        lengths=CONFIG.text.model_dump(include={"block", "calibration_tokens"}),
+        evaluation_tokens=lambda wildcards: CONFIG.evaluation_tokens(wildcards.model),
+        code=code_hash("keepset.steps.prepare"),
+    log:
+        f"{LOGS}/tokenize_corpus/{{model}}.{{corpus}}.log",
+    benchmark:
+        f"{BENCHMARKS}/tokenize_corpus/{{model}}.{{corpus}}.tsv"
+    message:
+        "Cutting {wildcards.corpus} into blocks of {wildcards.model}'s tokens"
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    conda:
+        "../../envs/study.yaml"
+    script:
+        "../scripts/tokenize_corpus.py"
+
+
+rule models:
+    input:
+        expand(f"{RESULTS}/{{model}}/model.json", model=MODELS),

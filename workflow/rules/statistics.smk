@@ -1,0 +1,94 @@
+# Intervals, tests, and the tables of the paper.
+# Inputs: every perplexity, capability and correlation table of this run.
+# Outputs: significance/{ratios,capability,trend}.parquet, tables/*.csv and *.tex.
+
+
+rule test_significance:
+    input:
+        perplexity=per_corpus("perplexity.parquet"),
+        capability=expand(
+            f"{RESULTS}/{{model}}/{{task}}/capability.parquet", model=MODELS, task=TASKS
+        ),
+    output:
+        ratios=f"{RESULTS}/significance/ratios.parquet",
+        capability=f"{RESULTS}/significance/capability.parquet",
+        trend=f"{RESULTS}/significance/trend.parquet",
+    params:
+        statistics=CONFIG.statistics.model_dump(),
+        seed=CONFIG.seed,
+        code=code_hash("keepset.steps.significance"),
+    log:
+        f"{LOGS}/test_significance.log",
+    benchmark:
+        f"{BENCHMARKS}/test_significance.tsv"
+    message:
+        "Testing significance"
+    resources:
+        mem_mb=1000,
+        runtime=15,
+    conda:
+        "../../envs/study.yaml"
+    script:
+        "../scripts/test_significance.py"
+
+
+rule join_correlations:
+    input:
+        per_corpus("correlation.parquet"),
+    output:
+        f"{RESULTS}/significance/correlation.parquet",
+        f"{RESULTS}/significance/correlation.json",
+    params:
+        code=code_hash("keepset.steps.tables"),
+    log:
+        f"{LOGS}/join_correlations.log",
+    benchmark:
+        f"{BENCHMARKS}/join_correlations.tsv"
+    message:
+        "Joining the correlations"
+    resources:
+        mem_mb=500,
+        runtime=5,
+    conda:
+        "../../envs/study.yaml"
+    script:
+        "../scripts/join_tables.py"
+
+
+TABLE_NAMES = ["perplexity", "dial", "capability", "correlation"]
+
+
+rule write_tables:
+    input:
+        ratios=f"{RESULTS}/significance/ratios.parquet",
+        capability=f"{RESULTS}/significance/capability.parquet",
+        trend=f"{RESULTS}/significance/trend.parquet",
+        correlation=f"{RESULTS}/significance/correlation.parquet",
+    output:
+        csv=report(
+            expand(f"{RESULTS}/tables/{{table}}.csv", table=TABLE_NAMES),
+            caption="../report/tables.rst",
+            category="Tables",
+        ),
+        tex=expand(f"{RESULTS}/tables/{{table}}.tex", table=TABLE_NAMES),
+    params:
+        code=code_hash("keepset.steps.publish"),
+    log:
+        f"{LOGS}/write_tables.log",
+    benchmark:
+        f"{BENCHMARKS}/write_tables.tsv"
+    message:
+        "Writing tables"
+    resources:
+        mem_mb=500,
+        runtime=5,
+    conda:
+        "../../envs/study.yaml"
+    script:
+        "../scripts/write_tables.py"
+
+
+rule tables:
+    input:
+        rules.write_tables.output,
+        rules.test_significance.output,

@@ -1,0 +1,13 @@
+from keepset.job import job
+from keepset.steps import activations
+from keepset.steps.common import Run
+
+with job(snakemake.log[0], snakemake.threads):
+    activations.cache_activations(
+        snakemake.input.model,
+        snakemake.input.blocks,
+        Run(**snakemake.params.run),
+        snakemake.params.gradients,
+        f"{snakemake.wildcards.model} {snakemake.wildcards.corpus} cache_activations",
+        snakemake.output[0],
+    )

@@ -1,0 +1,14 @@
+from keepset.job import job
+from keepset.steps import correlation
+from keepset.steps.common import Run
+
+with job(snakemake.log[0], snakemake.threads):
+    correlation.correlate_size_impact(
+        snakemake.input.model,
+        snakemake.input.blocks,
+        snakemake.input.cache,
+        Run(**snakemake.params.run),
+        snakemake.params.settings,
+        snakemake.params.identity,
+        snakemake.output[0],
+    )

@@ -1,0 +1,15 @@
+from keepset.job import job
+from keepset.steps import evaluation
+from keepset.steps.common import Run
+
+with job(snakemake.log[0], snakemake.threads):
+    evaluation.evaluate_capability(
+        snakemake.input.model,
+        snakemake.input.items,
+        snakemake.input.blocks,
+        snakemake.input.cache,
+        Run(**snakemake.params.run),
+        snakemake.params.settings,
+        snakemake.params.identity,
+        snakemake.output[0],
+    )

@@ -1,0 +1,15 @@
+from keepset.job import job
+from keepset.steps import evaluation
+from keepset.steps.common import Run
+
+with job(snakemake.log[0], snakemake.threads):
+    evaluation.evaluate_rules(
+        snakemake.input.model,
+        snakemake.input.blocks,
+        None,
+        Run(**snakemake.params.run),
+        [None],
+        False,
+        snakemake.params.identity,
+        snakemake.output[0],
+    )

@@ -1,0 +1,17 @@
+from keepset.grid import dynamic_rules
+from keepset.job import job
+from keepset.settings import DynamicGrid
+from keepset.steps import evaluation
+from keepset.steps.common import Run
+
+with job(snakemake.log[0], snakemake.threads):
+    evaluation.evaluate_rules(
+        snakemake.input.model,
+        snakemake.input.blocks,
+        None,
+        Run(**snakemake.params.run),
+        dynamic_rules(DynamicGrid(**snakemake.params.grid), snakemake.params.seeds),
+        False,
+        snakemake.params.identity,
+        snakemake.output[0],
+    )

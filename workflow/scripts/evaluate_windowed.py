@@ -1,0 +1,19 @@
+from keepset.grid import windowed_rules
+from keepset.job import job
+from keepset.settings import Dial
+from keepset.steps import evaluation
+from keepset.steps.common import Run
+
+with job(snakemake.log[0], snakemake.threads):
+    evaluation.evaluate_rules(
+        snakemake.input.model,
+        snakemake.input.blocks,
+        None,
+        Run(**snakemake.params.run),
+        windowed_rules(
+            Dial(**snakemake.params.grid), snakemake.wildcards.choice, snakemake.params.seeds
+        ),
+        False,
+        snakemake.params.identity,
+        snakemake.output[0],
+    )
