@@ -1,7 +1,7 @@
 # keepset: which parts of a language model can be left out, chosen how, and for how long?
 #
 #   snakemake --cores 1                  the whole study of config.yaml
-#   snakemake --cores 1 figures          one stage: models, activations, perplexity, correlations,
+#   snakemake --cores 1 figures          one stage: models, download, activations, perplexity, correlations,
 #                                        capability, tables, figures
 #   snakemake --cores 1 --config only=NAME   one model
 
@@ -27,6 +27,7 @@ report: "workflow/report/workflow.rst"
 localrules:
     all,
     models,
+    download,
     activations,
     correlations,
     perplexity,

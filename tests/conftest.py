@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -15,6 +16,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+
+# A busy machine is not a failure, and a test that fails now and then is worth nothing.
+settings.register_profile("keepset", deadline=None, derandomize=True)
+settings.load_profile("keepset")
 
 VOCABULARY = 260
 """256 bytes and four special tokens: the size of every tiny model's vocabulary."""

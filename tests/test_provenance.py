@@ -16,7 +16,7 @@ def test_packages_bring_their_modules():
 
 
 def test_unknown_modules_are_refused():
-    with pytest.raises(ValueError, match="no module keepset.nope"):
+    with pytest.raises(ValueError, match=r"no module keepset\.nope"):
         provenance.import_closure("keepset.nope")
 
 

@@ -33,7 +33,7 @@ def test_sites_have_seeds_of_their_own():
 
 
 def test_unknown_scores_are_refused():
-    with pytest.raises(ConfigError, match="unknown score 'size'.*magnitude"):
+    with pytest.raises(ConfigError, match=r"unknown score 'size'.*magnitude"):
         corpus_score("size", MOMENTS)
 
 

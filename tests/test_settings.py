@@ -89,9 +89,7 @@ def test_all_problems_are_listed_at_once():
     config["text"]["block"] = 0
     with pytest.raises(ConfigError) as caught:
         settings.from_mapping(config)
-    assert {"seed", "text.block"} <= {
-        line.split(":")[0] for line in str(caught.value).splitlines()
-    }
+    assert {"seed", "text.block"} <= {line.split(":")[0] for line in str(caught.value).splitlines()}
 
 
 def test_only_restricts_and_is_checked():
@@ -99,7 +97,7 @@ def test_only_restricts_and_is_checked():
     assert list(settings.from_mapping({**config, "only": "other"}).active_models()) == ["other"]
     both = settings.from_mapping({**config, "only": "other,smollm2-135m"})
     assert list(both.active_models()) == ["other", "smollm2-135m"]
-    with pytest.raises(ConfigError, match="only: unknown model typo; known: .*smollm2-135m"):
+    with pytest.raises(ConfigError, match=r"only: unknown model typo; known: .*smollm2-135m"):
         settings.from_mapping({**config, "only": "typo"}).active_models()
 
 

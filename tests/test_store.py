@@ -32,9 +32,7 @@ def test_a_good_write_replaces_the_file(tmp_path):
 def test_tables_come_back_with_their_provenance(tmp_path):
     table = pd.DataFrame({"nll": [0.1, 0.2], "window": ["1", "sequence"]})
     store.write_table(table, tmp_path / "t.parquet", {"device": "cpu"})
-    pd.testing.assert_frame_equal(
-        pd.read_parquet(tmp_path / "t.parquet"), table, check_dtype=False
-    )
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "t.parquet"), table, check_dtype=False)
     assert json.loads((tmp_path / "t.json").read_text()) == {"device": "cpu"}
 
 

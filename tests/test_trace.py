@@ -24,9 +24,8 @@ def test_moments_match_plain_sums(tiny_model, family):
     model = tiny_model(family)
     sites = find_sites(model)
     seen = {}
-    with watching(model, sites, lambda site, h: seen.update({site.key: h.clone()})):
-        with torch.inference_mode():
-            model(input_ids=blocks())
+    with watching(model, sites, lambda site, h: seen.update({site.key: h})), torch.no_grad():
+        model(input_ids=blocks())
     moments = trace.record(model, sites, blocks(), gradients=False, batch_tokens=8)
     for site in sites:
         h = seen[site.key].double().flatten(0, 1)

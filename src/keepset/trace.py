@@ -123,7 +123,9 @@ def record(
         return h
 
     device = next(model.parameters()).device
-    rows = max(1, batch_tokens // blocks.shape[1])
+    # The backward pass keeps every activation and three copies of the logits.
+    tokens = batch_tokens // 4 if gradients else batch_tokens
+    rows = max(1, tokens // blocks.shape[1])
     with watching(model, sites, action), torch.set_grad_enabled(gradients):
         for batch in blocks.split(rows):
             ids = batch.to(device)

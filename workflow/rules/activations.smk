@@ -10,23 +10,23 @@ rule cache_activations:
     output:
         f"{RESULTS}/{{model}}/{{corpus}}/activations.safetensors",
         f"{RESULTS}/{{model}}/{{corpus}}/activations.json",
-    params:
-        run=run_settings,
-        gradients=gradients,
-        code=code_hash("keepset.steps.activations"),
     log:
         f"{LOGS}/cache_activations/{{model}}.{{corpus}}.log",
     benchmark:
         f"{BENCHMARKS}/cache_activations/{{model}}.{{corpus}}.tsv"
-    message:
-        "Caching activations of {wildcards.model} on {wildcards.corpus}"
     priority: 100
+    conda:
+        "../../envs/study.yaml"
     resources:
         mem_mb=3500,
         runtime=60,
         gpu=GPU,
-    conda:
-        "../../envs/study.yaml"
+    params:
+        run=run_settings,
+        gradients=gradients,
+        code=code_hash("keepset.steps.activations"),
+    message:
+        "Caching activations of {wildcards.model} on {wildcards.corpus}"
     script:
         "../scripts/cache_activations.py"
 
@@ -39,30 +39,32 @@ rule correlate_size_impact:
     output:
         f"{RESULTS}/{{model}}/{{corpus}}/correlation.parquet",
         f"{RESULTS}/{{model}}/{{corpus}}/correlation.json",
+    log:
+        f"{LOGS}/correlate_size_impact/{{model}}.{{corpus}}.log",
+    benchmark:
+        f"{BENCHMARKS}/correlate_size_impact/{{model}}.{{corpus}}.tsv"
+    conda:
+        "../../envs/study.yaml"
+    resources:
+        mem_mb=2500,
+        runtime=60,
+        gpu=GPU,
     params:
         run=run_settings,
         settings=lambda wildcards: {
             "gradients": gradients(wildcards),
             "seed": CONFIG.seed,
             "statistics": CONFIG.statistics.model_dump(),
-            "ablation": CONFIG.ablation.model_dump()
-            if CONFIG.corpora[wildcards.corpus].ablation
-            else None,
+            "ablation": (
+                CONFIG.ablation.model_dump()
+                if CONFIG.corpora[wildcards.corpus].ablation
+                else None
+            ),
         },
         identity=identity,
         code=code_hash("keepset.steps.correlation"),
-    log:
-        f"{LOGS}/correlate_size_impact/{{model}}.{{corpus}}.log",
-    benchmark:
-        f"{BENCHMARKS}/correlate_size_impact/{{model}}.{{corpus}}.tsv"
     message:
         "Correlating size and impact of {wildcards.model} on {wildcards.corpus}"
-    resources:
-        mem_mb=2500,
-        runtime=60,
-        gpu=GPU,
-    conda:
-        "../../envs/study.yaml"
     script:
         "../scripts/correlate_size_impact.py"
 

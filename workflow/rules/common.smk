@@ -16,6 +16,10 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     [SOURCE, *filter(None, [os.environ.get("PYTHONPATH")])]
 )
 
+# Progress bars of libraries are for people who watch; a log keeps one line per job.
+if not sys.stderr.isatty():
+    os.environ.setdefault("TQDM_DISABLE", "1")
+
 from keepset import settings
 from keepset.errors import KeepsetError
 from keepset.provenance import code_hash
@@ -82,4 +86,6 @@ def gradients(wildcards):
 
 def per_corpus(name):
     """`name` for every model and corpus of this run."""
-    return expand(f"{RESULTS}/{{model}}/{{corpus}}/{name}", model=MODELS, corpus=CORPORA)
+    return expand(
+        f"{RESULTS}/{{model}}/{{corpus}}/{name}", model=MODELS, corpus=CORPORA
+    )

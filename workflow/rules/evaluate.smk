@@ -12,22 +12,22 @@ rule evaluate_dense:
     output:
         f"{RESULTS}/{{model}}/{{corpus}}/dense.parquet",
         f"{RESULTS}/{{model}}/{{corpus}}/dense.json",
-    params:
-        run=run_settings,
-        identity=identity,
-        code=code_hash("keepset.steps.evaluation"),
     log:
         f"{LOGS}/evaluate_dense/{{model}}.{{corpus}}.log",
     benchmark:
         f"{BENCHMARKS}/evaluate_dense/{{model}}.{{corpus}}.tsv"
-    message:
-        "Evaluating {wildcards.model} dense on {wildcards.corpus}"
+    conda:
+        "../../envs/study.yaml"
     resources:
         mem_mb=2500,
         runtime=120,
         gpu=GPU,
-    conda:
-        "../../envs/study.yaml"
+    params:
+        run=run_settings,
+        identity=identity,
+        code=code_hash("keepset.steps.evaluation"),
+    message:
+        "Evaluating {wildcards.model} dense on {wildcards.corpus}"
     script:
         "../scripts/evaluate_dense.py"
 
@@ -40,6 +40,16 @@ rule evaluate_static:
     output:
         f"{RESULTS}/{{model}}/{{corpus}}/static.parquet",
         f"{RESULTS}/{{model}}/{{corpus}}/static.json",
+    log:
+        f"{LOGS}/evaluate_static/{{model}}.{{corpus}}.log",
+    benchmark:
+        f"{BENCHMARKS}/evaluate_static/{{model}}.{{corpus}}.tsv"
+    conda:
+        "../../envs/study.yaml"
+    resources:
+        mem_mb=2500,
+        runtime=120,
+        gpu=GPU,
     params:
         run=run_settings,
         grid=grid("static"),
@@ -47,18 +57,8 @@ rule evaluate_static:
         gradients=gradients,
         identity=identity,
         code=code_hash("keepset.steps.evaluation"),
-    log:
-        f"{LOGS}/evaluate_static/{{model}}.{{corpus}}.log",
-    benchmark:
-        f"{BENCHMARKS}/evaluate_static/{{model}}.{{corpus}}.tsv"
     message:
         "Evaluating {wildcards.model} static on {wildcards.corpus}"
-    resources:
-        mem_mb=2500,
-        runtime=120,
-        gpu=GPU,
-    conda:
-        "../../envs/study.yaml"
     script:
         "../scripts/evaluate_static.py"
 
@@ -70,24 +70,24 @@ rule evaluate_dynamic:
     output:
         f"{RESULTS}/{{model}}/{{corpus}}/dynamic.parquet",
         f"{RESULTS}/{{model}}/{{corpus}}/dynamic.json",
+    log:
+        f"{LOGS}/evaluate_dynamic/{{model}}.{{corpus}}.log",
+    benchmark:
+        f"{BENCHMARKS}/evaluate_dynamic/{{model}}.{{corpus}}.tsv"
+    conda:
+        "../../envs/study.yaml"
+    resources:
+        mem_mb=2500,
+        runtime=120,
+        gpu=GPU,
     params:
         run=run_settings,
         grid=grid("dynamic"),
         seeds=CONFIG.seeds(),
         identity=identity,
         code=code_hash("keepset.steps.evaluation"),
-    log:
-        f"{LOGS}/evaluate_dynamic/{{model}}.{{corpus}}.log",
-    benchmark:
-        f"{BENCHMARKS}/evaluate_dynamic/{{model}}.{{corpus}}.tsv"
     message:
         "Evaluating {wildcards.model} dynamic on {wildcards.corpus}"
-    resources:
-        mem_mb=2500,
-        runtime=120,
-        gpu=GPU,
-    conda:
-        "../../envs/study.yaml"
     script:
         "../scripts/evaluate_dynamic.py"
 
@@ -99,25 +99,25 @@ rule evaluate_windowed:
     output:
         f"{RESULTS}/{{model}}/{{corpus}}/windowed-{{choice}}.parquet",
         f"{RESULTS}/{{model}}/{{corpus}}/windowed-{{choice}}.json",
+    log:
+        f"{LOGS}/evaluate_windowed/{{model}}.{{corpus}}.{{choice}}.log",
+    benchmark:
+        f"{BENCHMARKS}/evaluate_windowed/{{model}}.{{corpus}}.{{choice}}.tsv"
+    priority: 50
+    conda:
+        "../../envs/study.yaml"
+    resources:
+        mem_mb=2500,
+        runtime=120,
+        gpu=GPU,
     params:
         run=run_settings,
         grid=grid("windowed"),
         seeds=CONFIG.seeds(),
         identity=identity,
         code=code_hash("keepset.steps.evaluation"),
-    log:
-        f"{LOGS}/evaluate_windowed/{{model}}.{{corpus}}.{{choice}}.log",
-    benchmark:
-        f"{BENCHMARKS}/evaluate_windowed/{{model}}.{{corpus}}.{{choice}}.tsv"
     message:
         "Evaluating {wildcards.model} windowed ({wildcards.choice}) on {wildcards.corpus}"
-    priority: 50
-    resources:
-        mem_mb=2500,
-        runtime=120,
-        gpu=GPU,
-    conda:
-        "../../envs/study.yaml"
     script:
         "../scripts/evaluate_windowed.py"
 
@@ -138,19 +138,19 @@ rule join_perplexity:
     output:
         f"{RESULTS}/{{model}}/{{corpus}}/perplexity.parquet",
         f"{RESULTS}/{{model}}/{{corpus}}/perplexity.json",
-    params:
-        code=code_hash("keepset.steps.tables"),
     log:
         f"{LOGS}/join_perplexity/{{model}}.{{corpus}}.log",
     benchmark:
         f"{BENCHMARKS}/join_perplexity/{{model}}.{{corpus}}.tsv"
-    message:
-        "Joining the perplexities of {wildcards.model} on {wildcards.corpus}"
+    conda:
+        "../../envs/study.yaml"
     resources:
         mem_mb=500,
         runtime=5,
-    conda:
-        "../../envs/study.yaml"
+    params:
+        code=code_hash("keepset.steps.tables"),
+    message:
+        "Joining the perplexities of {wildcards.model} on {wildcards.corpus}"
     script:
         "../scripts/join_tables.py"
 
@@ -158,12 +158,23 @@ rule join_perplexity:
 rule evaluate_capability:
     input:
         model=f"{RESULTS}/{{model}}/model.json",
-        items=f"{RESULTS}/tasks/{{task}}.jsonl",
+        passages=f"{RESULTS}/tasks/{{task}}.jsonl",
         blocks=f"{RESULTS}/{{model}}/{CONFIG.capability.corpus}/blocks.safetensors",
         cache=f"{RESULTS}/{{model}}/{CONFIG.capability.corpus}/activations.safetensors",
     output:
         f"{RESULTS}/{{model}}/{{task}}/capability.parquet",
         f"{RESULTS}/{{model}}/{{task}}/capability.json",
+    log:
+        f"{LOGS}/evaluate_capability/{{model}}.{{task}}.log",
+    benchmark:
+        f"{BENCHMARKS}/evaluate_capability/{{model}}.{{task}}.tsv"
+    priority: 20
+    conda:
+        "../../envs/study.yaml"
+    resources:
+        mem_mb=2500,
+        runtime=120,
+        gpu=GPU,
     params:
         run=run_settings,
         settings={
@@ -173,19 +184,8 @@ rule evaluate_capability:
         },
         identity=identity,
         code=code_hash("keepset.steps.evaluation"),
-    log:
-        f"{LOGS}/evaluate_capability/{{model}}.{{task}}.log",
-    benchmark:
-        f"{BENCHMARKS}/evaluate_capability/{{model}}.{{task}}.tsv"
     message:
         "Running task {wildcards.task} with {wildcards.model}"
-    priority: 20
-    resources:
-        mem_mb=2500,
-        runtime=120,
-        gpu=GPU,
-    conda:
-        "../../envs/study.yaml"
     script:
         "../scripts/evaluate_capability.py"
 
@@ -197,4 +197,8 @@ rule perplexity:
 
 rule capability:
     input:
-        expand(f"{RESULTS}/{{model}}/{{task}}/capability.parquet", model=MODELS, task=TASKS),
+        expand(
+            f"{RESULTS}/{{model}}/{{task}}/capability.parquet",
+            model=MODELS,
+            task=TASKS,
+        ),

@@ -7,20 +7,20 @@
 rule prepare_model:
     output:
         f"{RESULTS}/{{model}}/model.json",
-    params:
-        source=lambda wildcards: CONFIG.all_models()[wildcards.model].model_dump(),
-        code=code_hash("keepset.models"),
     log:
         f"{LOGS}/prepare_model/{{model}}.log",
     benchmark:
         f"{BENCHMARKS}/prepare_model/{{model}}.tsv"
-    message:
-        "Preparing model {wildcards.model}"
+    conda:
+        "../../envs/study.yaml"
     resources:
         mem_mb=4000,
         runtime=60,
-    conda:
-        "../../envs/study.yaml"
+    params:
+        source=lambda wildcards: CONFIG.all_models()[wildcards.model].model_dump(),
+        code=code_hash("keepset.models"),
+    message:
+        "Preparing model {wildcards.model}"
     script:
         "../scripts/prepare_model.py"
 
@@ -29,23 +29,23 @@ rule prepare_corpus:
     output:
         f"{RESULTS}/corpora/{{corpus}}.parquet",
         f"{RESULTS}/corpora/{{corpus}}.json",
+    log:
+        f"{LOGS}/prepare_corpus/{{corpus}}.log",
+    benchmark:
+        f"{BENCHMARKS}/prepare_corpus/{{corpus}}.tsv"
+    conda:
+        "../../envs/study.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=60,
     params:
         corpus=lambda wildcards: CONFIG.corpora[wildcards.corpus].model_dump(
             exclude={"grid", "ablation"}
         ),
         seed=CONFIG.seed,
-        code=code_hash("keepset.text"),
-    log:
-        f"{LOGS}/prepare_corpus/{{corpus}}.log",
-    benchmark:
-        f"{BENCHMARKS}/prepare_corpus/{{corpus}}.tsv"
+        code=code_hash("keepset.steps.texts"),
     message:
         "Reading corpus {wildcards.corpus}"
-    resources:
-        mem_mb=2000,
-        runtime=60,
-    conda:
-        "../../envs/study.yaml"
     script:
         "../scripts/prepare_corpus.py"
 
@@ -58,21 +58,21 @@ rule prepare_task:
         ),
     output:
         f"{RESULTS}/tasks/{{task}}.jsonl",
-    params:
-        task=lambda wildcards: CONFIG.tasks[wildcards.task].model_dump(),
-        seed=CONFIG.seed,
-        code=code_hash("keepset.text"),
     log:
         f"{LOGS}/prepare_task/{{task}}.log",
     benchmark:
         f"{BENCHMARKS}/prepare_task/{{task}}.tsv"
-    message:
-        "Preparing task {wildcards.task}"
+    conda:
+        "../../envs/study.yaml"
     resources:
         mem_mb=2000,
         runtime=60,
-    conda:
-        "../../envs/study.yaml"
+    params:
+        task=lambda wildcards: CONFIG.tasks[wildcards.task].model_dump(),
+        seed=CONFIG.seed,
+        code=code_hash("keepset.steps.texts"),
+    message:
+        "Preparing task {wildcards.task}"
     script:
         "../scripts/prepare_task.py"
 
@@ -83,21 +83,21 @@ rule tokenize_corpus:
         corpus=f"{RESULTS}/corpora/{{corpus}}.parquet",
     output:
         f"{RESULTS}/{{model}}/{{corpus}}/blocks.safetensors",
-    params:
-        lengths=CONFIG.text.model_dump(include={"block", "calibration_tokens"}),
-        evaluation_tokens=lambda wildcards: CONFIG.evaluation_tokens(wildcards.model),
-        code=code_hash("keepset.steps.prepare"),
     log:
         f"{LOGS}/tokenize_corpus/{{model}}.{{corpus}}.log",
     benchmark:
         f"{BENCHMARKS}/tokenize_corpus/{{model}}.{{corpus}}.tsv"
-    message:
-        "Cutting {wildcards.corpus} into blocks of {wildcards.model}'s tokens"
+    conda:
+        "../../envs/study.yaml"
     resources:
         mem_mb=2000,
         runtime=30,
-    conda:
-        "../../envs/study.yaml"
+    params:
+        lengths=CONFIG.text.model_dump(include={"block", "calibration_tokens"}),
+        evaluation_tokens=lambda wildcards: CONFIG.evaluation_tokens(wildcards.model),
+        code=code_hash("keepset.steps.prepare"),
+    message:
+        "Cutting {wildcards.corpus} into blocks of {wildcards.model}'s tokens"
     script:
         "../scripts/tokenize_corpus.py"
 
@@ -105,3 +105,11 @@ rule tokenize_corpus:
 rule models:
     input:
         expand(f"{RESULTS}/{{model}}/model.json", model=MODELS),
+
+
+# Everything that may touch the network: run it on a node that has one.
+rule download:
+    input:
+        expand(f"{RESULTS}/{{model}}/model.json", model=MODELS),
+        expand(f"{RESULTS}/corpora/{{corpus}}.parquet", corpus=CORPORA),
+        expand(f"{RESULTS}/tasks/{{task}}.jsonl", task=TASKS),

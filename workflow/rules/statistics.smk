@@ -7,27 +7,29 @@ rule test_significance:
     input:
         perplexity=per_corpus("perplexity.parquet"),
         capability=expand(
-            f"{RESULTS}/{{model}}/{{task}}/capability.parquet", model=MODELS, task=TASKS
+            f"{RESULTS}/{{model}}/{{task}}/capability.parquet",
+            model=MODELS,
+            task=TASKS,
         ),
     output:
         ratios=f"{RESULTS}/significance/ratios.parquet",
         capability=f"{RESULTS}/significance/capability.parquet",
         trend=f"{RESULTS}/significance/trend.parquet",
-    params:
-        statistics=CONFIG.statistics.model_dump(),
-        seed=CONFIG.seed,
-        code=code_hash("keepset.steps.significance"),
     log:
         f"{LOGS}/test_significance.log",
     benchmark:
         f"{BENCHMARKS}/test_significance.tsv"
-    message:
-        "Testing significance"
+    conda:
+        "../../envs/study.yaml"
     resources:
         mem_mb=1000,
         runtime=15,
-    conda:
-        "../../envs/study.yaml"
+    params:
+        statistics=CONFIG.statistics.model_dump(),
+        seed=CONFIG.seed,
+        code=code_hash("keepset.steps.significance"),
+    message:
+        "Testing significance"
     script:
         "../scripts/test_significance.py"
 
@@ -38,19 +40,19 @@ rule join_correlations:
     output:
         f"{RESULTS}/significance/correlation.parquet",
         f"{RESULTS}/significance/correlation.json",
-    params:
-        code=code_hash("keepset.steps.tables"),
     log:
         f"{LOGS}/join_correlations.log",
     benchmark:
         f"{BENCHMARKS}/join_correlations.tsv"
-    message:
-        "Joining the correlations"
+    conda:
+        "../../envs/study.yaml"
     resources:
         mem_mb=500,
         runtime=5,
-    conda:
-        "../../envs/study.yaml"
+    params:
+        code=code_hash("keepset.steps.tables"),
+    message:
+        "Joining the correlations"
     script:
         "../scripts/join_tables.py"
 
@@ -71,19 +73,19 @@ rule write_tables:
             category="Tables",
         ),
         tex=expand(f"{RESULTS}/tables/{{table}}.tex", table=TABLE_NAMES),
-    params:
-        code=code_hash("keepset.steps.publish"),
     log:
         f"{LOGS}/write_tables.log",
     benchmark:
         f"{BENCHMARKS}/write_tables.tsv"
-    message:
-        "Writing tables"
+    conda:
+        "../../envs/study.yaml"
     resources:
         mem_mb=500,
         runtime=5,
-    conda:
-        "../../envs/study.yaml"
+    params:
+        code=code_hash("keepset.steps.publish"),
+    message:
+        "Writing tables"
     script:
         "../scripts/write_tables.py"
 

@@ -5,7 +5,7 @@ from keepset.steps.common import Run
 with job(snakemake.log[0], snakemake.threads):
     evaluation.evaluate_capability(
         snakemake.input.model,
-        snakemake.input.items,
+        snakemake.input.passages,
         snakemake.input.blocks,
         snakemake.input.cache,
         Run(**snakemake.params.run),

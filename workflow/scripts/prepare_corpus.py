@@ -1,8 +1,8 @@
 from keepset.job import job
-from keepset.steps import prepare
+from keepset.steps import texts
 
 with job(snakemake.log[0], snakemake.threads):
-    prepare.prepare_corpus(
+    texts.prepare_corpus(
         snakemake.wildcards.corpus,
         snakemake.params.corpus,
         snakemake.params.seed,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -10,8 +11,9 @@ from matplotlib.lines import Line2D
 
 from keepset.figures import style
 
-_ORDER = {"dynamic": 0, "windowed": 1, "static": 2}
-_ROW = 0.19  # inches for one setting
+_ORDER = {"dense": 0, "dynamic": 1, "windowed": 2, "static": 3}
+_ROW_KEYS = ["model", "method", "sparsity", "window", "choice"]
+_ROW_HEIGHT = 0.19  # inches
 
 
 @style.styled
@@ -22,92 +24,86 @@ def draw(capability: pd.DataFrame) -> Figure:
         capability: The `capability` table of keepset.significance.
 
     Returns:
-        The figure: points with Wilson intervals joined to dense, n and Holm's p on the right.
+        The figure: points with Wilson intervals joined to dense; n and p on the right of each
+        panel. Hollow marks are specimens.
 
     Raises:
         KeepsetError: the table has no rows.
     """
     style.need(capability, "capability", "task")
+    rows = _rows(capability)
     tasks = style.in_order(capability["task"])
-    rows_of = {task: _rows(capability[capability["task"] == task]) for task in tasks}
-    n_rows = sum(len(rows) for rows in rows_of.values())
-    figure = Figure(figsize=(5.0, 0.4 + 0.55 * len(tasks) + _ROW * n_rows))
-    heights = [len(rows) + 2 for rows in rows_of.values()]
-    axes = figure.subplots(
-        len(tasks), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}
-    )[:, 0]
-    for ax, (task, rows) in zip(axes, rows_of.items(), strict=True):
-        _panel(ax, rows)
+    height = 1.0 + _ROW_HEIGHT * (rows["place"].max() + 1)
+    figure = Figure(figsize=(min(style.WIDTH, 2.6 + 2.4 * len(tasks)), height))
+    axes = figure.subplots(1, len(tasks), sharex=True, sharey=True, squeeze=False)[0]
+    for ax, task in zip(axes, tasks, strict=True):
+        _panel(ax, capability[capability["task"] == task].merge(rows, on=_ROW_KEYS))
         ax.set_title(task)
-    axes[-1].set_xlabel("accuracy: share of items with the whole last word right")
-    axes[-1].set_xlim(-0.02, 1.02)
-    methods = [m for m in _ORDER if (capability["method"] == m).any()]
-    style.legend(figure, _handles(methods), (capability["origin"] == "specimen").any())
+    _name_rows(axes[0], rows)
+    axes[0].set_xlim(-0.02, 1.02)
+    figure.supxlabel("accuracy: share of items with the whole last word right", fontsize=8)
+    style.legend(figure, _handles(style.in_order(rows["method"])), capability)
     return figure
 
 
-def _rows(table: pd.DataFrame) -> list[pd.Series]:
-    """Dense first, then the settings, model by model."""
-    rows = []
-    for _, group in table.groupby("model", sort=False):
-        rank = group["method"].map(_ORDER).fillna(-1)
-        ordered = group.assign(rank=rank).sort_values(["rank", "sparsity"], kind="stable")
-        rows.extend(row for _, row in ordered.iterrows())
-    return rows
+def _rows(capability: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the figure from top to bottom, with `place`: dense opens every model."""
+    rows = capability[_ROW_KEYS].drop_duplicates()
+    model = rows["model"].map({name: at for at, name in enumerate(rows["model"].unique())})
+    order = pd.DataFrame({"model": model, "method": rows["method"].map(_ORDER)})
+    rows = rows.loc[order.sort_values(["model", "method"], kind="stable").index]
+    opens = rows["model"] != rows["model"].shift()
+    steps = 1 + 0.5 * opens  # half a row of air above every model
+    return rows.assign(place=steps.cumsum() - steps.iloc[0])
 
 
-def _panel(ax: Axes, rows: list[pd.Series]) -> None:
-    places: list[float] = []
-    for row in rows:
-        # A dense row opens the next model: half a row of air above it.
-        step = 1.5 if row["method"] == "dense" and places else 1.0
-        places.append(places[-1] + step if places else 0.0)
-        _draw_row(ax, places[-1], row)
-    ax.set_yticks(places, [_name(row) for row in rows])
-    for label, row in zip(ax.get_yticklabels(), rows, strict=True):
-        label.set_fontweight("bold" if row["method"] == "dense" else "normal")
-    ax.set_ylim(places[-1] + 0.7, -0.7)
+def _name_rows(ax: Axes, rows: pd.DataFrame) -> None:
+    ax.set_yticks(rows["place"], [_name(row) for row in rows.itertuples()])
+    for label, method in zip(ax.get_yticklabels(), rows["method"], strict=True):
+        label.set_fontweight("bold" if method == "dense" else "normal")
+    ax.set_ylim(rows["place"].max() + 0.7, -0.7)
+
+
+def _name(row: Any) -> str:
+    if row.method == "dense":
+        return f"{row.model}: dense"
+    name = f"{row.method} {style.percent(row.sparsity)}"
+    if row.method == "windowed":
+        name += f", W = {row.window}, {row.choice}"
+    return name
+
+
+def _panel(ax: Axes, table: pd.DataFrame) -> None:
+    for row in table.itertuples():
+        _draw_row(ax, row)
     ax.tick_params(axis="y", length=0)
     right = ax.secondary_yaxis("right")
-    right.set_yticks(places, [_note(row) for row in rows])
+    right.set_yticks(table["place"], [_note(row) for row in table.itertuples()])
     right.tick_params(length=0)
     right.spines["right"].set_visible(False)
 
 
-def _draw_row(ax: Axes, at: float, row: pd.Series) -> None:
-    dense = row["method"] == "dense"
-    colour, marker = (style.BLACK, "o") if dense else style.METHODS[row["method"]]
-    look = style.marks(row["origin"] == "specimen", colour)
-    if not dense:
-        ends = [row["accuracy_dense"], row["accuracy"]]
-        ax.plot(ends, [at, at], color=style.GREY, linewidth=0.6, linestyle=":", zorder=0)
-        ax.plot(ends[0], at, marker="|", markersize=6, color=style.BLACK)
-    ax.plot([row["ci_low"], row["ci_high"]], [at, at], color=colour, linewidth=1.0)
-    ax.plot(row["accuracy"], at, marker=marker, **look)
+def _draw_row(ax: Axes, row: Any) -> None:
+    colour, marker = style.METHODS[row.method]
+    at = [row.place, row.place]
+    if row.method != "dense":
+        ends = [row.accuracy_dense, row.accuracy]
+        ax.plot(ends, at, color=style.GREY, linewidth=0.6, linestyle=":", zorder=0)
+        ax.plot(ends[:1], at[:1], marker="|", markersize=6, color=style.BLACK)
+    ax.plot([row.ci_low, row.ci_high], at, color=colour, linewidth=1.0)
+    look = style.marks(row.origin == "specimen", colour)
+    ax.plot(row.accuracy, row.place, marker=marker, **look)
 
 
-def _name(row: pd.Series) -> str:
-    if row["method"] == "dense":
-        return f"{row['model']}: dense"
-    name = f"{row['method']} {style.percent(row['sparsity'])}"
-    if row["method"] == "windowed":
-        name += f", W = {row['window']}, {row['choice']}"
-    return name
-
-
-def _note(row: pd.Series) -> str:
-    if row["method"] == "dense":
-        return f"n = {row['n']}"
-    p = row["p_holm"]
-    if np.isnan(p):
-        return ""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+def _note(row: Any) -> str:
+    if row.method == "dense":
+        return f"n = {row.n}"
+    return "Holm p < 0.001" if row.p_holm < 0.001 else f"Holm p = {row.p_holm:.3f}"
 
 
 def _handles(methods: list[str]) -> list[Line2D]:
-    dense = Line2D([], [], color=style.BLACK, marker="o", label="dense")
-    others = [
-        Line2D([], [], color=style.METHODS[m][0], marker=style.METHODS[m][1], label=m)
-        for m in methods
+    looks = {name: style.METHODS[name] for name in methods}
+    return [
+        Line2D([], [], color=colour, marker=marker, label=name)
+        for name, (colour, marker) in looks.items()
     ]
-    return [dense, *others]

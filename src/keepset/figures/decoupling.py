@@ -53,8 +53,7 @@ def draw(correlation: pd.DataFrame) -> Figure:
     axes[0].set_ylim(max(row.values()) + 0.8, -0.8)
     axes[0].set_xlim(-1.05, 1.05)
     figure.supxlabel("Spearman's correlation of mean |h| with impact, over neurons", fontsize=8)
-    specimens = (correlation["origin"] == "specimen").any()
-    style.legend(figure, _handles(looks), specimens)
+    style.legend(figure, _handles(looks), correlation)
     return figure
 
 
@@ -66,14 +65,14 @@ def _panel(
 ) -> None:
     ax.axvline(0, color=style.GREY, linewidth=0.7, linestyle=":", zorder=0)
     ax.tick_params(axis="y", length=0)
-    for (model, corpus), rows in table.groupby(["model", "corpus"], sort=False):
+    for (model, corpus), rows in style.split(table, "model", "corpus"):
         colour, marker = looks[corpus]
         at = row[model, corpus]
         layers, pooled = rows[rows["layer"] >= 0], rows[rows["layer"] == -1]
         ax.scatter(layers["spearman"], [at] * len(layers), s=5, color=colour, alpha=0.25, lw=0)
         for _, one in pooled.iterrows():
             ax.plot([one["ci_low"], one["ci_high"]], [at, at], color=colour, linewidth=1.2)
-            look = style.marks(style.is_specimen(rows), colour)
+            look = style.marks(style.any_specimen(rows), colour)
             ax.plot(one["spearman"], at, marker=marker, **look)
 
 
@@ -82,5 +81,6 @@ def _handles(looks: dict[str, tuple[str, str]]) -> list[Line2D]:
         Line2D([], [], color=colour, marker=marker, label=corpus)
         for corpus, (colour, marker) in looks.items()
     ]
-    dot = {"linestyle": "", "marker": "o", "markersize": 2.5, "alpha": 0.4}
-    return [*corpora, Line2D([], [], color=style.GREY, label="single layers", **dot)]
+    dots = Line2D([], [], color=style.GREY, ls="", marker="o", markersize=2.5, alpha=0.4)
+    dots.set_label("single layers")
+    return [*corpora, dots]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -10,10 +12,10 @@ from matplotlib.lines import Line2D
 
 from keepset.figures import style
 
-_DASH = {"oracle": "-", "causal": (0, (4, 2))}
+_DASH: dict[str, Any] = {"oracle": "-", "causal": (0, (4, 2))}
 _WHEN = {
-    "oracle": "oracle: chosen on the window's own tokens",
-    "causal": "causal: chosen before it",
+    "oracle": "oracle: chosen on the window itself",
+    "causal": "causal: on the window before",
 }
 
 Positions = dict[str, float]
@@ -46,11 +48,11 @@ def draw(ratios: pd.DataFrame, score: str = "magnitude") -> Figure:
         own = table[(table["model"] == model) & (table["corpus"] == corpus)]
         _panel(ax, own, at, looks)
         ax.set_title(f"{model}, {corpus}")
-    style.ratio_axis(axes.values(), table[["ratio", "ci_low", "ci_high"]].to_numpy().ravel())
+    style.ratio_axes(axes.values())
     figure.supylabel("token perplexity / dense", fontsize=8)
     figure.supxlabel("window W (tokens for which one keep set is held)", fontsize=8)
     choices = [c for c in _DASH if (table["choice"] == c).any()]
-    style.legend(figure, _handles(looks, choices), (table["origin"] == "specimen").any())
+    style.legend(figure, _handles(looks, choices), table)
     return figure
 
 
@@ -65,15 +67,15 @@ def _positions(windows: pd.Series) -> Positions:
     """Where each window stands: log2 of its tokens, then the sequence, then static."""
     tokens = sorted({int(w) for w in windows if w not in ("sequence", "corpus")})
     at = {str(w): float(np.log2(w)) for w in tokens}
-    for name in ("sequence", "corpus"):
+    for name, gap in (("sequence", 1.0), ("corpus", 1.8)):
         if (windows == name).any():
-            at[name] = max(at.values(), default=-1.0) + 1
+            at[name] = max(at.values(), default=-gap) + gap
     return at
 
 
 def _panel(ax: Axes, table: pd.DataFrame, at: Positions, looks: Looks) -> None:
-    specimen = style.is_specimen(table)
-    for (sparsity, choice), rows in table.groupby(["sparsity", "choice"], sort=False):
+    specimen = style.any_specimen(table)
+    for (sparsity, choice), rows in style.split(table, "sparsity", "choice"):
         colour, marker = looks[sparsity]
         rows = rows.assign(at=rows["window"].map(at)).sort_values("at")
         look = style.marks(specimen, colour)

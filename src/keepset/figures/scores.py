@@ -44,26 +44,25 @@ def draw(ratios: pd.DataFrame) -> Figure:
     sparsities = sorted(table["sparsity"].unique())
     methods = [m for m in ("static", "dynamic") if (table["method"] == m).any()]
     keys = [(panel, method) for panel in style.in_order(table["panel"]) for method in methods]
-    figure, axes = style.panels(keys)
+    figure, axes = style.panels(keys, share_y=False)
     for (panel, method), ax in axes.items():
         own = table[(table["panel"] == panel) & (table["method"] == method)]
         _panel(ax, own, sparsities)
         ax.set_title(f"{panel}: {method}")
-    shown = table[["ratio", "ci_low", "ci_high", "ratio_min", "ratio_max"]]
-    style.ratio_axis(axes.values(), shown.to_numpy().ravel())
+    style.ratio_axes(axes.values())
     figure.supylabel("token perplexity / dense", fontsize=8)
     figure.supxlabel("sparsity (share of neurons left out)", fontsize=8)
     scores = [s for s in _SCORES if (table["score"] == s).any()]
-    style.legend(figure, [_handle(s) for s in scores], (table["origin"] == "specimen").any())
+    style.legend(figure, [_handle(s) for s in scores], table)
     return figure
 
 
 def _panel(ax: Axes, table: pd.DataFrame, sparsities: list[float]) -> None:
-    for score, rows in table.groupby("score", sort=False):
-        colour, marker = _LOOK[str(score)]
+    for (score,), rows in style.split(table, "score"):
+        colour, marker = _LOOK[score]
         rows = rows.sort_values("sparsity")
         at = [sparsities.index(s) for s in rows["sparsity"]]
-        look = style.marks(style.is_specimen(rows), colour)
+        look = style.marks(style.any_specimen(rows), colour)
         style.interval(
             ax, at, rows["ratio"], rows["ci_low"], rows["ci_high"], marker=marker, **look
         )

@@ -33,20 +33,20 @@ def draw(ratios: pd.DataFrame, score: str = "magnitude") -> Figure:
         own = table[(table["model"] == model) & (table["corpus"] == corpus)]
         _panel(ax, own, sparsities)
         ax.set_title(f"{model}, {corpus}")
-    style.ratio_axis(axes.values(), table[["ratio", "ci_low", "ci_high"]].to_numpy().ravel())
+    style.ratio_axes(axes.values())
     figure.supylabel("token perplexity / dense", fontsize=8)
     figure.supxlabel("sparsity (share of neurons left out)", fontsize=8)
     methods = [m for m in ("static", "dynamic") if (table["method"] == m).any()]
-    style.legend(figure, [_handle(m) for m in methods], (table["origin"] == "specimen").any())
+    style.legend(figure, [_handle(m) for m in methods], table)
     return figure
 
 
 def _panel(ax: Axes, table: pd.DataFrame, sparsities: list[float]) -> None:
-    for method, rows in table.groupby("method", sort=False):
-        colour, marker = style.METHODS[str(method)]
+    for (method,), rows in style.split(table, "method"):
+        colour, marker = style.METHODS[method]
         rows = rows.sort_values("sparsity")
         at = [sparsities.index(s) for s in rows["sparsity"]]
-        look = style.marks(style.is_specimen(rows), colour)
+        look = style.marks(style.any_specimen(rows), colour)
         style.interval(
             ax, at, rows["ratio"], rows["ci_low"], rows["ci_high"], marker=marker, **look
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import AutoLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from keepset.errors import KeepsetError
 from keepset.store import replacing
@@ -27,12 +27,17 @@ GREY = "#777777"
 
 CYCLE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK, YELLOW)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-METHODS = {"dynamic": (BLUE, "o"), "windowed": (GREEN, "^"), "static": (VERMILION, "s")}
+METHODS = {
+    "dense": (BLACK, "o"),
+    "dynamic": (BLUE, "o"),
+    "windowed": (GREEN, "^"),
+    "static": (VERMILION, "s"),
+}
 
 WIDTH = 7.0  # inches: the text width of a two-column page
 SPECIMEN = "specimen, trained here"
 
-_RC = {
+_RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
     "axes.titlesize": 8,
@@ -107,73 +112,74 @@ def in_order(values: Iterable[Any]) -> list[Any]:
     return list(dict.fromkeys(values))
 
 
-def is_specimen(table: pd.DataFrame) -> bool:
-    """Whether the rows, all of one model, are of a model that this project trained."""
+def split(table: pd.DataFrame, *columns: str) -> Iterator[tuple[Any, pd.DataFrame]]:
+    """(values, rows) of each group, in the order in which groups first appear."""
+    yield from table.groupby(list(columns), sort=False)
+
+
+def any_specimen(table: pd.DataFrame) -> bool:
+    """Whether some rows are of a model that this project trained."""
     return bool((table["origin"] == "specimen").any())
 
 
 def panels(
-    keys: Sequence[tuple[str, str]], height: float = 1.6
+    keys: Sequence[tuple[str, str]], height: float = 1.6, *, share_y: bool = True
 ) -> tuple[Figure, dict[tuple[str, str], Axes]]:
-    """One panel per (row, column) pair, all on the same axes; absent pairs leave a gap.
-
-    A single column is folded into rows of three.
+    """One panel per (row, column) pair, all on one x axis; absent pairs leave a gap.
 
     Args:
-        keys: The pairs that are there, in order.
+        keys: The pairs that are there, in order. A single column is folded into rows of three,
+            each panel with a y axis of its own.
         height: Of a row of panels, in inches.
+        share_y: Whether the panels of a row share their y axis.
 
     Returns:
         The figure, and the axes of each pair.
     """
     rows, columns = in_order(r for r, _ in keys), in_order(c for _, c in keys)
-    if len(columns) == 1:
-        n_columns = min(3, len(rows))
-        place = {(r, columns[0]): divmod(at, n_columns) for at, r in enumerate(rows)}
-    else:
-        n_columns = len(columns)
-        place = {(r, c): (rows.index(r), columns.index(c)) for r, c in keys}
+    folded = len(columns) == 1
+    n_columns = min(3, len(rows)) if folded else len(columns)
+    place = {
+        (r, c): divmod(rows.index(r), n_columns) if folded else (rows.index(r), columns.index(c))
+        for r, c in keys
+    }
     n_rows = 1 + max(row for row, _ in place.values())
-    figure = Figure(figsize=(min(WIDTH, 1.0 + 2.4 * n_columns), 0.8 + height * n_rows))
-    axes = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
-    for at in np.ndindex(axes.shape):
-        if at not in place.values():
-            axes[at].set_visible(False)
-    found = {key: axes[at] for key, at in place.items()}
-    for (row, column), ax in place.items():
-        below = (ax[0] + 1, ax[1])
-        if below not in place.values():
-            found[row, column].tick_params(labelbottom=True)
-    return figure, found
+    figure = Figure(figsize=(min(WIDTH, 1.4 + 2.2 * n_columns), 0.9 + height * n_rows))
+    axes = figure.subplots(
+        n_rows,
+        n_columns,
+        sharex=True,
+        sharey="row" if share_y and not folded else False,
+        squeeze=False,
+    )
+    for at, ax in np.ndenumerate(axes):
+        ax.set_visible(at in place.values())
+    for row, column in place.values():
+        if (row + 1, column) not in place.values():
+            axes[row, column].tick_params(labelbottom=True)
+    return figure, {key: axes[at] for key, at in place.items()}
 
 
-def ratio_axis(axes: Iterable[Axes], values: Iterable[float]) -> None:
-    """A log axis of ratios, with a line at 1 (dense) and plain numbers for ticks.
-
-    Args:
-        axes: Panels that share their y axis.
-        values: Everything that is drawn, to choose tick marks that a reader can count by.
-    """
-    known = np.array([v for v in values if np.isfinite(v)] or [1.0])
-    low, high = min(1.0, known.min()), max(1.0, known.max())
-    decades = np.log10(high / low)
+def ratio_axes(axes: Iterable[Axes]) -> None:
+    """Log axes of ratios, once drawn on: a line at 1 (dense), plain numbers for ticks."""
+    axes = list(axes)
     for ax in axes:
         ax.set_yscale("log")
         ax.axhline(1, color=GREY, linewidth=0.7, linestyle=":", zorder=0)
-        if decades < 0.7:
-            ax.yaxis.set_major_locator(AutoLocator())
-        else:
-            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 1.7 else (1,)))
+    for ax in axes:
+        low, high = ax.get_ylim()
+        decades = np.log10(high / low)
+        # The default of a log axis, powers of ten, leaves a narrow range with one tick or none.
+        if decades < 1.7:
+            subs = (1, 1.5, 2, 3, 5) if decades < 0.8 else (1, 2, 5)
+            ax.yaxis.set_major_locator(MaxNLocator(5) if decades < 0.3 else LogLocator(subs=subs))
+            ax.yaxis.set_minor_locator(NullLocator())
         ax.yaxis.set_major_formatter(FuncFormatter(_plain))
         ax.yaxis.set_minor_formatter(NullFormatter())
-        if decades < 1.7:
-            ax.yaxis.set_minor_locator(NullLocator())
 
 
 def _plain(value: float, _: int) -> str:
-    if value >= 1e4:
-        return f"$10^{{{np.log10(value):.0f}}}$" if np.log10(value) % 1 == 0 else f"{value:.0e}"
-    return f"{value:g}"
+    return f"{value:g}" if value < 1e4 else f"$10^{{{np.log10(value):.0f}}}$"
 
 
 def interval(ax: Axes, x: Any, y: Any, low: Any, high: Any, **style: Any) -> None:
@@ -193,14 +199,20 @@ def marks(specimen: bool, colour: str) -> dict[str, Any]:
     }
 
 
-def legend(figure: Figure, handles: list[Line2D], specimens: bool) -> None:
-    """One legend under the panels, with a line on specimens where there are any."""
-    if specimens:
-        handles = [
-            *handles,
-            Line2D([], [], linestyle="", marker="o", label=SPECIMEN, **marks(True, GREY)),
-        ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6))
+def legend(figure: Figure, handles: Sequence[Line2D], table: pd.DataFrame) -> None:
+    """One legend above the panels; it explains hollow marks where `table` has specimens."""
+    if any_specimen(table):
+        mark = Line2D([], [], linestyle="", marker="o", label=SPECIMEN, **marks(True, GREY))
+        handles = [*handles, mark]
+    # Inches of an entry: its line and the space around it, then its letters.
+    widths = [0.54 + 0.047 * len(str(handle.get_label())) for handle in handles]
+    n_rows = n_columns = len(handles)
+    for n_rows in range(1, len(handles) + 1):
+        n_columns = -(-len(handles) // n_rows)
+        # A legend is filled column by column, the first columns being the longer ones.
+        if sum(map(max, np.array_split(widths, n_columns))) < figure.get_figwidth():
+            break
+    figure.legend(handles=list(handles), loc="outside upper center", ncols=n_columns)
 
 
 def percent(sparsity: float) -> str:

@@ -76,6 +76,8 @@ def load(
     Raises:
         ModelError: the checkpoint is gone, incomplete or damaged, or it lacks parameters.
     """
+    # A checkpoint loads in a second or two; jobs report progress of their own.
+    transformers.utils.logging.disable_progress_bar()
     where, folder = f"models.{info['name']}", _folder(info)
     check(where, folder, info["trust_remote_code"])
     with explained(f"{where}: cannot load {folder}"):

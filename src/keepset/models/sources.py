@@ -177,5 +177,4 @@ def _without_quantization(model: PreTrainedModel) -> PreTrainedModel:
     with torch.device("meta"):
         fresh = type(model)(type(model.config).from_dict(content))
     fresh.load_state_dict(model.state_dict(keep_vars=True), assign=True)
-    fresh.tie_weights()
     return fresh

@@ -1,15 +1,15 @@
-"""Models, corpora and tasks, made ready."""
+"""Models, and corpora in one model's tokens, made ready."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from keepset import models, store, text
-from keepset.settings import Corpus, Model, Task
+from keepset.settings import Model
 
 PathLike = str | Path
 
@@ -19,29 +19,6 @@ def prepare_model(name: str, source: Mapping[str, Any], output: PathLike) -> Non
     output = Path(output)
     info = models.prepare(name, Model.model_validate(source), output.parent)
     store.write_json(info, output)
-
-
-def prepare_corpus(name: str, corpus: Mapping[str, Any], seed: int, output: PathLike) -> None:
-    """Read a corpus and split it into calibration, evaluation and held-out text."""
-    table = text.prepare_corpus(name, Corpus.model_validate(corpus), seed)
-    store.write_table(table, output, {"corpus": dict(corpus), "seed": seed})
-
-
-def prepare_task(
-    name: str,
-    task: Mapping[str, Any],
-    corpora: Sequence[PathLike],
-    seed: int,
-    output: PathLike,
-) -> None:
-    """Load the items of a task, or build them from `corpora`, tables named after their corpus."""
-    settings = Task.model_validate(task)
-    if settings.kind == "built":
-        tables = {Path(path).stem: pd.read_parquet(path) for path in corpora}
-        items = text.build_items(name, settings, tables, seed)
-    else:
-        items = text.load_items(name, settings)
-    text.save_items(items, output)
 
 
 def tokenize_corpus(

@@ -1,6 +1,6 @@
 """Text: corpora to blocks of tokens, tasks to items."""
 
-from keepset.text.blocks import Blocks, load_blocks, make_blocks, save_blocks
+from keepset.text.blocks import Blocks, cut_blocks, load_blocks, make_blocks, save_blocks
 from keepset.text.corpora import prepare_corpus
 from keepset.text.sources import read_documents
 from keepset.text.tasks import (
@@ -18,6 +18,7 @@ __all__ = [
     "Encoded",
     "Item",
     "build_items",
+    "cut_blocks",
     "encode_items",
     "load_blocks",
     "load_items",

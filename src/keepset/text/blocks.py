@@ -153,6 +153,20 @@ def make_blocks(
     return blocks
 
 
+def cut_blocks(
+    documents: list[str], tokenizer: PreTrainedTokenizerBase, block: int, name: str
+) -> torch.Tensor:
+    """Cut whole texts, joined, into consecutive blocks: (n, T) int64; a shorter rest is dropped.
+
+    Raises:
+        TextError: the text is too short for one block.
+    """
+    table = pd.DataFrame({"split": "evaluation", "text": documents})
+    # No token is shorter than a character, so this many blocks are never reached.
+    most = sum(map(len, documents)) + len(documents)
+    return _Streams(name, table, tokenizer, block).first("evaluation", most).ids
+
+
 def save_blocks(blocks: Blocks, path: str | Path) -> None:
     """Write blocks as safetensors, atomically; the fingerprint goes into the metadata."""
     tensors = {name: getattr(blocks, name).contiguous().clone() for name in _TENSORS}

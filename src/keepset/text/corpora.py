@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from itertools import count, pairwise
+from itertools import count, pairwise, zip_longest
+from typing import Any, TypeVar
 
 import pandas as pd
 
@@ -16,6 +17,9 @@ from keepset.text.sources import read_documents
 SHARES = {"calibration": 0.4, "evaluation": 0.3, "heldout": 0.3}
 """The share of a split corpus, by characters, that each split gets."""
 
+T = TypeVar("T")
+
+_NOTHING: Any = object()
 _Rows = list[tuple[int, str]]  # (document, text)
 
 _LARGE = 0.1  # A document with more than this share of the text is cut, so that shares come out.
@@ -32,8 +36,8 @@ def prepare_corpus(name: str, corpus: Corpus, seed: int) -> pd.DataFrame:
     their text and `seed` decide, go one by one to the split that is furthest behind its share
     (`SHARES`). A document with more than a tenth of the text is first cut, at blank lines, into
     parts of about 2,000 characters that then count as documents. Within a split, long documents
-    are cut into sections of about 8,000 characters, and these stand in an order of the same kind,
-    so that the first tokens of a split come from many documents and not from one speech.
+    are cut into sections of about 8,000 characters, and the documents take turns with theirs, so
+    that the first tokens of a split come from many documents and not from one long speech.
 
     A corpus with separate sources keeps their documents whole and in their order.
 
@@ -68,9 +72,14 @@ def prepare_corpus(name: str, corpus: Corpus, seed: int) -> pd.DataFrame:
 
 def join_documents(texts: Iterable[str]) -> str:
     """One text: a blank line after each document, unless it ends with a line end of its own."""
-    texts = list(texts)
-    ends = ["" if text.endswith("\n") else "\n\n" for text in texts[:-1]]
-    return "".join(text + end for text, end in zip(texts, [*ends, ""], strict=True))
+    *others, last = [*texts] or [""]
+    return "".join(text if text.endswith("\n") else f"{text}\n\n" for text in others) + last
+
+
+def take_turns(queues: Iterable[Iterable[T]]) -> list[T]:
+    """The first of each queue, then the second of each, and so on until all are used up."""
+    rounds = zip_longest(*queues, fillvalue=_NOTHING)
+    return [value for values in rounds for value in values if value is not _NOTHING]
 
 
 def paragraphs(text: str) -> list[str]:
@@ -101,16 +110,17 @@ def _split(name: str, texts: list[str], seed: int) -> dict[str, _Rows]:
     if len(documents) < len(SHARES):
         raise TextError(
             f"corpora.{name}.text: too little text to split into {', '.join(SHARES)}"
-            f" ({sum(map(len, texts))} characters, {len(documents)} documents); give more text, or"
-            " separate calibration and evaluation sources"
+            f" ({sum(map(len, texts))} characters, {len(documents)} documents; one document is cut"
+            " at blank lines only); give more text, or separate calibration and evaluation sources"
         )
-    splits: dict[str, _Rows] = {split: [] for split in SHARES}
+    splits: dict[str, list[_Rows]] = {split: [] for split in SHARES}
     filled = dict.fromkeys(SHARES, 0.0)
     for number, text in sorted(documents, key=order):
         split = min(filled, key=filled.__getitem__)
-        splits[split] += [(number, section) for section in _cut(text, _SECTION)]
+        sections = [(number, section) for section in _cut(text, _SECTION)]
+        splits[split].append(sorted(sections, key=order))
         filled[split] += len(text) / SHARES[split]
-    return {split: sorted(rows, key=order) for split, rows in splits.items()}
+    return {split: take_turns(rows) for split, rows in splits.items()}
 
 
 def _cut(text: str, size: int) -> list[str]:

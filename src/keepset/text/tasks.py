@@ -6,7 +6,7 @@ import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from itertools import chain, islice, zip_longest
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ import pandas as pd
 from keepset.errors import TextError
 from keepset.settings import Task, TextSource
 from keepset.store import fingerprint, replacing
+from keepset.text.corpora import take_turns
 from keepset.text.formats import format_of, read_text
 from keepset.text.passages import passages
 from keepset.text.sources import find_files, read_records
@@ -68,9 +69,8 @@ def build_items(
         UserWarning: there are fewer items than asked for.
     """
     found = {corpus: _passages(name, task, corpora, corpus, seed) for corpus in task.corpora or ()}
-    columns = ([(corpus, *pair) for pair in pairs] for corpus, pairs in found.items())
-    turns = chain.from_iterable(zip_longest(*columns))
-    chosen = list(islice((turn for turn in turns if turn is not None), task.items))
+    queues = ([(corpus, *pair) for pair in pairs] for corpus, pairs in found.items())
+    chosen = take_turns(queues)[: task.items]
     counts = ", ".join(f"{corpus} {len(pairs)}" for corpus, pairs in found.items())
     if not chosen:
         raise TextError(
@@ -83,7 +83,7 @@ def build_items(
             f"tasks.{name}: {task.items} items were asked for, {len(chosen)} found ({counts})",
             stacklevel=2,
         )
-    return [Item(number, *turn) for number, turn in enumerate(chosen)]
+    return [Item(number, *passage) for number, passage in enumerate(chosen)]
 
 
 def load_items(name: str, task: Task) -> list[Item]:

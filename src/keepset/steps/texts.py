@@ -1,0 +1,37 @@
+"""Corpora and tasks, made ready. No model is needed, so none of its libraries is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from keepset import store, text
+from keepset.settings import Corpus, Task
+
+PathLike = str | Path
+
+
+def prepare_corpus(name: str, corpus: Mapping[str, Any], seed: int, output: PathLike) -> None:
+    """Read a corpus and split it into calibration, evaluation and held-out text."""
+    table = text.prepare_corpus(name, Corpus.model_validate(corpus), seed)
+    store.write_table(table, output, {"corpus": dict(corpus), "seed": seed})
+
+
+def prepare_task(
+    name: str,
+    task: Mapping[str, Any],
+    corpora: Sequence[PathLike],
+    seed: int,
+    output: PathLike,
+) -> None:
+    """Load the items of a task, or build them from `corpora`, tables named after their corpus."""
+    settings = Task.model_validate(task)
+    if settings.kind == "built":
+        tables = {Path(path).stem: pd.read_parquet(path) for path in corpora}
+        items = text.build_items(name, settings, tables, seed)
+    else:
+        items = text.load_items(name, settings)
+    text.save_items(items, output)

@@ -1,0 +1,285 @@
+"""Result tables as files: CSV with every digit for machines, LaTeX with intervals for readers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from keepset.errors import KeepsetError
+from keepset.store import replacing
+
+_SPECIAL = {character: "\\" + character for character in "&%$#_{}"}
+_SPECIAL |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
+_NOTHING = "--"
+
+Cells = list[list[str]]
+
+
+class _Layout(NamedTuple):
+    """How one file is made: which table, which of its rows, and what LaTeX shows of them."""
+
+    source: str
+    select: Callable[[pd.DataFrame], pd.DataFrame]
+    cells: Callable[[pd.DataFrame], tuple[list[str], Cells]]
+    caption: str
+
+
+def write_tables(
+    tables: dict[str, pd.DataFrame], folder: str | Path, confidence: float | None = None
+) -> list[Path]:
+    """Write perplexity, dial, capability, trend and correlations, each as .csv and .tex.
+
+    Args:
+        tables: Any of `ratios`, `capability` and `trend` (what keepset.significance returns) and
+            `correlation`. A table without rows gives files with a head only.
+        folder: Where the files go.
+        confidence: Level of the intervals, for the captions.
+
+    Returns:
+        The paths written.
+
+    Raises:
+        KeepsetError: a table of another name, or one that lacks a column.
+    """
+    known = {layout.source for layout in _LAYOUTS.values()}
+    if unknown := set(tables) - known:
+        raise KeepsetError(
+            f"tables: cannot write {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}"
+        )
+    level = "" if confidence is None else _percent(confidence).replace("%", r"\%") + " "
+    paths = []
+    for name, layout in _LAYOUTS.items():
+        if layout.source not in tables:
+            continue
+        table = tables[layout.source]
+        try:
+            rows = layout.select(table) if len(table) else table
+            head, cells = layout.cells(rows) if len(rows) else ([], [])
+        except KeyError as error:
+            raise KeepsetError(f"table {layout.source}: missing column {error}") from None
+        text = latex(head, cells, layout.caption.format(level=level), f"tab:{name}")
+        paths += [_write(rows.to_csv(index=False, lineterminator="\n"), folder, f"{name}.csv")]
+        paths += [_write(text, folder, f"{name}.tex")]
+    return paths
+
+
+def _write(text: str, folder: str | Path, name: str) -> Path:
+    path = Path(folder) / name
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+    return path
+
+
+def escape(text: str) -> str:
+    """Text that LaTeX prints as it is."""
+    return "".join(_SPECIAL.get(character, character) for character in text)
+
+
+def number(value: float) -> str:
+    """Four significant digits, three decimals at most, as LaTeX; `--` for what is not known."""
+    if math.isnan(value):
+        return _NOTHING
+    if math.isinf(value):
+        return r"$\infty$" if value > 0 else r"$-\infty$"
+    power = int(f"{value:.3e}".partition("e")[2])
+    if power >= 5:
+        return rf"${value / 10**power:.2f} \times 10^{{{power}}}$"
+    digits = 3 - min(max(power, 0), 3)
+    # Adding zero turns a rounded -0.0 into 0.0.
+    return f"{round(value, digits) + 0.0:,.{digits}f}".replace("-", "$-$")
+
+
+def p_value(value: float) -> str:
+    """Three decimals, or that it is smaller."""
+    if math.isnan(value):
+        return _NOTHING
+    return "$<$ 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def latex(head: Sequence[str], cells: Cells, caption: str, label: str) -> str:
+    """A longtable in the manner of booktabs.
+
+    Args:
+        head: Column names, plain text.
+        cells: Rows of LaTeX.
+        caption: LaTeX.
+        label: For cross references.
+
+    Returns:
+        The source of the table.
+    """
+    columns = "l" * max(1, len(head))
+    title = " & ".join(escape(name) for name in head) + r" \\"
+    body = [" & ".join(row) + r" \\" for row in cells] or [r"no measurements \\"]
+    return "\n".join(
+        [
+            r"% needs \usepackage{booktabs,longtable}",
+            rf"\begin{{longtable}}{{{columns}}}",
+            rf"\caption{{{caption}}} \label{{{label}}} \\",
+            r"\toprule",
+            *([title, r"\midrule"] if head else []),
+            r"\endhead",
+            r"\bottomrule",
+            r"\endfoot",
+            *body,
+            r"\end{longtable}",
+            "",
+        ]
+    )
+
+
+def _with_interval(value: float, low: float, high: float, mark: str = "") -> str:
+    if math.isnan(low):
+        return number(value) + mark
+    interval = rf"{{\scriptsize [{number(low)}, {number(high)}]}}"
+    return rf"\shortstack{{{number(value)}{mark}\\{interval}}}"
+
+
+def _ratio(row: Any) -> str:
+    return _with_interval(row.ratio, row.ci_low, row.ci_high, "$^{=}$" if row.equivalent else "")
+
+
+def _percent(sparsity: float) -> str:
+    return f"{100 * sparsity:g}%"
+
+
+def _records(table: pd.DataFrame) -> Iterator[Any]:
+    yield from table.itertuples()
+
+
+def _in_order(values: Iterable[Any]) -> list[Any]:
+    return list(dict.fromkeys(values))
+
+
+def _wide(
+    table: pd.DataFrame, rows: Sequence[str], column: str, names: Sequence[Any]
+) -> tuple[list[list[Any]], Cells]:
+    """Ratios as a cross table: the values of `rows`, and a cell for each of `names`."""
+    heads: list[list[Any]] = []
+    cells: Cells = []
+    for values, group in table.groupby(list(rows), sort=False):
+        found = {getattr(row, column): _ratio(row) for row in _records(group)}
+        heads.append(list(values))
+        cells.append([found.get(name, _NOTHING) for name in names])
+    return heads, cells
+
+
+def _perplexity(table: pd.DataFrame) -> tuple[list[str], Cells]:
+    sparsities = sorted(table["sparsity"].unique())
+    keys = ["model", "corpus", "ppl_dense", "score", "method"]
+    heads, cells = _wide(table, keys, "sparsity", sparsities)
+    rows = [
+        [escape(model), escape(corpus), number(dense), escape(score), escape(method), *own]
+        for (model, corpus, dense, score, method), own in zip(heads, cells, strict=True)
+    ]
+    head = ["model", "corpus", "dense", "score", "method"]
+    return [*head, *(_percent(s) for s in sparsities)], rows
+
+
+def _dial(table: pd.DataFrame) -> tuple[list[str], Cells]:
+    choices = _in_order(sorted(table["choice"], reverse=True))  # oracle before causal
+    keys = ["model", "corpus", "score", "sparsity", "window"]
+    order = table["window"].map(lambda w: np.inf if w == "sequence" else float(w))
+    dial = table.groupby(keys[:-1], sort=False).ngroup()
+    table = table.assign(dial=dial, order=order).sort_values(["dial", "order"], kind="stable")
+    heads, cells = _wide(table, keys, "choice", choices)
+    rows = [
+        [*map(escape, (model, corpus, score, _percent(sparsity), window)), *own]
+        for (model, corpus, score, sparsity, window), own in zip(heads, cells, strict=True)
+    ]
+    return ["model", "corpus", "score", "sparsity", "W", *choices], rows
+
+
+def _on_the_dial(ratios: pd.DataFrame) -> pd.DataFrame:
+    keys = ["model", "corpus", "score", "sparsity"]
+    windowed = ratios.loc[ratios["method"] == "windowed", keys].drop_duplicates()
+    return ratios[ratios["method"].isin(["dynamic", "windowed"])].merge(windowed, on=keys)
+
+
+def _capability(table: pd.DataFrame) -> tuple[list[str], Cells]:
+    head = ["model", "task", "n", "method", "sparsity", "W", "choice", "accuracy", "difference"]
+    rows = []
+    for row in _records(table):
+        accuracy = _with_interval(row.accuracy, row.ci_low, row.ci_high)
+        same = row.equivalent is not pd.NA and bool(row.equivalent)
+        mark = "$^{=}$" if same else ""
+        difference = _with_interval(row.difference, row.diff_low, row.diff_high, mark)
+        names = (row.model, row.task, str(row.n), row.method, _percent(row.sparsity))
+        own = [*names, row.window, row.choice]
+        own = [_NOTHING if value == "none" else escape(value) for value in own]
+        rows.append([*own, accuracy, difference, p_value(row.p_holm)])
+    return [*head, "p"], rows
+
+
+def _trend(table: pd.DataFrame) -> tuple[list[str], Cells]:
+    head = ["model", "corpus", "score", "sparsity", "choice", "blocks", "L", "p", "monotone"]
+    return head, [
+        [
+            *map(escape, (row.model, row.corpus, row.score, _percent(row.sparsity), row.choice)),
+            str(row.n_blocks),
+            number(row.statistic),
+            p_value(row.p_holm),
+            "yes" if row.monotone else "no",
+        ]
+        for row in _records(table)
+    ]
+
+
+def _correlations(table: pd.DataFrame) -> tuple[list[str], Cells]:
+    impacts = _in_order(table["impact"])
+    rows = []
+    for (model, corpus), group in table.groupby(["model", "corpus"], sort=False):
+        found = {
+            row.impact: _with_interval(row.spearman, row.ci_low, row.ci_high)
+            for row in _records(group)
+        }
+        rows.append(
+            [escape(str(model)), escape(str(corpus)), *(found.get(i, _NOTHING) for i in impacts)]
+        )
+    return ["model", "corpus", *impacts], rows
+
+
+_SAME = "$^{{=}}$: equivalent to dense within the study's margin."
+
+_LAYOUTS = {
+    "perplexity": _Layout(
+        "ratios",
+        lambda t: t[t["method"].isin(["static", "dynamic"])],
+        _perplexity,
+        "Token perplexity relative to dense, by sparsity, with {level}intervals of a paired"
+        " bootstrap (BCa) over blocks. The column ``dense'' is the dense perplexity. " + _SAME,
+    ),
+    "dial": _Layout(
+        "ratios",
+        _on_the_dial,
+        _dial,
+        "Token perplexity relative to dense when one keep set is held for $W$ tokens, with"
+        " {level}intervals of a paired bootstrap (BCa) over blocks. " + _SAME,
+    ),
+    "capability": _Layout(
+        "capability",
+        lambda t: t,
+        _capability,
+        "Last-word accuracy with Wilson's {level}intervals; its difference from dense on the same"
+        " items with Tango's; $p$: exact McNemar, Holm over model and task. " + _SAME,
+    ),
+    "trend": _Layout(
+        "trend",
+        lambda t: t,
+        _trend,
+        "Page's test that perplexity rises with the window, blocks as subjects; $p$: Holm over"
+        " model and corpus; monotone: perplexity over all blocks rises at every step.",
+    ),
+    "correlations": _Layout(
+        "correlation",
+        lambda t: t[t["layer"] == -1],
+        _correlations,
+        "Spearman's correlation of mean $|h|$ with each notion of impact: mean over layers, with"
+        " {level}intervals of a two-stage bootstrap over layers and neurons.",
+    ),
+}

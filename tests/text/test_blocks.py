@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import copy
+import warnings
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_prose import make_prose
+from safetensors.torch import load_file, save_file
+from tokenizers import processors
+from transformers import PreTrainedTokenizerFast
+
+from keepset.errors import TextError
+from keepset.text.blocks import Blocks, load_blocks, make_blocks, save_blocks
+from keepset.text.corpora import join_documents
+
+
+def _table(calibration: list[str], evaluation: list[str], own_sources: bool) -> pd.DataFrame:
+    rows = [("calibration", text) for text in calibration]
+    rows += [("evaluation", text) for text in evaluation]
+    table = pd.DataFrame(rows, columns=["split", "text"])
+    table["document"] = range(len(table))
+    return table.assign(source=table["split"] if own_sources else "text")
+
+
+def _ids(bpe: PreTrainedTokenizerFast, texts: list[str]) -> list[int]:
+    return bpe(join_documents(texts), add_special_tokens=False)["input_ids"]
+
+
+@pytest.fixture
+def table() -> pd.DataFrame:
+    return _table([make_prose(1, 40)], [make_prose(2, 20), make_prose(3, 20)], own_sources=False)
+
+
+documents = st.lists(
+    st.integers(0, 50).flatmap(
+        lambda seed: st.integers(1, 30).map(lambda size: make_prose(seed, size))
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(documents, documents, st.booleans(), st.integers(2, 48), st.integers(1, 12))
+def test_blocks_put_together_are_the_start_of_the_stream(
+    bpe: PreTrainedTokenizerFast,
+    calibration: list[str],
+    evaluation: list[str],
+    own_sources: bool,
+    block: int,
+    count: int,
+) -> None:
+    table = _table(calibration, evaluation, own_sources)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        blocks = make_blocks("made", table, bpe, block, count * block - 1, count * block - 1)
+    stream, reported = _ids(bpe, calibration), _ids(bpe, evaluation)
+    chosen, scored = blocks.calibration.flatten().tolist(), blocks.evaluation.flatten().tolist()
+    lead_in = blocks.lead_in.flatten().tolist()
+    assert chosen == stream[: min(count, len(stream) // block) * block]
+    if own_sources:
+        assert scored == reported[: min(count, len(reported) // block) * block]
+        after = stream[len(chosen) : len(chosen) + block]
+        assert lead_in == (after if len(after) == block else chosen[-block:])
+    else:
+        assert lead_in + scored == reported[: min(count + 1, len(reported) // block) * block]
+        assert len(lead_in) == block
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.text(min_size=40, max_size=300), min_size=1, max_size=4), st.integers(2, 9))
+def test_bytes_are_those_of_the_predicted_tokens(
+    bpe: PreTrainedTokenizerFast, texts: list[str], block: int
+) -> None:
+    table = _table(["x" * 200], texts, own_sources=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        blocks = make_blocks("made", table, bpe, block, block, 10**6)
+    whole = bpe(join_documents(texts), add_special_tokens=False, return_offsets_mapping=True)
+    starts = [whole["offset_mapping"][i * block][1] for i in range(len(blocks.evaluation))]
+    ends = [whole["offset_mapping"][(i + 1) * block - 1][1] for i in range(len(blocks.evaluation))]
+    text = join_documents(texts)
+    spans = [text[start:end] for start, end in zip(starts, ends, strict=True)]
+    assert blocks.n_bytes.tolist() == [len(span.encode()) for span in spans]
+    assert blocks.n_words.tolist() == [len(span.split()) for span in spans]
+    # With the first token of each block, the blocks cover the stream up to their end: no byte is
+    # lost or counted twice.
+    firsts = sum(
+        len(text[0 if i == 0 else ends[i - 1] : starts[i]].encode()) for i in range(len(starts))
+    )
+    assert firsts + int(blocks.n_bytes.sum()) == len(text[: ends[-1]].encode())
+
+
+def test_counts_of_a_text_known_by_hand(bpe: PreTrainedTokenizerFast) -> None:
+    """One block that holds the whole text: all but its first token count."""
+    text = "Zwölf Boxkämpfer jagen Viktor"
+    ids = _ids(bpe, [text])
+    blocks = make_blocks("m", _table(["x" * 200], [text], True), bpe, len(ids), 2, 2)
+    assert bpe.decode(ids[:1]) == "Z"
+    assert blocks.n_tokens.tolist() == [len(ids) - 1]
+    assert blocks.n_bytes.tolist() == [len(text.encode()) - 1]
+    assert blocks.n_words.tolist() == [4]
+
+
+def test_offsets_that_leave_out_spaces_count_the_same_bytes(
+    bpe: PreTrainedTokenizerFast, table: pd.DataFrame
+) -> None:
+    trimming = copy.deepcopy(bpe)
+    trimming.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    assert trimming("a b", return_offsets_mapping=True)["offset_mapping"][-1] == (2, 3)
+    plain = make_blocks("made", table, bpe, 16, 64, 640)
+    assert make_blocks("made", table, trimming, 16, 64, 640).n_bytes.equal(plain.n_bytes)
+
+
+def test_a_long_text_is_not_tokenised_whole(
+    bpe: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = _table([make_prose(1, 3000)], [make_prose(2, 3000)], own_sources=False)
+    lengths = []
+    encode = type(bpe).__call__
+
+    def recording(self: object, text: str, **options: object) -> object:
+        lengths.append(len(text))
+        return encode(self, text, **options)
+
+    monkeypatch.setattr(type(bpe), "__call__", recording)
+    make_blocks("made", table, bpe, 32, 256, 256)
+    assert sum(lengths) < 20_000 < len(table["text"][0])
+
+
+def test_types_and_shapes(bpe: PreTrainedTokenizerFast, table: pd.DataFrame) -> None:
+    blocks = make_blocks("made", table, bpe, 32, 100, 65)
+    assert blocks.calibration.shape == (4, 32)
+    assert blocks.lead_in.shape == (1, 32)
+    assert blocks.evaluation.shape == (3, 32)
+    assert blocks.n_tokens.tolist() == [31, 31, 31]
+    assert {t.dtype for t in vars(blocks).values() if isinstance(t, torch.Tensor)} == {torch.int64}
+    assert bpe.bos_token_id not in blocks.evaluation
+
+
+def test_a_table_without_sources_counts_as_split(
+    bpe: PreTrainedTokenizerFast, table: pd.DataFrame
+) -> None:
+    bare = make_blocks("made", table.drop(columns="source"), bpe, 16, 64, 64)
+    assert bare.fingerprint == make_blocks("made", table, bpe, 16, 64, 64).fingerprint
+
+
+def test_the_fingerprint_tells_ids_and_block_apart(
+    bpe: PreTrainedTokenizerFast, table: pd.DataFrame
+) -> None:
+    made = {
+        make_blocks("made", chosen, bpe, block, calibration, 64).fingerprint
+        for chosen, block, calibration in (
+            (table, 16, 64),
+            (table, 32, 64),
+            (table, 16, 96),
+            (table[::-1], 16, 64),
+        )
+    }
+    assert len(made) == 4
+    assert make_blocks("other", table, bpe, 16, 64, 64).fingerprint in made
+
+
+def test_fewer_blocks_than_asked_for_are_used_with_a_warning(
+    bpe: PreTrainedTokenizerFast, table: pd.DataFrame
+) -> None:
+    with pytest.warns(
+        UserWarning, match=r"corpora\.made: (calibration|evaluation) has \d+ "
+    ) as caught:
+        blocks = make_blocks("made", table, bpe, 64, 10**6, 10**6)
+    assert len(caught) == 2
+    assert f"evaluation has {len(blocks.evaluation)} blocks of 64 tokens" in str(caught[1].message)
+
+
+@pytest.mark.parametrize(
+    ("short", "own_sources", "needed"),
+    [("calibration", False, 32), ("evaluation", False, 64), ("evaluation", True, 32)],
+)
+def test_too_little_text_for_one_block(
+    bpe: PreTrainedTokenizerFast, short: str, own_sources: bool, needed: int
+) -> None:
+    texts = {"calibration": [make_prose(1, 9)], "evaluation": [make_prose(2, 9)], short: ["abc"]}
+    table = _table(**texts, own_sources=own_sources)
+    message = rf"corpora\.made: the {short} text has \d tokens, {needed} are needed"
+    with pytest.raises(TextError, match=message):
+        make_blocks("made", table, bpe, 32, 64, 64)
+
+
+def test_a_slow_tokenizer_is_refused(table: pd.DataFrame) -> None:
+    class Slow:
+        is_fast = False
+        name_or_path = "org/slow"
+
+    with pytest.raises(TextError, match="tokenizer org/slow gives no character offsets"):
+        make_blocks("made", table, Slow(), 32, 64, 64)
+
+
+@pytest.fixture
+def blocks(bpe: PreTrainedTokenizerFast, table: pd.DataFrame) -> Blocks:
+    return make_blocks("made", table, bpe, 16, 64, 64)
+
+
+def test_blocks_are_read_as_they_were_written(tmp_path: Path, blocks: Blocks) -> None:
+    save_blocks(blocks, tmp_path / "b.safetensors")
+    read = vars(load_blocks(tmp_path / "b.safetensors"))
+    for name, value in vars(blocks).items():
+        assert value.equal(read[name]) if isinstance(value, torch.Tensor) else value == read[name]
+    assert [path.name for path in tmp_path.iterdir()] == ["b.safetensors"]
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "other tensors", "changed", "no metadata"])
+def test_damaged_blocks_are_refused(tmp_path: Path, blocks: Blocks, damage: str) -> None:
+    path = tmp_path / "b.safetensors"
+    save_blocks(blocks, path)
+    tensors, metadata = load_file(path), {"fingerprint": blocks.fingerprint}
+    if damage == "missing":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(path.read_bytes()[:-9])
+    elif damage == "other tensors":
+        save_file({"x": torch.zeros(1)}, path, metadata)
+    elif damage == "changed":
+        tensors["n_bytes"][0] += 1
+        save_file(tensors, path, metadata)
+    else:
+        save_file(tensors, path)
+    with pytest.raises(TextError, match=r"b\.safetensors: "):
+        load_blocks(path)

@@ -1,0 +1,146 @@
+"""A whole study that runs in seconds: two tiny random models, a tiny corpus, a task."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+WORDS = ("river", "stone", "winter", "market", "garden", "letter", "harbour", "summer", "doctor")
+
+
+def prose(seed: int, paragraphs: int) -> str:
+    """Made-up sentences whose words recur, so that passages with a told last word exist."""
+    rng = np.random.default_rng(seed)
+    return "\n\n".join(
+        " ".join(
+            " ".join(rng.choice(WORDS, 7)).capitalize() + "."
+            for _ in range(int(rng.integers(5, 9)))
+        )
+        for _ in range(paragraphs)
+    )
+
+
+def write_corpus(folder: Path) -> None:
+    (folder / "letters").mkdir(parents=True)
+    for part in range(12):
+        (folder / f"letters/{part:02d}.txt").write_text(prose(part, 4) + "\n")
+
+
+def study(folder: Path) -> dict[str, Any]:
+    """The configuration of the tiny study, with its data under `folder`."""
+    config = yaml.safe_load((ROOT / "config.yaml").read_text())
+    sparsities = [0.5, 0.9]
+    return {
+        **config,
+        "study": "tiny",
+        "device": "cpu",
+        "dtype": "float32",
+        "models": {"llama": {"path": str(folder / "models/llama")}},
+        "specimens": str(folder / "specimens"),
+        "corpora": {"letters": {"text": {"path": str(folder / "letters/*.txt")}, "ablation": True}},
+        "text": {
+            "block": 32,
+            "calibration_tokens": 128,
+            "evaluation_tokens": 128,
+            "specimen_evaluation_tokens": 160,
+            "batch_tokens": 64,
+        },
+        "tasks": {
+            "last-word": {
+                "kind": "built",
+                "corpora": ["letters"],
+                "items": 12,
+                "min_words": 10,
+                "max_words": 30,
+            }
+        },
+        "grid": {
+            "static": {"scores": config["grid"]["static"]["scores"], "sparsities": sparsities},
+            "dynamic": {"scores": ["magnitude"], "sparsities": sparsities},
+            "windowed": {
+                "scores": ["magnitude"],
+                "sparsities": sparsities,
+                "windows": [1, 4, "sequence"],
+                "choices": ["oracle", "causal"],
+            },
+        },
+        "random_seeds": 2,
+        "capability": {"score": "magnitude", "sparsity": 0.9, "window": 8, "corpus": "letters"},
+        "ablation": {"units": 16, "tokens": 32},
+        "statistics": {"resamples": 199},
+    }
+
+
+class Study:
+    """A working directory with the workflow's files linked in and a configuration of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config = study(folder / "data")
+
+    def write(self) -> None:
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(self.config, sort_keys=False))
+
+    def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """`snakemake --cores 2 ...` on this study."""
+        self.write()
+        environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+        }
+        done = subprocess.run(
+            ["snakemake", "--cores", "2", "--directory", str(self.folder), *arguments],
+            cwd=self.folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if check and done.returncode:
+            raise AssertionError(f"snakemake failed:\n{done.stdout}\n{done.stderr}")
+        return done
+
+    def planned(self, *arguments: str) -> set[str]:
+        """The rules that a dry run would execute."""
+        done = self.run("--dry-run", "--quiet", "rules", *arguments)
+        lines = done.stdout.splitlines() + done.stderr.splitlines()
+        table = [line.split() for line in lines]
+        return {row[0] for row in table if len(row) == 2 and row[1].isdigit()} - {"total", "all"}
+
+    def results(self) -> Path:
+        return self.folder / "results/tiny"
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_checkpoint: Path,
+    tiny_model: Callable[..., Any],
+    tiny_tokenizer: Any,
+) -> Study:
+    """The tiny study, run to its end. Tests that change it put it back."""
+    folder = tmp_path_factory.mktemp("study")
+    for name in ("Snakefile", "workflow", "src", "envs", "profiles"):
+        source = ROOT / name
+        copy = shutil.copytree if source.is_dir() else shutil.copy
+        copy(source, folder / name)
+    write_corpus(folder / "data")
+    shutil.copytree(tiny_checkpoint, folder / "data/models/llama")
+    specimen = folder / "data/specimens/relu"
+    tiny_model("opt").save_pretrained(specimen)
+    tiny_tokenizer.save_pretrained(specimen)
+    study = Study(folder)
+    study.run()
+    return study

@@ -1,0 +1,207 @@
+"""The DAG end to end, on the tiny study."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+
+import pandas as pd
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from keepset import text
+
+pytestmark = [pytest.mark.workflow, pytest.mark.xdist_group("workflow")]
+
+
+def table(study, path):
+    return pd.read_parquet(study.results() / path)
+
+
+def test_everything_is_there(finished):
+    for name in ("decoupling", "static_dynamic", "scores", "dial", "capability"):
+        for ending in ("png", "svg", "pdf"):
+            assert (finished.results() / f"figures/{name}.{ending}").stat().st_size > 1000
+    for name in ("perplexity", "dial", "capability", "correlation"):
+        assert (finished.results() / f"tables/{name}.csv").read_text().count("\n") > 1
+        assert "\\begin{tabular}" in (finished.results() / f"tables/{name}.tex").read_text()
+    assert not [path for path in finished.results().rglob(".*.*") if path.is_file()]
+
+
+def test_a_second_run_does_nothing(finished):
+    assert "Nothing to be done" in "".join(finished.run().stderr)
+
+
+def test_dense_perplexity_equals_plain_transformers(finished):
+    folder = finished.results() / "llama/letters"
+    blocks = text.load_blocks(folder / "blocks.safetensors").evaluation
+    model = AutoModelForCausalLM.from_pretrained(finished.folder / "data/models/llama")
+    with torch.no_grad():
+        losses = [float(model(input_ids=row[None], labels=row[None]).loss) for row in blocks]
+    dense = table(finished, "llama/letters/perplexity.parquet").query("method == 'dense'")
+    ours = dense["nll"].sum() / dense["n_tokens"].sum()
+    assert math.exp(ours) == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-5)
+
+
+def test_every_setting_of_the_grid_has_every_block(finished):
+    rows = table(finished, "relu/letters/perplexity.parquet")
+    assert set(rows["origin"]) == {"specimen"}
+    keys = ["method", "score", "seed", "sparsity", "window", "choice"]
+    counts = rows.groupby(keys)["block"].nunique()
+    assert set(counts) == {5}  # 160 tokens
+    # dense + (4 scores + 2 seeds) x 2 + dynamic x 2 + oracle 2 x 2 + causal 3 x 2
+    assert len(counts) == 1 + 12 + 2 + 4 + 6
+
+
+def test_capability_covers_every_item_and_method(finished):
+    rows = table(finished, "llama/last-word/capability.parquet")
+    assert rows.groupby(["method", "choice"])["item"].nunique().eq(12).all()
+    assert set(rows["method"]) == {"dense", "static", "dynamic", "windowed"}
+
+
+def test_ablations_are_measured_where_asked(finished):
+    assert "loss" in set(table(finished, "llama/letters/correlation.parquet")["impact"])
+
+
+def test_results_say_where_they_come_from(finished):
+    sidecar = json.loads((finished.results() / "llama/letters/dense.json").read_text())
+    assert sidecar["device"] == "cpu"
+    assert sidecar["dtype"] == "torch.float32"
+    assert sidecar["packages"]["torch"] == torch.__version__.split("+")[0]
+
+
+def test_logs_name_every_setting_with_its_rate(finished):
+    log = (finished.results() / "logs/evaluate_windowed/llama.letters.causal.log").read_text()
+    assert re.search(
+        r"llama letters windowed-causal: windowed magnitude 0.9 W=4 causal, .*tokens/s", log
+    )
+
+
+def test_running_again_gives_identical_tables(finished):
+    path = finished.results() / "llama/letters/static.parquet"
+    before = path.read_bytes()
+    finished.run("--forcerun", "evaluate_static", "--until", "evaluate_static")
+    assert path.read_bytes() == before
+
+
+def test_one_rule_of_one_model(finished):
+    planned = finished.run(
+        "--dry-run", "--forcerun", "evaluate_dynamic", "--config", "only=llama"
+    ).stdout
+    jobs = re.findall(r"Evaluating (\S+) dynamic", planned)
+    assert jobs
+    assert set(jobs) == {"llama"}
+
+
+def test_one_file_of_one_model(finished):
+    target = "results/tiny/llama/letters/perplexity.parquet"
+    assert finished.planned("--force", target) == {"join_perplexity"}
+
+
+CHANGES = [
+    (
+        {"capability": {"sparsity": 0.8}},
+        {"evaluate_capability", "test_significance", "write_tables", "draw_figure"},
+    ),
+    ({"statistics": {"perplexity_margin": 0.02}}, {"correlate_size_impact", "test_significance"}),
+]
+
+
+@pytest.mark.parametrize(("change", "expected"), CHANGES)
+def test_a_changed_value_reruns_what_depends_on_it(finished, change, expected):
+    (key, values), *_ = change.items()
+    original = finished.config[key]
+    finished.config[key] = {**original, **values}
+    try:
+        planned = finished.planned()
+    finally:
+        finished.config[key] = original
+    assert expected <= planned
+    assert not planned & {"prepare_model", "cache_activations", "evaluate_windowed"}
+
+
+def test_an_added_model_reuses_every_earlier_result(finished):
+    finished.config["models"]["again"] = {"path": str(finished.folder / "data/models/llama")}
+    try:
+        planned = finished.run("--dry-run").stdout
+    finally:
+        del finished.config["models"]["again"]
+    assert set(re.findall(r"Caching activations of (\S+)", planned)) == {"again"}
+    assert set(re.findall(r"Preparing model (\S+)", planned)) == {"again"}
+
+
+@pytest.mark.parametrize(
+    ("module", "expected", "spared"),
+    [
+        ("stats.py", {"test_significance", "correlate_size_impact"}, {"evaluate_static"}),
+        ("keep.py", {"evaluate_static", "evaluate_windowed"}, {"prepare_model", "prepare_corpus"}),
+        ("figures/dial.py", {"draw_figure"}, {"test_significance", "evaluate_static"}),
+    ],
+)
+def test_changed_code_reruns_the_rules_that_use_it(finished, module, expected, spared):
+    path = finished.folder / "src/keepset" / module
+    original = path.read_text()
+    path.write_text(original + "\n_ADDED = 1\n")
+    try:
+        planned = finished.planned()
+    finally:
+        path.write_text(original)
+    assert expected <= planned
+    assert not planned & spared
+
+
+def test_a_comment_reruns_nothing(finished):
+    path = finished.folder / "src/keepset/keep.py"
+    original = path.read_text()
+    path.write_text("# a comment\n" + original)
+    try:
+        assert finished.planned() == set()
+    finally:
+        path.write_text(original)
+
+
+def test_a_corrupt_cache_stops_with_its_name(finished):
+    path = finished.results() / "llama/letters/activations.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    try:
+        done = finished.run("--rerun-triggers", "mtime", "--until", "evaluate_static", check=False)
+    finally:
+        path.write_bytes(whole)
+    assert done.returncode != 0
+    assert "activations.safetensors: the activation cache cannot be read" in done.stderr
+    finished.run()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sparsities": [0.5]}, "sparsities: unknown key"),
+        ({"device": "cuda"}, "cuda"),
+        ({"only": "nobody"}, "only: unknown model nobody"),
+        ({"text": {"block": 0}}, "text.block"),
+        (
+            {"corpora": {"letters": {"text": {"path": "nowhere/*.txt"}}}},
+            "nowhere",
+        ),
+    ],
+)
+def test_bad_input_ends_with_a_message(finished, change, message):
+    original = dict(finished.config)
+    for key, value in change.items():
+        old = finished.config.get(key)
+        finished.config[key] = {**old, **value} if isinstance(old, dict) else value
+    try:
+        done = finished.run(check=False)
+    finally:
+        finished.config = original
+    assert done.returncode != 0
+    assert message in done.stderr
+    finished.run()
+
+
+def test_the_report_holds_every_figure(finished):
+    finished.run("--report", "report.zip")
+    assert (finished.folder / "report.zip").stat().st_size > 10_000
