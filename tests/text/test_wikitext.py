@@ -16,6 +16,7 @@ _TAIL = " It has been this way for as long as anyone there can remember."
     [
         ("'''Bold''' and ''italic''.", "Bold and italic."),
         ("A [[river]] and the [[sea|open sea]].", "A river and the open sea."),
+        ("A [[ship|small|fast one]].", "A fast one."),
         (
             "See [[wikt:word|the word]] and [[:Category:Rivers]].",
             "See the word and Category:Rivers.",

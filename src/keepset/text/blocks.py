@@ -162,8 +162,8 @@ def cut_blocks(
         TextError: the text is too short for one block.
     """
     table = pd.DataFrame({"split": "evaluation", "text": documents})
-    # No token is shorter than a character, so this many blocks are never reached.
-    most = sum(map(len, documents)) + len(documents)
+    # No byte-level token is shorter than a byte, so this many blocks are never reached.
+    most = len(join_documents(documents).encode())
     return _Streams(name, table, tokenizer, block).first("evaluation", most).ids
 
 
