@@ -51,7 +51,7 @@ def write_tables(
         raise KeepsetError(
             f"tables: cannot write {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}"
         )
-    level = "" if confidence is None else _percent(confidence)+ " "
+    level = "" if confidence is None else _percent(confidence).replace("%", r"\%") + " "
     paths = []
     for name, layout in _LAYOUTS.items():
         if layout.source not in tables:

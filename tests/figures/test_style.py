@@ -14,6 +14,8 @@ def test_save_is_the_same_every_time(study, tmp_path):
     assert [path.name for path in first] == ["a.png", "a.svg", "a.pdf"]
     for one, other in zip(first, second, strict=True):
         assert one.read_bytes() == other.read_bytes()
+    assert b"<dc:date>" not in first[1].read_bytes()
+    assert b"CreationDate" not in first[2].read_bytes()
 
 
 def test_png_has_200_dots_per_inch(tmp_path):

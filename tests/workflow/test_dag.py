@@ -24,9 +24,9 @@ def test_everything_is_there(finished):
     for name in ("decoupling", "static_dynamic", "scores", "dial", "capability"):
         for ending in ("png", "svg", "pdf"):
             assert (finished.results() / f"figures/{name}.{ending}").stat().st_size > 1000
-    for name in ("perplexity", "dial", "capability", "correlation"):
+    for name in ("perplexity", "dial", "capability", "trend", "correlations"):
         assert (finished.results() / f"tables/{name}.csv").read_text().count("\n") > 1
-        assert "\\begin{tabular}" in (finished.results() / f"tables/{name}.tex").read_text()
+        assert "\\begin{longtable}" in (finished.results() / f"tables/{name}.tex").read_text()
     assert not [path for path in finished.results().rglob(".*.*") if path.is_file()]
 
 

@@ -57,7 +57,7 @@ rule join_correlations:
         "../scripts/join_tables.py"
 
 
-TABLE_NAMES = ["perplexity", "dial", "capability", "correlation"]
+TABLE_NAMES = ["perplexity", "dial", "capability", "trend", "correlations"]
 
 
 rule write_tables:
@@ -83,6 +83,7 @@ rule write_tables:
         mem_mb=500,
         runtime=5,
     params:
+        confidence=CONFIG.statistics.confidence,
         code=code_hash("keepset.steps.publish"),
     message:
         "Writing tables"

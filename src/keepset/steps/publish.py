@@ -12,6 +12,7 @@ from keepset import tables
 PathLike = str | Path
 
 
-def write_tables(inputs: Mapping[str, PathLike], folder: PathLike) -> None:
+def write_tables(inputs: Mapping[str, PathLike], folder: PathLike, confidence: float) -> None:
     """Write every table as CSV and LaTeX; `inputs` maps ratios, capability, ... to files."""
-    tables.write_tables({name: pd.read_parquet(path) for name, path in inputs.items()}, folder)
+    found = {name: pd.read_parquet(path) for name, path in inputs.items()}
+    tables.write_tables(found, folder, confidence)
