@@ -3,6 +3,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -12,8 +13,10 @@ from snakemake.exceptions import WorkflowError
 # Scripts find the library beside this Snakefile, also in a fresh conda environment.
 SOURCE = str(Path(workflow.basedir) / "src")
 sys.path.insert(0, SOURCE)
-os.environ["PYTHONPATH"] = os.pathsep.join(
-    [SOURCE, *filter(None, [os.environ.get("PYTHONPATH")])]
+shell.prefix(
+    "set -euo pipefail; export PYTHONPATH="
+    + shlex.quote(SOURCE)
+    + "${{PYTHONPATH:+:$PYTHONPATH}}; "
 )
 
 # Progress bars of libraries are for people who watch; a log keeps one line per job.
@@ -88,4 +91,14 @@ def per_corpus(name):
     """`name` for every model and corpus of this run."""
     return expand(
         f"{RESULTS}/{{model}}/{{corpus}}/{name}", model=MODELS, corpus=CORPORA
+    )
+
+
+def perplexity_parts(wildcards):
+    """The tables of one model and corpus, one per method."""
+    choices = CONFIG.corpus_grid(wildcards.corpus).windowed.choices
+    windowed = [f"windowed-{choice}" for choice in choices]
+    return expand(
+        f"{RESULTS}/{wildcards.model}/{wildcards.corpus}/{{part}}.parquet",
+        part=["dense", "static", "dynamic", *windowed],
     )

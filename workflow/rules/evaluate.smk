@@ -122,16 +122,6 @@ rule evaluate_windowed:
         "../scripts/evaluate_windowed.py"
 
 
-def perplexity_parts(wildcards):
-    """The tables of one model and corpus, one per method."""
-    choices = CONFIG.corpus_grid(wildcards.corpus).windowed.choices
-    windowed = [f"windowed-{choice}" for choice in choices]
-    return expand(
-        f"{RESULTS}/{wildcards.model}/{wildcards.corpus}/{{part}}.parquet",
-        part=["dense", "static", "dynamic", *windowed],
-    )
-
-
 rule join_perplexity:
     input:
         perplexity_parts,
