@@ -103,7 +103,7 @@ def test_one_file_of_one_model(finished):
 CHANGES = [
     (
         {"capability": {"sparsity": 0.8}},
-        {"evaluate_capability", "test_significance", "write_tables", "draw_figure"},
+        {"evaluate_capability", "test_significance", "write_tables", "draw_capability"},
     ),
     ({"statistics": {"perplexity_margin": 0.02}}, {"correlate_size_impact", "test_significance"}),
 ]
@@ -137,7 +137,7 @@ def test_an_added_model_reuses_every_earlier_result(finished):
     [
         ("stats.py", {"test_significance", "correlate_size_impact"}, {"evaluate_static"}),
         ("keep.py", {"evaluate_static", "evaluate_windowed"}, {"prepare_model", "prepare_corpus"}),
-        ("figures/dial.py", {"draw_figure"}, {"test_significance", "evaluate_static"}),
+        ("figures/dial.py", {"draw_dial"}, {"test_significance", "evaluate_static"}),
     ],
 )
 def test_changed_code_reruns_the_rules_that_use_it(finished, module, expected, spared):

@@ -13,37 +13,39 @@ if not TASKS:
     del FIGURE_TABLES["capability"]
 
 
-wildcard_constraints:
-    figure="|".join(FIGURE_TABLES),
+# One rule per figure, since a caption cannot be chosen by a wildcard.
+for FIGURE, TABLE in FIGURE_TABLES.items():
 
-
-rule draw_figure:
-    input:
-        lambda wildcards: f"{RESULTS}/significance/{FIGURE_TABLES[wildcards.figure]}.parquet",
-    output:
-        png=report(
-            f"{RESULTS}/figures/{{figure}}.png",
-            caption="../report/{figure}.rst",
-            category="Figures",
-            labels={"figure": "{figure}"},
-        ),
-        svg=f"{RESULTS}/figures/{{figure}}.svg",
-        pdf=f"{RESULTS}/figures/{{figure}}.pdf",
-    log:
-        f"{LOGS}/draw_figure/{{figure}}.log",
-    benchmark:
-        f"{BENCHMARKS}/draw_figure/{{figure}}.tsv"
-    conda:
-        "../../envs/study.yaml"
-    resources:
-        mem_mb=1000,
-        runtime=5,
-    params:
-        code=lambda wildcards: code_hash(f"keepset.figures.{wildcards.figure}"),
-    message:
-        "Drawing figure {wildcards.figure}"
-    script:
-        "../scripts/draw_figure.py"
+    rule:
+        name:
+            f"draw_{FIGURE}"
+        input:
+            f"{RESULTS}/significance/{TABLE}.parquet",
+        output:
+            png=report(
+                f"{RESULTS}/figures/{FIGURE}.png",
+                caption=f"../report/{FIGURE}.rst",
+                category="Figures",
+                labels={"figure": FIGURE.replace("_", " ")},
+            ),
+            svg=f"{RESULTS}/figures/{FIGURE}.svg",
+            pdf=f"{RESULTS}/figures/{FIGURE}.pdf",
+        log:
+            f"{LOGS}/draw_{FIGURE}.log",
+        benchmark:
+            f"{BENCHMARKS}/draw_{FIGURE}.tsv"
+        conda:
+            "../../envs/study.yaml"
+        resources:
+            mem_mb=1000,
+            runtime=5,
+        params:
+            figure=FIGURE,
+            code=code_hash(f"keepset.figures.{FIGURE}"),
+        message:
+            f"Drawing figure {FIGURE}"
+        script:
+            "../scripts/draw_figure.py"
 
 
 rule figures:
