@@ -49,7 +49,7 @@ lint: .venv/.test
 	snakemake --lint
 
 test: lint
-	pytest -n $(CORES)
+	pytest -n $(CORES) --dist loadgroup
 
 benchmark: .venv/.study
 	python benchmarks/masked_evaluation.py

@@ -1,4 +1,6 @@
 import logging
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -19,6 +21,44 @@ def test_a_full_disk_is_an_error_too(tmp_path, capsys):
     with pytest.raises(SystemExit), job(tmp_path / "log", 1):
         raise OSError(28, "No space left on device")
     assert "No space left" in capsys.readouterr().err
+
+
+WRITES = {
+    "table": """
+import numpy, pandas
+from keepset.store import write_table
+def write(path):
+    table = pandas.DataFrame({"nll": numpy.random.default_rng(0).normal(size=10_000)})
+    write_table(table, path, {})
+""",
+    "tensors": """
+import torch
+from safetensors.torch import save_file
+from keepset.store import replacing
+def write(path):
+    with replacing(path) as temporary:
+        save_file({"x": torch.rand(10_000)}, temporary)
+""",
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="file size limits are POSIX")
+@pytest.mark.parametrize("kind", WRITES)
+def test_a_disk_that_fills_up_leaves_no_half_result(tmp_path, kind):
+    # A limit on the size of files stands in for the full disk: the same error at the same place.
+    program = f"""
+import resource, sys
+from keepset.job import job
+{WRITES[kind]}
+with job({str(tmp_path / "log")!r}, 1):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    write({str(tmp_path / "result")!r})
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "File too large" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
 
 
 def test_bugs_keep_their_traceback(tmp_path):

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from keepset.errors import KeepsetError
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -50,7 +52,7 @@ def job(log: str | Path, threads: int) -> Iterator[None]:
     limit_threads(threads)
     try:
         yield
-    except (KeepsetError, OSError) as error:
+    except (KeepsetError, OSError, SafetensorError) as error:
         logging.getLogger("keepset").exception("failed")
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -15,7 +15,7 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from keepset.errors import TextError
-from keepset.text.blocks import Blocks, load_blocks, make_blocks, save_blocks
+from keepset.text.blocks import Blocks, cut_blocks, load_blocks, make_blocks, save_blocks
 from keepset.text.corpora import join_documents
 
 
@@ -231,3 +231,19 @@ def test_damaged_blocks_are_refused(tmp_path: Path, blocks: Blocks, damage: str)
         save_file(tensors, path)
     with pytest.raises(TextError, match=r"b\.safetensors: "):
         load_blocks(path)
+
+
+@pytest.mark.parametrize("letters", ["the mill turns no more ", "\U00013000\U00013050 "])
+def test_a_whole_file_is_cut_without_losing_a_token(
+    bpe: PreTrainedTokenizerFast, letters: str
+) -> None:
+    # Hieroglyphs take up to four byte-level tokens each: more tokens than characters.
+    documents = [letters * 40, letters * 9]
+    ids = _ids(bpe, documents)
+    blocks = cut_blocks(documents, bpe, 16, "a.txt")
+    assert blocks.flatten().tolist() == ids[: len(ids) // 16 * 16]
+
+
+def test_a_file_too_short_for_one_block_is_named(bpe: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(TextError, match=r"^a\.txt: the evaluation text has .* smaller block"):
+        cut_blocks(["two words"], bpe, 64, "a.txt")

@@ -91,8 +91,8 @@ class Study:
     def write(self) -> None:
         (self.folder / "config.yaml").write_text(yaml.safe_dump(self.config, sort_keys=False))
 
-    def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """`snakemake --cores 2 ...` on this study."""
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """`snakemake --cores 2 ...` on this study, in a process group of its own."""
         self.write()
         environment = {
             **os.environ,
@@ -100,16 +100,23 @@ class Study:
             "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
         }
-        done = subprocess.run(
-            ["snakemake", "--cores", "2", "--directory", str(self.folder), *arguments],
+        return subprocess.Popen(
+            ["snakemake", "--cores", "2", *arguments],
             cwd=self.folder,
             env=environment,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            check=False,
+            start_new_session=True,
         )
+
+    def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """The same, waited for."""
+        process = self.start(*arguments)
+        stdout, stderr = process.communicate()
+        done = subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
         if check and done.returncode:
-            raise AssertionError(f"snakemake failed:\n{done.stdout}\n{done.stderr}")
+            raise AssertionError(f"snakemake failed:\n{stdout}\n{stderr}")
         return done
 
     def planned(self, *arguments: str) -> set[str]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import signal
+import time
 
 import pandas as pd
 import pytest
@@ -173,6 +176,27 @@ def test_a_corrupt_cache_stops_with_its_name(finished):
     assert done.returncode != 0
     assert "activations.safetensors: the activation cache cannot be read" in done.stderr
     finished.run()
+
+
+def test_a_killed_run_leaves_nothing_half_written_and_goes_on(finished):
+    path = finished.results() / "llama/letters/windowed-causal.parquet"
+    before = path.read_bytes()
+    log = finished.results() / "logs/evaluate_windowed/llama.letters.causal.log"
+    log.unlink()
+    process = finished.start("--forcerun", "evaluate_windowed", "--until", "evaluate_windowed")
+    try:
+        while not log.exists():
+            assert process.poll() is None, "the run ended before it could be killed"
+            time.sleep(0.01)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    # Snakemake takes a job's old output away first; what is there must be whole.
+    assert not path.exists() or path.read_bytes() == before
+    finished.run("--unlock")
+    finished.run()
+    assert path.read_bytes() == before
+    assert not [left for left in finished.results().rglob(".*.*") if left.is_file()]
 
 
 @pytest.mark.parametrize(

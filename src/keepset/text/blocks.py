@@ -61,10 +61,17 @@ class _Stream:
 class _Streams:
     """The splits of a corpus as token streams."""
 
-    name: str
+    label: str
     table: pd.DataFrame
     tokenizer: PreTrainedTokenizerBase
     block: int
+
+    def __post_init__(self) -> None:
+        if not self.tokenizer.is_fast:
+            raise TextError(
+                f"{self.label}: tokenizer {self.tokenizer.name_or_path} gives no character"
+                " offsets; use a model with a fast tokenizer (tokenizer.json)"
+            )
 
     def first(self, split: str, blocks: int, least: int = 1) -> _Stream:
         """The first `blocks` blocks of a split, or as many as it has if that is `least` or more.
@@ -81,8 +88,8 @@ class _Streams:
         found = min(len(ids) // self.block, blocks)
         if found < least:
             raise TextError(
-                f"corpora.{self.name}: the {split} text has {len(ids)} tokens, {least * self.block}"
-                " are needed; give more text, or a smaller text.block"
+                f"{self.label}: the {split} text has {len(ids)} tokens, {least * self.block}"
+                " are needed; give more text, or a smaller block"
             )
         size = found * self.block
         return _Stream(text, ids[:size].view(found, -1), ends[:size].view(found, -1))
@@ -133,13 +140,8 @@ def make_blocks(
     Warns:
         UserWarning: a split has fewer tokens than asked for; all of its blocks are used.
     """
-    if not tokenizer.is_fast:
-        raise TextError(
-            f"corpora.{name}: tokenizer {tokenizer.name_or_path} gives no character offsets;"
-            " use a model with a fast tokenizer (tokenizer.json)"
-        )
     n_calibration, n_evaluation = -(-calibration_tokens // block), -(-evaluation_tokens // block)
-    streams = _Streams(name, table, tokenizer, block)
+    streams = _Streams(f"corpora.{name}", table, tokenizer, block)
     calibration = streams.first("calibration", n_calibration + 1)
     if _has_own_evaluation(table):
         evaluation, scored = streams.first("evaluation", n_evaluation), slice(0, n_evaluation)
@@ -154,17 +156,23 @@ def make_blocks(
 
 
 def cut_blocks(
-    documents: list[str], tokenizer: PreTrainedTokenizerBase, block: int, name: str
+    documents: list[str], tokenizer: PreTrainedTokenizerBase, block: int, label: str
 ) -> torch.Tensor:
     """Cut whole texts, joined, into consecutive blocks: (n, T) int64; a shorter rest is dropped.
 
+    Args:
+        documents: the texts.
+        tokenizer: a fast tokenizer.
+        block: tokens per block, T.
+        label: where the texts come from, for messages.
+
     Raises:
-        TextError: the text is too short for one block.
+        TextError: the text is too short for one block, or the tokenizer is not a fast one.
     """
     table = pd.DataFrame({"split": "evaluation", "text": documents})
     # No byte-level token is shorter than a byte, so this many blocks are never reached.
     most = len(join_documents(documents).encode())
-    return _Streams(name, table, tokenizer, block).first("evaluation", most).ids
+    return _Streams(label, table, tokenizer, block).first("evaluation", most).ids
 
 
 def save_blocks(blocks: Blocks, path: str | Path) -> None:
