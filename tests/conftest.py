@@ -30,9 +30,9 @@ _COMMON: dict[str, Any] = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
+    "max_position_embeddings": 512,
 }
-_GPT = {"n_embd": 32, "n_inner": 48, "n_layer": 2, "n_head": 4, "n_positions": 128}
+_GPT = {"n_embd": 32, "n_inner": 48, "n_layer": 2, "n_head": 4, "n_positions": 512}
 _SHAPES: dict[str, dict[str, Any]] = {
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
     "codegen": {**_GPT, "rotary_dim": 4},
@@ -50,7 +50,7 @@ _SHAPES: dict[str, dict[str, Any]] = {
         "num_layers": 2,
         "num_heads": 4,
         "attention_types": [[["global", "local"], 1]],
-        "max_position_embeddings": 128,
+        "max_position_embeddings": 512,
     },
     "gptj": {**_GPT, "rotary_dim": 4},
     "mamba2": {
@@ -63,13 +63,13 @@ _SHAPES: dict[str, dict[str, Any]] = {
         "state_size": 8,
         "chunk_size": 16,
     },
-    "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 128},
+    "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 512},
     "opt": {
         "hidden_size": 32,
         "ffn_dim": 48,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
-        "max_position_embeddings": 128,
+        "max_position_embeddings": 512,
         "word_embed_proj_dim": 32,
     },
     "xglm": {"d_model": 32, "ffn_dim": 48, "num_layers": 2, "attention_heads": 4},

@@ -135,3 +135,12 @@ def test_items_do_not_feel_their_batch(tiny_model, rule):
     pd.testing.assert_frame_equal(
         together, pd.concat(alone, ignore_index=True), rtol=1e-4, check_exact=False
     )
+
+
+def test_text_longer_than_the_model_is_refused(tiny_model):
+    model = tiny_model("opt", max_position_embeddings=16)
+    runner = Runner(model, find_sites(model))
+    with pytest.raises(ModelError, match=r"17 tokens are too long for a model of 16 .* text.block"):
+        runner.block_nll(torch.ones(1, 17, dtype=torch.long))
+    with pytest.raises(ModelError, match=r"passages of 20 tokens .* max_words"):
+        runner.last_words([Encoded(ids=list(range(4, 24)), target_start=18)])

@@ -22,6 +22,7 @@ from keepset.intervene import (
     watching,
 )
 from keepset.keep import Rule, static_order, window_means
+from keepset.models import check_length
 from keepset.progress import Progress
 from keepset.scores import Moments, site_seed, token_score
 from keepset.sites import Site
@@ -134,8 +135,10 @@ class Runner:
             (n_blocks,) float64, nats over tokens - 1 predictions each.
 
         Raises:
-            ModelError: the loss is not finite; the message names the first layer at fault.
+            ModelError: blocks are longer than the model's positions, or the loss is not finite;
+                the message names the first layer at fault.
         """
+        check_length(self.model, blocks.shape[1], "blocks", "text.block")
         label = describe(rule)
         parts = []
         with self.holding(rule, lead_in), torch.inference_mode():
@@ -179,7 +182,12 @@ class Runner:
 
         Returns:
             One row per item, in order: correct (bool), logprob (nats, summed over the target).
+
+        Raises:
+            ModelError: a passage is longer than the model's positions.
         """
+        longest = max(len(item.ids) for item in items)
+        check_length(self.model, longest, "passages", "the task's max_words")
         order = sorted(range(len(items)), key=lambda at: len(items[at].ids))
         found: dict[int, tuple[bool, float]] = {}
         with self.holding(rule, stream=False) as windows, torch.inference_mode():

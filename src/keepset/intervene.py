@@ -81,7 +81,8 @@ class Windows:
     `causal` holds, in each window, the set chosen on the window before. In a stream (rows of
     consecutive text) the window before a row's first is the last of the row above, across batches
     too, and at the very start the end of the lead-in. In separate passages the first window has
-    nothing to choose from and is run dense.
+    nothing to choose from and is run dense. The first token of a row opens its context and is
+    always run dense: it is the attention sink, and no set chosen on later tokens carries it.
     """
 
     def __init__(
@@ -121,9 +122,11 @@ class Windows:
         means = window_means(score, self.valid, self.rule.window)
         if self.rule.choice == "causal":
             mask = self._causal_mask(site, means, kept)
-        else:
-            # A zero |h| leaves nothing to choose; a random score says nothing about h.
-            mask = top_mask(means, kept, zeros_matter=self.rule.score == "random")
+            held = h * spread_windows(mask, h.shape[1], self.rule.window)
+            held[:, 0] = h[:, 0]
+            return held
+        # A zero |h| leaves nothing to choose; a random score says nothing about h.
+        mask = top_mask(means, kept, zeros_matter=self.rule.score == "random")
         return h * spread_windows(mask, h.shape[1], self.rule.window)
 
     def _generator(self, site: Site, device: torch.device) -> torch.Generator | None:

@@ -48,9 +48,9 @@ def read_json(path: str | Path) -> Any:
 
 def write_table(table: pd.DataFrame, path: str | Path, provenance: dict[str, Any]) -> None:
     """Write a tidy table as Parquet, and its provenance as a JSON sidecar (`path` + .json)."""
-    write_json(provenance, sidecar(path))
     with replacing(path) as temporary:
         table.to_parquet(temporary, index=False)
+        write_json(provenance, sidecar(path))
 
 
 def sidecar(path: str | Path) -> Path:

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from keepset.errors import CacheError, ModelError
 from keepset.intervene import output_norms, watching
+from keepset.models import check_length
 from keepset.progress import Progress
 from keepset.sites import Site
 from keepset.store import replacing
@@ -109,8 +110,10 @@ def record(
         Site key -> the tensors above.
 
     Raises:
-        ModelError: NaN or infinity in an activation; the message names the layer.
+        ModelError: NaN or infinity in an activation, the message names the layer; or blocks are
+            longer than the model's positions.
     """
+    check_length(model, blocks.shape[1], "blocks", "text.block")
     sums = {site.key: _Sums(site) for site in sites}
 
     def action(site: Site, h: Tensor) -> Tensor | None:

@@ -5,6 +5,14 @@
 
 from keepset.models.checkpoint import save
 from keepset.models.devices import resolve_device, resolve_dtype
-from keepset.models.loading import load, load_tokenizer, prepare
+from keepset.models.loading import check_length, load, load_tokenizer, prepare
 
-__all__ = ["load", "load_tokenizer", "prepare", "resolve_device", "resolve_dtype", "save"]
+__all__ = [
+    "check_length",
+    "load",
+    "load_tokenizer",
+    "prepare",
+    "resolve_device",
+    "resolve_dtype",
+    "save",
+]

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -98,6 +99,26 @@ def load(
     with explained(f"{where}: cannot move the model to {device}"):
         model = model.to(device)
     return model.eval().requires_grad_(False), load_tokenizer(info)
+
+
+def check_length(model: nn.Module, tokens: int, what: str, remedy: str) -> None:
+    """Refuse text that is longer than the model's positions.
+
+    Args:
+        model: A causal language model; one without a stated limit takes any length.
+        tokens: The longest piece of text, in tokens.
+        what: What is that long, and `remedy`: what to lower; both for the message.
+
+    Raises:
+        ModelError: the text is too long.
+    """
+    config: Any = model.config
+    most = getattr(config, "max_position_embeddings", None)
+    if most is not None and tokens > most:
+        raise ModelError(
+            f"{what} of {tokens} tokens are too long for a model of {most} positions;"
+            f" lower {remedy}"
+        )
 
 
 def load_tokenizer(info: Mapping[str, Any]) -> PreTrainedTokenizerBase:
