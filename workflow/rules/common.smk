@@ -33,6 +33,9 @@ try:
 except KeepsetError as error:
     raise WorkflowError(str(error)) from None
 
+# The report's captions read the configuration, defaults included.
+config.update(CONFIG.model_dump(mode="json"))
+
 RESULTS = f"results/{CONFIG.study}"
 LOGS = f"{RESULTS}/logs"
 BENCHMARKS = f"{RESULTS}/benchmarks"
