@@ -71,10 +71,10 @@ def main() -> None:
     here = Path(__file__).parent
     with job(here / "masked_evaluation.log", arguments.threads):
         model = network(arguments.folder).eval().requires_grad_(False)
-        ids = torch.randint(4, 40_000, (5, 256), generator=torch.Generator().manual_seed(0))
+        ids = torch.randint(4, 40_000, (17, 128), generator=torch.Generator().manual_seed(0))
         lead_in, blocks = ids[:1], ids[1:]
         sites = find_sites(model)
-        moments = trace.record(model, sites, lead_in, gradients=False, batch_tokens=256)
+        moments = trace.record(model, sites, lead_in, gradients=False, batch_tokens=128)
         runner = Runner(model, sites, moments=moments)
         timed(runner, blocks, None, lead_in)
         rows = []

@@ -121,7 +121,7 @@ def test_a_local_folder_is_used_in_place(
         "architecture": "LlamaForCausalLM",
         "n_parameters": expected.num_parameters(),
         "vocab_size": 260,
-        "max_positions": 128,
+        "max_positions": 512,
     }
     assert not Path("results").exists()
     model, tokenizer = models.load(info, CPU, torch.float32)

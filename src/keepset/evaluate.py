@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,7 +57,7 @@ class Runner:
         self._moments = moments or {}
         self._norms = {site.key: output_norms(site) for site in sites}
         self._device = next(model.parameters()).device
-        self._lead_ins: dict[Hashable, dict[str, Tensor]] = {}
+        self._lead_ins: dict[Hashable, dict[int, dict[str, Tensor]]] = {}
 
     def lead_in_scores(self, rule: Rule, lead_in: Tensor) -> dict[str, Tensor]:
         """Mean token scores over the last window of the text before, run dense.
@@ -67,21 +67,27 @@ class Runner:
             lead_in: (1, tokens) int64.
 
         Returns:
-            Site key -> (n_units,) float32. Rules that differ in sparsity alone share one pass.
+            Site key -> (n_units,) float32. Rules of one score and seed share one pass.
         """
-        key = (rule.score, rule.seed, rule.window, lead_in.numpy().tobytes())
-        if key not in self._lead_ins:
-            self._lead_ins = {key: self._score_lead_in(rule, lead_in)}
-        return self._lead_ins[key]
+        length = lead_in.shape[1]
+        width = length if rule.window == "sequence" else min(int(rule.window), length)
+        key = (rule.score, rule.seed, lead_in.numpy().tobytes())
+        if width not in self._lead_ins.get(key, {}):
+            usual = {2**power for power in range(length.bit_length())} | {length}
+            self._lead_ins = {key: self._score_lead_in(rule, lead_in, usual | {width})}
+        return self._lead_ins[key][width]
 
-    def _score_lead_in(self, rule: Rule, lead_in: Tensor) -> dict[str, Tensor]:
-        scores: dict[str, Tensor] = {}
-        width = lead_in.shape[1] if rule.window == "sequence" else int(rule.window)
+    def _score_lead_in(
+        self, rule: Rule, lead_in: Tensor, widths: Collection[int]
+    ) -> dict[int, dict[str, Tensor]]:
+        scores: dict[int, dict[str, Tensor]] = {width: {} for width in widths}
 
         def action(site: Site, h: Tensor) -> None:
             generator = torch.Generator(h.device).manual_seed(site_seed(rule.seed, site.key))
-            last = token_score(rule.score, h[:, -width:], self._norms[site.key], generator)
-            scores[site.key] = window_means(last, None, "sequence")[0, 0]
+            tokens = token_score(rule.score, h, self._norms[site.key], generator)
+            for width in widths:
+                means = window_means(tokens[:, -width:], None, "sequence")
+                scores[width][site.key] = means[0, 0]
 
         # No logits are needed, so the head is left out where transformers names the body.
         body = getattr(self.model, "base_model", self.model)
