@@ -4,6 +4,7 @@
 #   snakemake --cores 1 figures          one stage: models, download, activations, perplexity, correlations,
 #                                        capability, tables, figures
 #   snakemake --cores 1 --config only=NAME   one model
+#   snakemake --cores 2 train_specimens      train the specimens anew; takes hours
 
 from snakemake.utils import min_version
 
@@ -19,6 +20,7 @@ include: "workflow/rules/activations.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/statistics.smk"
 include: "workflow/rules/figures.smk"
+include: "workflow/rules/training.smk"
 
 
 report: "workflow/report/workflow.rst"
@@ -34,6 +36,7 @@ localrules:
     capability,
     tables,
     figures,
+    train_specimens,
 
 
 rule all:

@@ -203,6 +203,57 @@ class Ablation(_Strict):
     tokens: int = Field(ge=2, description="Calibration tokens each ablation is measured on.")
 
 
+class TrainingSource(TextSource):
+    """Further text that specimens are trained on."""
+
+    repeats: int = Field(1, ge=1, description="How often it is read in one epoch.")
+
+
+class Recall(_Strict):
+    """The recall rows of the training data (keepset.text.recall)."""
+
+    share: float = Field(0.33, ge=0, le=1, description="Share of rows that are recall.")
+    facts: int = Field(8, ge=1, le=32, description="Facts per episode, at most.")
+    words: int = Field(96, ge=0, description="Words between facts and questions, at most.")
+    curriculum: float = Field(
+        0.5, ge=0, le=1, description="Share of the steps over which facts and words grow."
+    )
+    answer_weight: float = Field(8.0, gt=0, description="Loss weight of an answer's tokens.")
+
+
+class Specimen(_Strict):
+    """One specimen: a Hugging Face architecture, untouched."""
+
+    model_type: str = Field(description="Architecture, as in transformers: opt, mamba2, ...")
+    config: dict[str, Any] = Field(description="Its configuration; the vocabulary is filled in.")
+    l1: float = Field(
+        0.0, ge=0, description="Penalty on the sum of |h| per token, mean over FFN sites; nats."
+    )
+
+
+class Training(_Strict):
+    """How specimens are trained: one tokenizer, one stream of rows, one schedule for all."""
+
+    corpora: dict[Name, Annotated[int, Field(ge=1)]] = Field(
+        min_length=1, description="Corpus -> how often its calibration text is read per epoch."
+    )
+    text: dict[Name, TrainingSource] = Field(default_factory=dict, description="Further text.")
+    vocabulary: int = Field(4096, ge=300, le=65536, description="Entries of the tokenizer.")
+    sequence: int = Field(256, ge=8, description="Tokens per row.")
+    batch: int = Field(8, ge=1, description="Rows per step.")
+    steps: int = Field(ge=1, description="Steps.")
+    learning_rate: float = Field(2e-3, gt=0, description="Peak learning rate of AdamW.")
+    warmup: int = Field(300, ge=0, description="Steps of linear warm-up.")
+    final: float = Field(0.05, ge=0, le=1, description="Last learning rate, relative to the peak.")
+    weight_decay: float = Field(0.1, ge=0, description="Of matrices; vectors have none.")
+    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
+    seed: int = Field(0, ge=0, description="Seeds weights, documents' order and episodes.")
+    recall: Recall = Recall()
+    log_every: int = Field(50, ge=1, description="Steps between points of the loss curve.")
+    checkpoint_every: int = Field(250, ge=1, description="Steps between checkpoints.")
+    specimens: dict[Name, Specimen] = Field(min_length=1)
+
+
 class Statistics(_Strict):
     """Intervals and tests."""
 
@@ -224,6 +275,7 @@ class Config(_Strict):
     only: str | list[Name] | None = Field(None, description="Restrict the run to these models.")
     models: dict[Name, Model] = Field(default_factory=dict)
     specimens: str | None = Field(None, description="Folder of trained specimens to include.")
+    training: Training | None = Field(None, description="How specimens are trained.")
     corpora: dict[Name, Corpus] = Field(min_length=1)
     text: Text
     tasks: dict[Name, Task] = Field(default_factory=dict)
@@ -243,6 +295,10 @@ class Config(_Strict):
                 raise ValueError(
                     f"tasks.{name}.corpora: unknown corpus {', '.join(sorted(unknown))}"
                 )
+        if self.training and (unknown := set(self.training.corpora) - corpora):
+            raise ValueError(f"training.corpora: unknown corpus {', '.join(sorted(unknown))}")
+        if self.training and (clash := set(self.training.corpora) & set(self.training.text)):
+            raise ValueError(f"training.text: {', '.join(sorted(clash))} is a corpus already")
         if self.capability.corpus not in corpora:
             raise ValueError(f"capability.corpus: unknown corpus {self.capability.corpus}")
         for where, dial in self._dials():

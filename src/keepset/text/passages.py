@@ -46,7 +46,7 @@ def passages(document: str, min_words: int, max_words: int) -> Iterator[tuple[st
     """
     for paragraph in paragraphs(document):
         text = " ".join(paragraph.split())
-        if not _is_prose(text):
+        if not is_prose(text):
             continue
         pieces = sentences(text)
         start = 0
@@ -71,7 +71,8 @@ def sentences(text: str) -> list[str]:
     return [sentence for start, end in bounds if (sentence := text[start:end].strip())]
 
 
-def _is_prose(text: str) -> bool:
+def is_prose(text: str) -> bool:
+    """Whether a paragraph is prose: at least 85% letters and spaces, no marks of code or markup."""
     plain = sum(character.isalpha() or character == " " for character in text)
     return bool(text) and plain >= _PROSE_SHARE * len(text) and not _NOT_PROSE.search(text)
 

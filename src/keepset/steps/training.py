@@ -1,0 +1,179 @@
+"""Training data, made ready, and specimens, trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from keepset import models, provenance, store
+from keepset.errors import CacheError
+from keepset.settings import Training
+from keepset.text import read_documents
+from keepset.text.corpora import join_documents
+from keepset.text.recall import prose_sentences
+from keepset.train.loop import Trainer
+from keepset.train.rows import Rows, TrainingText, encode_documents
+from keepset.train.tokenizer import train_tokenizer, wrap_tokenizer
+
+PathLike = str | Path
+
+_HELDOUT_ROWS = 8  # per corpus: enough to follow a loss
+
+
+class _Files:
+    """The files of the training data."""
+
+    def __init__(self, folder: PathLike) -> None:
+        self.tokenizer = Path(folder) / "tokenizer.json"
+        self.text = Path(folder) / "text.safetensors"
+        self.sources = Path(folder) / "sources.json"
+
+
+def prepare_training(
+    corpora: Sequence[PathLike], training: Mapping[str, Any], folder: PathLike
+) -> None:
+    """Train the tokenizer and tokenize the training text.
+
+    Args:
+        corpora: Tables of `prepare_corpus`, named after their corpus; of these only calibration
+            text is trained on, and held-out text is what the loss is followed on.
+        training: The `training` section of the configuration.
+        folder: Where tokenizer.json, text.safetensors (tokens) and sources.json (what was read,
+            and the sentences of recall rows) are written.
+    """
+    files = _Files(folder)
+    settings = Training.model_validate(training)
+    tables = {Path(path).stem: pd.read_parquet(path) for path in corpora}
+    documents = {name: _split(table, "calibration") for name, table in tables.items()}
+    prose = prose_sentences(text for texts in documents.values() for text in texts)
+    for name, source in settings.text.items():
+        documents[name] = read_documents(source, f"training.text.{name}")
+    found = train_tokenizer(
+        (text for texts in documents.values() for text in texts), settings.vocabulary, settings.seed
+    )
+    repeats = dict(settings.corpora) | {name: at.repeats for name, at in settings.text.items()}
+    encoded = encode_documents(documents, repeats, prose, found)
+    heldout = [
+        _rows(join_documents(_split(table, "heldout")), found, settings.sequence)
+        for table in tables.values()
+    ]
+    with store.replacing(files.tokenizer) as temporary:
+        found.backend_tokenizer.save(str(temporary))
+    arrays = {
+        "tokens": encoded.tokens,
+        "bounds": encoded.bounds,
+        "repeats": encoded.repeats,
+        "heldout": np.concatenate(heldout),
+    }
+    with store.replacing(files.text) as temporary:
+        save_file(arrays, temporary)
+    counts = {
+        name: {
+            "documents": len(texts),
+            "characters": sum(map(len, texts)),
+            "repeats": repeats[name],
+        }
+        for name, texts in documents.items()
+    }
+    summary = {
+        "sources": counts,
+        "prose": prose,
+        "epoch_tokens": encoded.epoch_tokens,
+        "unique_tokens": len(encoded.tokens),
+    }
+    store.write_json(summary, files.sources)
+
+
+def train_specimen(
+    name: str,
+    training: Mapping[str, Any],
+    data: PathLike,
+    device: str,
+    dtype: str,
+    output: PathLike,
+    until: int | None = None,
+) -> None:
+    """Train one specimen and write weights, configuration, tokenizer and loss curve.
+
+    Args:
+        name: The specimen, a key of training.specimens.
+        training: The `training` section of the configuration.
+        data: The folder that `prepare_training` wrote.
+        device: auto, cpu, cuda or cuda:N.
+        dtype: The number format of autocast; auto is bfloat16 where it is faster.
+        output: The checkpoint folder, float32; beside it stand losses.parquet, losses.json and
+            the state that an interrupted training goes on from.
+        until: Stop after this step, with a checkpoint and without output.
+    """
+    settings = Training.model_validate(training)
+    found = load_tokenizer(data)
+    rows, heldout = load_rows(settings, found, data)
+    where = models.resolve_device(device)
+    number = models.resolve_dtype(dtype, where)
+    trainer = Trainer(name, settings.specimens[name], settings, rows, found, heldout, where, number)
+    folder = Path(output).parent
+    losses = trainer.run(folder, until)
+    if trainer.step < settings.steps:
+        return
+    facts = {
+        **provenance.environment(),
+        "device": str(where),
+        "dtype": str(number),
+        "steps": settings.steps,
+        "tokens": settings.steps * rows.batch_tokens,
+        "seconds": trainer.seconds,
+        "n_parameters": trainer.model.num_parameters(),
+    }
+    store.write_table(losses, folder / "losses.parquet", facts)
+    models.save(trainer.model, found, output)
+
+
+def load_tokenizer(data: PathLike) -> PreTrainedTokenizerFast:
+    """The shared tokenizer, as transformers uses it."""
+    return wrap_tokenizer(Tokenizer.from_file(str(_Files(data).tokenizer)))
+
+
+def load_rows(
+    settings: Training, tokenizer: PreTrainedTokenizerFast, data: PathLike
+) -> tuple[Rows, torch.Tensor]:
+    """The rows that specimens are trained on, and the rows that their loss is followed on.
+
+    Raises:
+        CacheError: a file is damaged.
+    """
+    files = _Files(data)
+    try:
+        arrays = load_file(files.text)
+        prose = store.read_json(files.sources)["prose"]
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise CacheError(f"{data}: damaged training data ({error}); delete and remake it") from None
+    found = TrainingText(arrays["tokens"], arrays["bounds"], arrays["repeats"], tuple(prose))
+    rows = Rows(
+        found,
+        tokenizer,
+        settings.recall,
+        rows=settings.batch,
+        sequence=settings.sequence,
+        steps=settings.steps,
+        seed=settings.seed,
+    )
+    return rows, torch.from_numpy(arrays["heldout"].astype(np.int64))
+
+
+def _split(table: pd.DataFrame, split: str) -> list[str]:
+    return table.loc[table["split"] == split, "text"].tolist()
+
+
+def _rows(text: str, tokenizer: PreTrainedTokenizerFast, sequence: int) -> np.ndarray:
+    ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    n = min(_HELDOUT_ROWS, len(ids) // sequence)
+    return np.array(ids[: n * sequence], dtype=np.uint16).reshape(n, sequence)

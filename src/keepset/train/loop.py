@@ -1,0 +1,298 @@
+"""Train one specimen, from a checkpoint where there is one."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from keepset import store
+from keepset.errors import ConfigError
+from keepset.intervene import watching
+from keepset.settings import Specimen, Training
+from keepset.sites import Site, find_sites
+from keepset.train.rows import Batch, Rows
+
+logger = logging.getLogger("keepset.train")
+
+CHECKPOINT = "checkpoint.pt"
+
+
+def build_model(
+    name: str, specimen: Specimen, tokenizer: PreTrainedTokenizerFast, seed: int
+) -> PreTrainedModel:
+    """A freshly initialised model of a Hugging Face architecture, weights in float32.
+
+    Raises:
+        ConfigError: transformers does not know the architecture, or a key of its configuration.
+    """
+    end = tokenizer.eos_token_id
+    tokens = {"vocab_size": len(tokenizer), "bos_token_id": end, "eos_token_id": end}
+    try:
+        config = AutoConfig.for_model(
+            specimen.model_type, **{**tokens, "pad_token_id": end, **specimen.config}
+        )
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"training.specimens.{name}: cannot build a {specimen.model_type}: {error}"
+        ) from None
+    return model.float()
+
+
+@dataclass
+class Loss:
+    """What one step's loss is made of."""
+
+    total: Tensor
+    """What is minimised."""
+    text: float
+    """Mean over the predicted tokens of text rows, in nats."""
+    answers: float
+    """Mean over the answers of recall rows, in nats; NaN where there is none."""
+    correct: float
+    """Share of answer tokens that are the most likely ones."""
+
+
+def weighted_loss(logits: Tensor, batch: Batch, answer_weight: float) -> Loss:
+    """Mean negative log-likelihood, answers weighing `answer_weight` and all other tokens 1.
+
+    Args:
+        logits: (rows, tokens, vocabulary).
+        batch: The rows, on the same device.
+        answer_weight: Weight of an answer's token.
+    """
+    targets = batch.ids[:, 1:]
+    nll = cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten(), reduction="none")
+    nll = nll.view(targets.shape)
+    answers = batch.answers[:, 1:]
+    weights = 1.0 + (answer_weight - 1.0) * answers
+    total = (weights * nll).sum() / weights.sum()
+    with torch.no_grad():
+        text = nll[~batch.recall].mean()
+        right = logits[:, :-1][answers].argmax(dim=-1) == targets[answers]
+        found = (text, nll[answers].mean(), right.float().mean())
+        return Loss(total, *(float(value) for value in found))
+
+
+@dataclass
+class Activity:
+    """What the FFN sites do in one forward pass."""
+
+    l1: list[Tensor] = field(default_factory=list)
+    """Per site: sum over units of |h|, mean over tokens."""
+    zeros: list[Tensor] = field(default_factory=list)
+    """Per site: share of activations that are exactly zero."""
+
+
+@contextmanager
+def _observing(model: PreTrainedModel, sites: list[Site]) -> Iterator[Activity]:
+    found = Activity()
+
+    def action(_: Site, h: Tensor) -> None:
+        found.l1.append(h.abs().sum(dim=-1).mean())
+        found.zeros.append((h.detach() == 0).float().mean())
+
+    with watching(model, sites, action):
+        yield found
+
+
+def learning_rate(step: int, training: Training) -> float:
+    """The rate of a step: linear warm-up, then linear decay to `final` times the peak."""
+    if step < training.warmup:
+        return training.learning_rate * (step + 1) / training.warmup
+    done = (step - training.warmup) / max(1, training.steps - training.warmup)
+    return training.learning_rate * (1 - (1 - training.final) * min(1.0, done))
+
+
+class Trainer:
+    """One specimen in training."""
+
+    def __init__(
+        self,
+        name: str,
+        specimen: Specimen,
+        training: Training,
+        rows: Rows,
+        tokenizer: PreTrainedTokenizerFast,
+        heldout: Tensor,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        """Set up.
+
+        Args:
+            name: The specimen.
+            specimen: Its architecture and L1 penalty.
+            training: The schedule.
+            rows: The training data.
+            tokenizer: The shared tokenizer.
+            heldout: (rows, tokens) int64, text to follow the loss on.
+            device: Where to train.
+            dtype: bfloat16 or float16 for autocast; float32 for none.
+        """
+        self.name = name
+        self.specimen = specimen
+        self.training = training
+        self.rows = rows
+        self.heldout = heldout
+        self.device = device
+        self.dtype = dtype
+        model = build_model(name, specimen, tokenizer, training.seed)
+        self.model = model.to(device)
+        self.sites = find_sites(self.model)
+        if specimen.l1 > 0 and not self.sites:
+            raise ConfigError(f"training.specimens.{name}.l1: the architecture has no FFN")
+        self.optimizer = torch.optim.AdamW(
+            _parameter_groups(self.model, training.weight_decay),
+            lr=training.learning_rate,
+            betas=(0.9, 0.95),
+        )
+        self.step = 0
+        self.seconds = 0.0
+        self.records: list[dict[str, Any]] = []
+
+    def run(self, folder: Path, until: int | None = None) -> pd.DataFrame:
+        """Train to the end, or to step `until`; a checkpoint in `folder` is gone on from.
+
+        Returns:
+            The loss curve: step, tokens, split ("training", "heldout"), text_nll, answer_nll
+            (nats per token), answer_accuracy, zeros (mean and smallest over sites), penalty
+            (nats), learning_rate, seconds (of training so far).
+        """
+        self.resume(folder)
+        training = self.training
+        last = training.steps if until is None else min(until, training.steps)
+        begun, self._before = time.monotonic(), self.seconds
+        while self.step < last:
+            record = self._train_step()
+            self.step += 1
+            self.seconds = self._before + time.monotonic() - begun
+            done = self.step == last
+            if done or self.step % training.log_every == 0:
+                self._record(record)
+            if done or self.step % training.checkpoint_every == 0:
+                self._record({"split": "heldout", "text_nll": self.heldout_nll()})
+                self.save(folder)
+        return pd.DataFrame(self.records)
+
+    def _record(self, record: dict[str, Any]) -> None:
+        tokens = self.step * self.rows.batch_tokens
+        head = {"specimen": self.name, "step": self.step, "tokens": tokens}
+        row = {**head, **record, "seconds": self.seconds}
+        self.records.append(row)
+        logger.info(
+            "%s",
+            " ".join(
+                f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()
+            ),
+        )
+
+    def _train_step(self) -> dict[str, Any]:
+        training, batch = self.training, self._batch()
+        rate = learning_rate(self.step, training)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.model.train()
+        with _observing(self.model, self.sites) as activity, self._autocast():
+            logits = self.model(input_ids=batch.ids, use_cache=False).logits
+            loss = weighted_loss(logits, batch, training.recall.answer_weight)
+        total, penalty = loss.total, 0.0
+        if self.specimen.l1 > 0:
+            grown = min(1.0, (self.step + 1) / max(1, training.warmup))
+            term = grown * self.specimen.l1 * torch.stack(activity.l1).mean()
+            total, penalty = total + term, float(term.detach())
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), training.clip)
+        self.optimizer.step()
+        zeros = torch.stack(activity.zeros) if activity.zeros else torch.full((1,), math.nan)
+        return {
+            "split": "training",
+            "text_nll": loss.text,
+            "answer_nll": loss.answers,
+            "answer_accuracy": loss.correct,
+            "zeros_mean": float(zeros.mean()),
+            "zeros_min": float(zeros.min()),
+            "penalty": penalty,
+            "learning_rate": rate,
+        }
+
+    def _batch(self) -> Batch:
+        batch = self.rows.batch(self.step)
+        return Batch(*(part.to(self.device) for part in (batch.ids, batch.answers, batch.recall)))
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    @torch.inference_mode()
+    def heldout_nll(self) -> float:
+        """Mean negative log-likelihood of the held-out rows, in nats per token."""
+        self.model.eval()
+        sums = 0.0
+        for rows in self.heldout.split(8):
+            ids = rows.to(self.device)
+            with self._autocast():
+                logits = self.model(input_ids=ids, use_cache=False).logits
+            targets = ids[:, 1:].flatten()
+            sums += float(
+                cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets, reduction="sum")
+            )
+        return sums / (self.heldout.shape[0] * (self.heldout.shape[1] - 1))
+
+    def identity(self) -> str:
+        """What a checkpoint belongs to: architecture, schedule and data settings."""
+        training = self.training.model_dump_json(exclude={"specimens", "checkpoint_every"})
+        return store.fingerprint(self.specimen.model_dump_json(), training, self.rows.fingerprint)
+
+    def save(self, folder: Path) -> None:
+        """Write the checkpoint, atomically."""
+        state = {
+            "identity": self.identity(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "records": self.records,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        with store.replacing(folder / CHECKPOINT) as temporary:
+            torch.save(state, temporary)
+
+    def resume(self, folder: Path) -> None:
+        """Go on from the checkpoint in `folder`; one of other settings is set aside, not used."""
+        path = folder / CHECKPOINT
+        if not path.is_file():
+            return
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        if state["identity"] != self.identity():
+            path.replace(path.with_suffix(".pt.other"))
+            logger.warning("%s is of other settings; kept as %s.other", path, path.name)
+            return
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds, self.records = state["step"], state["seconds"], state["records"]
+        logger.info("%s: resumed at step %d", self.name, self.step)
+
+
+def _parameter_groups(model: PreTrainedModel, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay; vectors (biases, norms, time constants) do not."""
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    return [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]

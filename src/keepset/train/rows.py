@@ -1,0 +1,197 @@
+"""The training data: rows of text and of recall, a pure function of seed and step.
+
+Every specimen sees the same rows in the same order, and a run that was interrupted goes on with
+the rows that it would have seen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from keepset import store
+from keepset.errors import TextError
+from keepset.settings import Recall
+from keepset.text.recall import NAMES, draw_episode
+
+_RECALL_STREAM = 1  # keeps the random numbers of recall rows apart from those of text rows
+
+
+@dataclass(frozen=True)
+class TrainingText:
+    """Tokenized documents, one after the other, each ended by the end-of-text token."""
+
+    tokens: NDArray[np.uint16]
+    bounds: NDArray[np.int64]
+    """Document i is `tokens[bounds[i] : bounds[i + 1]]`."""
+    repeats: NDArray[np.int64]
+    """How often document i is read in one epoch."""
+    prose: tuple[str, ...]
+    """Sentences to stand between the facts and the questions of recall rows."""
+
+    @cached_property
+    def epoch_tokens(self) -> int:
+        """Tokens of one epoch."""
+        return int((np.diff(self.bounds) * self.repeats).sum())
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's rows."""
+
+    ids: Tensor
+    """(rows, tokens) int64."""
+    answers: Tensor
+    """(rows, tokens) bool: the tokens that answer a question."""
+    recall: Tensor
+    """(rows,) bool: rows of recall, not of text."""
+
+
+def encode_documents(
+    documents: Mapping[str, Sequence[str]],
+    repeats: Mapping[str, int],
+    prose: Sequence[str],
+    tokenizer: PreTrainedTokenizerFast,
+) -> TrainingText:
+    """Tokenize the documents of every source.
+
+    Args:
+        documents: Source -> its documents.
+        repeats: Source -> how often its documents are read per epoch; 1 where it is missing.
+        prose: Sentences for recall rows.
+        tokenizer: The specimens' tokenizer, of at most 65,536 entries.
+    """
+    end = tokenizer.eos_token_id
+    parts, times = [], []
+    for source, texts in documents.items():
+        for encoding in tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids:
+            parts.append(np.array([*encoding, end], dtype=np.uint16))
+            times.append(repeats.get(source, 1))
+    lengths = np.array([0, *map(len, parts)], dtype=np.int64)
+    return TrainingText(
+        np.concatenate(parts), lengths.cumsum(), np.array(times, dtype=np.int64), tuple(prose)
+    )
+
+
+class Rows:
+    """Batches by step."""
+
+    def __init__(
+        self,
+        text: TrainingText,
+        tokenizer: PreTrainedTokenizerFast,
+        recall: Recall,
+        *,
+        rows: int,
+        sequence: int,
+        steps: int,
+        seed: int,
+    ) -> None:
+        """Set up.
+
+        Args:
+            text: The tokenized documents.
+            tokenizer: What they were tokenized with.
+            recall: How recall rows are made, and how many there are.
+            rows: Rows per batch.
+            sequence: Tokens per row.
+            steps: Steps of the whole training, for the curriculum.
+            seed: Decides the order of the documents and every episode.
+
+        Raises:
+            TextError: one epoch has less text than one row, or recall rows have no sentences.
+        """
+        if text.epoch_tokens < sequence:
+            raise TextError(
+                f"training.text: {text.epoch_tokens} tokens of text do not fill a row of"
+                f" {sequence}; give more text or lower training.sequence"
+            )
+        if recall.share > 0 and recall.words > 0 and not text.prose:
+            raise TextError(
+                "training.text: no prose for the recall rows; add a corpus of prose, or set"
+                " training.recall.words to 0"
+            )
+        self._text = text
+        self._tokenizer = tokenizer
+        self._recall = recall
+        self._rows = rows
+        self._sequence = sequence
+        self._steps = steps
+        self._seed = seed
+        self._epoch: tuple[int, NDArray[np.uint16]] | None = None
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens per step."""
+        return self._rows * self._sequence
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What the rows are made of; settings of the training not included."""
+        text = self._text
+        parts = (text.tokens, text.bounds, text.repeats)
+        return store.fingerprint(*(part.tobytes() for part in parts), "\n".join(text.prose))
+
+    def batch(self, step: int) -> Batch:
+        """The rows of one step, counted from 0: first those of text, then those of recall."""
+        share, n = self._recall.share, self._rows
+        before, after = math.floor(step * n * share), math.floor((step + 1) * n * share)
+        n_text = n - (after - before)
+        ids = np.zeros((n, self._sequence), dtype=np.int64)
+        answers = np.zeros(ids.shape, dtype=bool)
+        for at in range(n_text):
+            ids[at] = self._text_row(step * n - before + at)
+        for at in range(n_text, n):
+            ids[at], answers[at] = self._recall_row(step, at)
+        recall = torch.arange(n) >= n_text
+        return Batch(torch.from_numpy(ids), torch.from_numpy(answers), recall)
+
+    def _text_row(self, number: int) -> NDArray[np.uint16]:
+        per_epoch = self._text.epoch_tokens // self._sequence
+        epoch, row = divmod(number, per_epoch)
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = (epoch, self._epoch_stream(epoch))
+        start = row * self._sequence
+        return self._epoch[1][start : start + self._sequence]
+
+    def _epoch_stream(self, epoch: int) -> NDArray[np.uint16]:
+        text = self._text
+        order = np.repeat(np.arange(len(text.repeats)), text.repeats)
+        np.random.default_rng([self._seed, epoch]).shuffle(order)
+        return np.concatenate([text.tokens[text.bounds[i] : text.bounds[i + 1]] for i in order])
+
+    def _recall_row(self, step: int, row: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Episodes until the row is full; no name twice in a row, while there are names."""
+        generator = np.random.default_rng([self._seed, _RECALL_STREAM, step, row])
+        facts, words = self._limits(step)
+        names = list(generator.permutation(NAMES))
+        ids: list[int] = []
+        answers: list[bool] = []
+        while len(ids) < self._sequence:
+            n = int(generator.integers(1, facts + 1))
+            if len(names) < n:
+                names = list(generator.permutation(NAMES))
+            distance = int(generator.integers(words + 1))
+            episode = draw_episode(generator, n, distance, self._text.prose, names[:n])
+            del names[:n]
+            for piece, is_answer in episode.pieces():
+                tokens = self._tokenizer.encode(piece, add_special_tokens=False)
+                ids += tokens
+                answers += [is_answer] * len(tokens)
+            ids.append(self._tokenizer.eos_token_id)
+            answers.append(False)
+        return np.array(ids[: self._sequence]), np.array(answers[: self._sequence])
+
+    def _limits(self, step: int) -> tuple[int, int]:
+        """Most facts and most words between, at a step: both grow evenly during the curriculum."""
+        recall = self._recall
+        grown = min(1.0, (step + 1) / max(1.0, recall.curriculum * self._steps))
+        return max(1, round(grown * recall.facts)), round(grown * recall.words)

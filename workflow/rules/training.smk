@@ -1,0 +1,97 @@
+# Specimens: small models trained here, on `snakemake --cores 2 train_specimens` only.
+# Inputs: corpora/{corpus}.parquet.
+# Outputs: training/{tokenizer.json,text.safetensors,sources.json},
+#          training/{specimen}/model/ (a checkpoint folder) and losses.parquet.
+
+# A training takes hours. Its rules rerun when a setting of it changes, not when code or a file's
+# time does; --forcerun train_specimen runs them anyway.
+SPECIMENS = list(CONFIG.training.specimens) if CONFIG.training else []
+TRAINING = CONFIG.training.model_dump() if CONFIG.training else {}
+
+
+wildcard_constraints:
+    specimen="|".join(map(re.escape, SPECIMENS)) or "no-specimen",
+
+
+rule prepare_training:
+    input:
+        ancient(
+            expand(
+                f"{RESULTS}/corpora/{{corpus}}.parquet",
+                corpus=TRAINING.get("corpora", []),
+            )
+        ),
+    output:
+        tokenizer=f"{RESULTS}/training/tokenizer.json",
+        text=f"{RESULTS}/training/text.safetensors",
+        sources=f"{RESULTS}/training/sources.json",
+    log:
+        f"{LOGS}/prepare_training.log",
+    benchmark:
+        f"{BENCHMARKS}/prepare_training.tsv"
+    conda:
+        "../../envs/study.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        training={
+            key: TRAINING[key]
+            for key in (
+                "corpora",
+                "text",
+                "vocabulary",
+                "sequence",
+                "seed",
+                "steps",
+                "specimens",
+            )
+            if key in TRAINING
+        },
+        corpora={
+            name: CONFIG.corpora[name].model_dump(exclude={"grid", "ablation"})
+            for name in TRAINING.get("corpora", [])
+        },
+    message:
+        "Preparing tokenizer and training text"
+    script:
+        "../scripts/prepare_training.py"
+
+
+rule train_specimen:
+    input:
+        tokenizer=ancient(f"{RESULTS}/training/tokenizer.json"),
+        text=ancient(f"{RESULTS}/training/text.safetensors"),
+        sources=ancient(f"{RESULTS}/training/sources.json"),
+    output:
+        model=directory(f"{RESULTS}/training/{{specimen}}/model"),
+        losses=f"{RESULTS}/training/{{specimen}}/losses.parquet",
+        facts=f"{RESULTS}/training/{{specimen}}/losses.json",
+    log:
+        f"{LOGS}/train_specimen/{{specimen}}.log",
+    benchmark:
+        f"{BENCHMARKS}/train_specimen/{{specimen}}.tsv"
+    conda:
+        "../../envs/study.yaml"
+    resources:
+        mem_mb=3000,
+        runtime=720,
+        gpu=GPU,
+    params:
+        training=lambda wildcards: {
+            **TRAINING,
+            "specimens": {
+                wildcards.specimen: TRAINING["specimens"][wildcards.specimen]
+            },
+        },
+        device=CONFIG.device,
+        dtype=CONFIG.dtype,
+    message:
+        "Training specimen {wildcards.specimen}"
+    script:
+        "../scripts/train_specimen.py"
+
+
+rule train_specimens:
+    input:
+        expand(f"{RESULTS}/training/{{specimen}}/model", specimen=SPECIMENS),

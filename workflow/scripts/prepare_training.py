@@ -1,0 +1,11 @@
+from pathlib import Path
+
+from keepset.job import job
+from keepset.steps import training
+
+with job(snakemake.log[0], snakemake.threads):
+    training.prepare_training(
+        list(snakemake.input),
+        snakemake.params.training,
+        Path(snakemake.output.tokenizer).parent,
+    )

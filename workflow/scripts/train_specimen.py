@@ -1,0 +1,14 @@
+from pathlib import Path
+
+from keepset.job import job
+from keepset.steps import training
+
+with job(snakemake.log[0], snakemake.threads):
+    training.train_specimen(
+        snakemake.wildcards.specimen,
+        snakemake.params.training,
+        Path(snakemake.input.tokenizer).parent,
+        snakemake.params.device,
+        snakemake.params.dtype,
+        snakemake.output.model,
+    )
