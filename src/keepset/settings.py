@@ -231,8 +231,8 @@ class Specimen(_Strict):
     )
 
 
-class Training(_Strict):
-    """How specimens are trained: one tokenizer, one stream of rows, one schedule for all."""
+class TrainingData(_Strict):
+    """What specimens are trained on: one tokenizer and one stream of text for all."""
 
     corpora: dict[Name, Annotated[int, Field(ge=1)]] = Field(
         min_length=1, description="Corpus -> how often its calibration text is read per epoch."
@@ -240,6 +240,12 @@ class Training(_Strict):
     text: dict[Name, TrainingSource] = Field(default_factory=dict, description="Further text.")
     vocabulary: int = Field(4096, ge=300, le=65536, description="Entries of the tokenizer.")
     sequence: int = Field(256, ge=8, description="Tokens per row.")
+    seed: int = Field(0, ge=0, description="Seeds weights, documents' order and episodes.")
+
+
+class Training(TrainingData):
+    """How specimens are trained: one schedule for all."""
+
     batch: int = Field(8, ge=1, description="Rows per step.")
     steps: int = Field(ge=1, description="Steps.")
     learning_rate: float = Field(2e-3, gt=0, description="Peak learning rate of AdamW.")
@@ -247,7 +253,6 @@ class Training(_Strict):
     final: float = Field(0.05, ge=0, le=1, description="Last learning rate, relative to the peak.")
     weight_decay: float = Field(0.1, ge=0, description="Of matrices; vectors have none.")
     clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
-    seed: int = Field(0, ge=0, description="Seeds weights, documents' order and episodes.")
     recall: Recall = Recall()
     log_every: int = Field(50, ge=1, description="Steps between points of the loss curve.")
     checkpoint_every: int = Field(250, ge=1, description="Steps between checkpoints.")

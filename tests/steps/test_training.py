@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from keepset import store
 from keepset.errors import CacheError
-from keepset.settings import Training
+from keepset.settings import Training, TrainingData
 from keepset.steps.training import load_rows, load_tokenizer, prepare_training, train_specimen
 
 SETTINGS: dict[str, Any] = Training.model_validate(
@@ -49,7 +49,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"split": [split[at % 3] for at in range(len(sentences))], "text": sentences}
     )
     table.to_parquet(folder / "wiki.parquet")
-    prepare_training([folder / "wiki.parquet"], SETTINGS, folder / "data")
+    data = {key: SETTINGS[key] for key in TrainingData.model_fields}
+    prepare_training([folder / "wiki.parquet"], data, folder / "data")
     return folder / "data"
 
 

@@ -48,6 +48,32 @@ def study(folder: Path) -> dict[str, Any]:
         "models": {"llama": {"path": str(folder / "models/llama")}},
         "specimens": str(folder / "specimens"),
         "corpora": {"letters": {"text": {"path": str(folder / "letters/*.txt")}, "ablation": True}},
+        "training": {
+            "corpora": {"letters": 1},
+            "vocabulary": 640,
+            "sequence": 32,
+            "batch": 2,
+            "steps": 40,
+            "warmup": 2,
+            "recall": {"words": 4},
+            "log_every": 10,
+            "checkpoint_every": 10,
+            "specimens": {
+                name: {
+                    "model_type": "opt",
+                    "config": {
+                        "hidden_size": 16,
+                        "word_embed_proj_dim": 16,
+                        "num_hidden_layers": 2,
+                        "num_attention_heads": 2,
+                        "ffn_dim": 32,
+                        "max_position_embeddings": 32,
+                    },
+                    "l1": l1,
+                }
+                for name, l1 in (("plain", 0.0), ("penalised", 0.01))
+            },
+        },
         "text": {
             "block": 32,
             "calibration_tokens": 128,
@@ -121,7 +147,7 @@ class Study:
 
     def planned(self, *arguments: str) -> set[str]:
         """The rules that a dry run would execute."""
-        done = self.run("--dry-run", "--quiet", "rules", *arguments)
+        done = self.run(*arguments, "--dry-run", "--quiet", "rules")
         lines = done.stdout.splitlines() + done.stderr.splitlines()
         table = [line.split() for line in lines]
         return {row[0] for row in table if len(row) == 2 and row[1].isdigit()} - {"total", "all"}

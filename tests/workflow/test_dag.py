@@ -229,3 +229,47 @@ def test_bad_input_ends_with_a_message(finished, change, message):
 def test_the_report_holds_every_figure(finished):
     finished.run("--report", "report.zip")
     assert (finished.folder / "report.zip").stat().st_size > 10_000
+
+
+def test_specimens_are_trained_on_demand_only(finished):
+    assert not (finished.results() / "training").exists()
+    finished.run("train_specimens")
+    for name in ("plain", "penalised"):
+        folder = finished.results() / "training" / name
+        AutoModelForCausalLM.from_pretrained(folder / "model")
+        assert pd.read_parquet(folder / "losses.parquet")["step"].max() == 40
+    assert not finished.planned("train_specimens")
+    finished.config["training"]["specimens"]["plain"]["l1"] = 0.1
+    assert finished.planned("train_specimens") == {"train_specimen", "train_specimens"}
+    finished.config["training"]["specimens"]["plain"]["l1"] = 0.0
+
+
+def test_a_killed_training_goes_on_from_its_checkpoint(finished):
+    target = "results/tiny/training/plain/model"
+    checkpoint = finished.results() / "training/plain/checkpoint.pt"
+    steps = finished.config["training"]["steps"]
+    finished.config["training"]["steps"] = 20_000
+    process = finished.start(target)
+    try:
+        while not checkpoint.with_suffix(".pt.other").exists() or not checkpoint.exists():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    done = torch.load(checkpoint, weights_only=True)["step"]
+    finished.run("--unlock")
+    process = finished.start("--rerun-incomplete", target)
+    log = finished.results() / "logs/train_specimen/plain.log"
+    try:
+        while "resumed at step" not in (log.read_text() if log.exists() else ""):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        finished.config["training"]["steps"] = steps
+        finished.run("--unlock")
+    resumed = int(re.search(r"resumed at step (\d+)", log.read_text())[1])
+    assert done <= resumed < 20_000
+    assert resumed >= 10

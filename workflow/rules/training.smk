@@ -7,6 +7,9 @@
 # time does; --forcerun train_specimen runs them anyway.
 SPECIMENS = list(CONFIG.training.specimens) if CONFIG.training else []
 TRAINING = CONFIG.training.model_dump() if CONFIG.training else {}
+TRAINING_DATA = {
+    key: TRAINING[key] for key in settings.TrainingData.model_fields if key in TRAINING
+}
 
 
 wildcard_constraints:
@@ -35,19 +38,7 @@ rule prepare_training:
         mem_mb=2000,
         runtime=30,
     params:
-        training={
-            key: TRAINING[key]
-            for key in (
-                "corpora",
-                "text",
-                "vocabulary",
-                "sequence",
-                "seed",
-                "steps",
-                "specimens",
-            )
-            if key in TRAINING
-        },
+        training=TRAINING_DATA,
         corpora={
             name: CONFIG.corpora[name].model_dump(exclude={"grid", "ablation"})
             for name in TRAINING.get("corpora", [])

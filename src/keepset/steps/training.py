@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from keepset import models, provenance, store
 from keepset.errors import CacheError
-from keepset.settings import Training
+from keepset.settings import Training, TrainingData
 from keepset.text import read_documents
 from keepset.text.corpora import join_documents
 from keepset.text.recall import prose_sentences
@@ -46,12 +46,12 @@ def prepare_training(
     Args:
         corpora: Tables of `prepare_corpus`, named after their corpus; of these only calibration
             text is trained on, and held-out text is what the loss is followed on.
-        training: The `training` section of the configuration.
+        training: The keys of `TrainingData` in the `training` section of the configuration.
         folder: Where tokenizer.json, text.safetensors (tokens) and sources.json (what was read,
             and the sentences of recall rows) are written.
     """
     files = _Files(folder)
-    settings = Training.model_validate(training)
+    settings = TrainingData.model_validate(training)
     tables = {Path(path).stem: pd.read_parquet(path) for path in corpora}
     documents = {name: _split(table, "calibration") for name, table in tables.items()}
     prose = prose_sentences(text for texts in documents.values() for text in texts)
