@@ -254,6 +254,7 @@ class Training(TrainingData):
     weight_decay: float = Field(0.1, ge=0, description="Of matrices; vectors have none.")
     clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
     recall: Recall = Recall()
+    compile: bool = Field(False, description="Use torch.compile; needs a C++ compiler.")
     log_every: int = Field(50, ge=1, description="Steps between points of the loss curve.")
     checkpoint_every: int = Field(250, ge=1, description="Steps between checkpoints.")
     specimens: dict[Name, Specimen] = Field(min_length=1)

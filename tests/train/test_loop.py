@@ -112,10 +112,21 @@ def test_answers_weigh_more() -> None:
     logits[1, 1, 2] = 5.0
     flat = torch.tensor(4.0).log()
     answer = -torch.log_softmax(logits[1, 1], dim=0)[2]
-    loss = weighted_loss(logits, batch, 3.0)
+    loss = weighted_loss(logits, torch.eye(4), batch, 3.0, torch.float32)
     assert loss.total == pytest.approx(float(3 * flat + 3 * answer) / 6)
-    assert (loss.text, loss.answers) == pytest.approx((float(flat), float(answer)))
+    assert (loss.text, loss.answers) == pytest.approx((float(flat), float(answer)), rel=1e-4)
     assert loss.correct == 1.0
+
+
+def test_an_architecture_that_scales_its_logits_is_refused(
+    rows: Rows, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    config = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config |= {"num_key_value_heads": 2, "intermediate_size": 8, "logits_scaling": 2.0}
+    specimen = Specimen(model_type="granite", config=config)
+    heldout, cpu = torch.zeros(1, 8, dtype=torch.long), torch.device("cpu")
+    with pytest.raises(ConfigError, match="granite scales or shifts its logits"):
+        Trainer("g", specimen, training(), rows, tokenizer, heldout, cpu, torch.float32)
 
 
 def test_the_learning_rate_rises_and_falls() -> None:

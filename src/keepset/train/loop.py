@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +20,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from keepset import store
 from keepset.errors import ConfigError
 from keepset.intervene import watching
+from keepset.kernels.dispatch import torch_scans
 from keepset.settings import Specimen, Training
 from keepset.sites import Site, find_sites
+from keepset.train.loss import linear_cross_entropy
 from keepset.train.rows import Batch, Rows
 
 logger = logging.getLogger("keepset.train")
@@ -66,25 +68,30 @@ class Loss:
     """Share of answer tokens that are the most likely ones."""
 
 
-def weighted_loss(logits: Tensor, batch: Batch, answer_weight: float) -> Loss:
+def weighted_loss(
+    hidden: Tensor, head: Tensor, batch: Batch, answer_weight: float, dtype: torch.dtype
+) -> Loss:
     """Mean negative log-likelihood, answers weighing `answer_weight` and all other tokens 1.
 
     Args:
-        logits: (rows, tokens, vocabulary).
+        hidden: (rows, tokens, width), the last hidden states.
+        head: (vocabulary, width), the output embedding.
         batch: The rows, on the same device.
         answer_weight: Weight of an answer's token.
+        dtype: What the logits are computed in.
     """
-    targets = batch.ids[:, 1:]
-    nll = cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten(), reduction="none")
-    nll = nll.view(targets.shape)
     answers = batch.answers[:, 1:]
     weights = 1.0 + (answer_weight - 1.0) * answers
-    total = (weights * nll).sum() / weights.sum()
-    with torch.no_grad():
-        text = nll[~batch.recall].mean()
-        right = logits[:, :-1][answers].argmax(dim=-1) == targets[answers]
-        found = (text, nll[answers].mean(), right.float().mean())
-        return Loss(total, *(float(value) for value in found))
+    total, nll, right = linear_cross_entropy(
+        hidden[:, :-1].flatten(0, 1),
+        head,
+        batch.ids[:, 1:].flatten(),
+        (weights / weights.sum()).flatten(),
+        dtype,
+    )
+    nll, right = nll.view(answers.shape), right.view(answers.shape)
+    found = (nll[~batch.recall].mean(), nll[answers].mean(), right[answers].float().mean())
+    return Loss(total, *(float(value) for value in found))
 
 
 @dataclass
@@ -151,7 +158,7 @@ class Trainer:
         self.device = device
         self.dtype = dtype
         model = build_model(name, specimen, tokenizer, training.seed)
-        self.model = model.to(device)
+        self.model = _for_training(name, model.to(device))
         self.sites = find_sites(self.model)
         if specimen.l1 > 0 and not self.sites:
             raise ConfigError(f"training.specimens.{name}.l1: the architecture has no FFN")
@@ -159,10 +166,12 @@ class Trainer:
             _parameter_groups(self.model, training.weight_decay),
             lr=training.learning_rate,
             betas=(0.9, 0.95),
+            fused=True,
         )
         self.step = 0
         self.seconds = 0.0
         self.records: list[dict[str, Any]] = []
+        self._compiled = torch.compile(self.model.base_model) if training.compile else None
 
     def run(self, folder: Path, until: int | None = None) -> pd.DataFrame:
         """Train to the end, or to step `until`; a checkpoint in `folder` is gone on from.
@@ -176,17 +185,23 @@ class Trainer:
         training = self.training
         last = training.steps if until is None else min(until, training.steps)
         begun, self._before = time.monotonic(), self.seconds
-        while self.step < last:
-            record = self._train_step()
-            self.step += 1
-            self.seconds = self._before + time.monotonic() - begun
-            done = self.step == last
-            if done or self.step % training.log_every == 0:
-                self._record(record)
-            if done or self.step % training.checkpoint_every == 0:
-                self._record({"split": "heldout", "text_nll": self.heldout_nll()})
-                self.save(folder)
+        with self._paths():
+            while self.step < last:
+                done = self.step + 1 == last
+                logged = done or (self.step + 1) % training.log_every == 0
+                record = self._train_step(observed=logged)
+                self.step += 1
+                self.seconds = self._before + time.monotonic() - begun
+                if logged:
+                    self._record(record)
+                if done or self.step % training.checkpoint_every == 0:
+                    self._record({"split": "heldout", "text_nll": self.heldout_nll()})
+                    self.save(folder)
         return pd.DataFrame(self.records)
+
+    def _paths(self) -> AbstractContextManager[Any]:
+        """On a CPU keepset's scan is the faster one; on a GPU mamba-ssm is, where it is there."""
+        return torch_scans(self.model) if self.device.type == "cpu" else nullcontext()
 
     def _record(self, record: dict[str, Any]) -> None:
         tokens = self.step * self.rows.batch_tokens
@@ -200,15 +215,22 @@ class Trainer:
             ),
         )
 
-    def _train_step(self) -> dict[str, Any]:
+    def _train_step(self, observed: bool = True) -> dict[str, Any]:
+        """One step. What the sites do is seen where `observed`, or where a penalty needs it."""
         training, batch = self.training, self._batch()
         rate = learning_rate(self.step, training)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
-        with _observing(self.model, self.sites) as activity, self._autocast():
-            logits = self.model(input_ids=batch.ids, use_cache=False).logits
-            loss = weighted_loss(logits, batch, training.recall.answer_weight)
+        activity = Activity()
+        if observed or self.specimen.l1 > 0 or self._compiled is None:
+            with _observing(self.model.base_model, self.sites) as activity, self._autocast():
+                hidden = self._hidden(self.model.base_model, batch.ids)
+        else:
+            with self._autocast():
+                hidden = self._hidden(self._compiled, batch.ids)
+        head = self.model.get_output_embeddings().weight
+        loss = weighted_loss(hidden, head, batch, training.recall.answer_weight, self.dtype)
         total, penalty = loss.total, 0.0
         if self.specimen.l1 > 0:
             grown = min(1.0, (self.step + 1) / max(1, training.warmup))
@@ -229,6 +251,10 @@ class Trainer:
             "penalty": penalty,
             "learning_rate": rate,
         }
+
+    def _hidden(self, body: Callable[..., Any], ids: Tensor) -> Tensor:
+        hidden: Tensor = body(input_ids=ids, use_cache=False).last_hidden_state
+        return hidden
 
     def _batch(self) -> Batch:
         batch = self.rows.batch(self.step)
@@ -256,7 +282,7 @@ class Trainer:
 
     def identity(self) -> str:
         """What a checkpoint belongs to: architecture, schedule and data settings."""
-        training = self.training.model_dump_json(exclude={"specimens", "checkpoint_every"})
+        training = self.training.model_dump_json(exclude={"specimens", "checkpoint_every", "compile"})
         return store.fingerprint(self.specimen.model_dump_json(), training, self.rows.fingerprint)
 
     def save(self, folder: Path) -> None:
@@ -286,6 +312,28 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.records = state["step"], state["seconds"], state["records"]
         logger.info("%s: resumed at step %d", self.name, self.step)
+
+
+def _for_training(name: str, model: PreTrainedModel) -> PreTrainedModel:
+    """Choose the attention that is faster to train, and check that the loss is the model's own.
+
+    Raises:
+        ConfigError: the logits are not the product of hidden states and output embedding alone.
+    """
+    if next(model.parameters()).device.type == "cpu" and model.config._attn_implementation == "sdpa":
+        # The backward pass of fused attention is several times slower than two products here.
+        model.set_attn_implementation("eager")
+    ids = torch.arange(4, device=model.device)[None]
+    with torch.no_grad():
+        expected = model.eval()(input_ids=ids, use_cache=False).logits
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    head = model.get_output_embeddings()
+    if not torch.allclose(hidden @ head.weight.T, expected, rtol=1e-3, atol=1e-4):
+        raise ConfigError(
+            f"training.specimens.{name}.model_type: {model.config.model_type} scales or shifts its"
+            " logits, which the training does not know; choose another architecture"
+        )
+    return model
 
 
 def _parameter_groups(model: PreTrainedModel, weight_decay: float) -> list[dict[str, Any]]:

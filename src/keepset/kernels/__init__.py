@@ -1,0 +1,1 @@
+"""What does the work: plain references, and faster paths that give the same answer."""
