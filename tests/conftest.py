@@ -33,7 +33,36 @@ _COMMON: dict[str, Any] = {
     "max_position_embeddings": 512,
 }
 _GPT = {"n_embd": 32, "n_inner": 48, "n_layer": 2, "n_head": 4, "n_positions": 512}
+_MAMBA: dict[str, Any] = {
+    "mamba_n_heads": 4,
+    "mamba_d_head": 16,
+    "mamba_n_groups": 1,
+    "mamba_d_state": 8,
+    "mamba_expand": 2,
+    "mamba_chunk_size": 16,
+}
 _SHAPES: dict[str, dict[str, Any]] = {
+    "bamba": {**_COMMON, **_MAMBA, "attn_layer_indices": [1]},
+    "falcon_h1": {**_COMMON, **_MAMBA, "mamba_d_ssm": 64, "mlp_multipliers": [0.7, 0.9]},
+    "granitemoehybrid": {
+        **_COMMON,
+        **_MAMBA,
+        "shared_intermediate_size": 48,
+        "num_local_experts": 0,
+        "num_experts_per_tok": 0,
+        "layer_types": ["mamba", "attention"],
+    },
+    "nemotron_h": {
+        **_COMMON,
+        "num_hidden_layers": None,
+        "layers_block_type": ["mamba", "mlp", "attention", "mlp"],
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 16,
+        "n_groups": 1,
+        "ssm_state_size": 8,
+        "chunk_size": 16,
+        "head_dim": 8,
+    },
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
     "codegen": {**_GPT, "rotary_dim": 4},
     "falcon": {

@@ -17,6 +17,8 @@ from keepset.scores import Moments, corpus_score, site_seed
 
 Window = int | Literal["sequence", "corpus"]
 Choice = Literal["oracle", "causal"]
+SiteKind = Literal["ffn", "state"]
+Access = Literal["none", "both", "read", "write"]
 
 
 def n_kept(n_units: int, sparsity: float) -> int:
@@ -37,6 +39,9 @@ def n_kept(n_units: int, sparsity: float) -> int:
 class Rule:
     """One point of the grid: how units are chosen, how many go, and for how long it holds.
 
+    `access` is for state channels: what one that is left out loses. `both`: it is gone. `read`:
+    the state keeps it, but it is not read. `write`: it is forgotten.
+
     Raises:
         ConfigError: sparsity outside [0, 1), or a window that is neither a positive number of
             tokens nor "sequence" nor "corpus".
@@ -47,6 +52,8 @@ class Rule:
     window: Window
     choice: Choice = "oracle"
     seed: int = 0
+    site: SiteKind = "ffn"
+    access: Access = "none"
 
     def __post_init__(self) -> None:
         n_kept(1, self.sparsity)
@@ -76,6 +83,7 @@ class Rule:
             "sparsity": self.sparsity,
             "window": str(self.window),
             "choice": choice,
+            "access": self.access,
         }
 
 

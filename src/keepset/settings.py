@@ -212,7 +212,11 @@ class TrainingSource(TextSource):
 class Recall(_Strict):
     """The recall rows of the training data (keepset.text.recall)."""
 
-    share: float = Field(0.33, ge=0, le=1, description="Share of rows that are recall.")
+    share: float = Field(0.4, ge=0, le=1, description="Share of rows that are recall.")
+    lead: float = Field(
+        0.25, ge=0, le=1, description="Share of the steps over which it falls from all rows."
+    )
+    rounds: int = Field(2, ge=1, description="How often an episode asks for each fact.")
     facts: int = Field(8, ge=1, le=32, description="Facts per episode, at most.")
     words: int = Field(96, ge=0, description="Words between facts and questions, at most.")
     curriculum: float = Field(

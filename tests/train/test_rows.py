@@ -38,9 +38,19 @@ def test_text_rows_of_an_epoch_are_its_documents(
     assert not torch.equal(epoch, following)
 
 
-def test_the_share_of_recall_rows_comes_out(rows: Rows) -> None:
-    recall = sum(int(rows.batch(step).recall.sum()) for step in range(100))
-    assert recall == int(100 * 4 * 0.33)
+def test_the_share_of_recall_rows_falls_and_comes_out(
+    text: TrainingText, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    recall = Recall(share=0.3, lead=0.5, words=0)
+    rows = Rows(text, tokenizer, recall, rows=4, sequence=16, steps=80, seed=3)
+    counts = [int(rows.batch(step).recall.sum()) for step in range(80)]
+    assert counts[0] == 4
+    # Over the lead of 40 steps the mean share is halfway between 1 and 0.3; then it is 0.3.
+    assert sum(counts[:40]) == 4 * 40 * 0.65
+    assert abs(sum(counts[40:]) - 4 * 40 * 0.3) <= 1
+    without_lead = Recall(share=0.3, lead=0, words=0)
+    rows = Rows(text, tokenizer, without_lead, rows=4, sequence=16, steps=80, seed=3)
+    assert sum(int(rows.batch(step).recall.sum()) for step in range(80)) == int(80 * 4 * 0.3)
 
 
 def test_answers_are_things_that_the_row_has_stated(
@@ -54,7 +64,9 @@ def test_answers_are_things_that_the_row_has_stated(
             for at in answers.nonzero()[:, 0].tolist():
                 word = tokenizer.decode(ids[at : at + 1]).strip()
                 assert word in THINGS
-                assert f"has the {word}" in tokenizer.decode(ids[:at])
+                fact = tokenizer.decode(ids[at - 1 : at + 1])
+                assert fact.endswith(f" {word}")
+                assert fact in tokenizer.decode(ids[: at - 1])
                 seen += 1
     assert seen > 10
 

@@ -20,5 +20,14 @@ What to know before hooking a site (transformers 5.23):
 
 from keepset.sites.families import Layout, adapter
 from keepset.sites.find import Projection, Site, find_sites
+from keepset.sites.state import StateSite, find_state_sites
 
-__all__ = ["Layout", "Projection", "Site", "adapter", "find_sites"]
+__all__ = [
+    "Layout",
+    "Projection",
+    "Site",
+    "StateSite",
+    "adapter",
+    "find_sites",
+    "find_state_sites",
+]

@@ -45,6 +45,9 @@ _MLP_FC = Layout("mlp.fc2", ("mlp.fc1",))
 _LAYER_FC = Layout("fc2", ("fc1",))
 _C_PROJ = Layout("mlp.c_proj", ("mlp.c_fc",))
 _FC_OUT = Layout("mlp.fc_out", ("mlp.fc_in",))
+_FEED_FORWARD = Layout(
+    "feed_forward.down_proj", ("feed_forward.gate_proj", "feed_forward.up_proj"), gated=True
+)
 _DENSE = Layout("mlp.dense_4h_to_h", ("mlp.dense_h_to_4h",))
 
 _FAMILIES: dict[Layout, str] = {
@@ -56,6 +59,7 @@ _FAMILIES: dict[Layout, str] = {
     _LAYER_FC: "biogpt opt xglm",
     _C_PROJ: "gpt2 gpt_bigcode gpt_neo starcoder2",
     _FC_OUT: "codegen gptj",
+    _FEED_FORWARD: "bamba falcon_h1",
     _DENSE: "falcon gpt_neox persimmon",
     Layout("ffn.down_proj", ("ffn.up_proj",), activation="gelu"): "mpt",
 }
@@ -94,3 +98,22 @@ def _zamba2(layer: nn.Module, _config: Any) -> Layout | None:
     if not hasattr(layer, "shared_transformer"):
         return None
     return Layout("shared_transformer.feed_forward.down_proj", (), gated=True)
+
+
+@adapter("granitemoehybrid")
+def _granite_hybrid(_layer: nn.Module, config: Any) -> Layout:
+    if getattr(config, "num_local_experts", 0):
+        raise ModelError(
+            "granitemoehybrid: mixtures of experts are not supported; choose a dense model"
+        )
+    return Layout("shared_mlp.output_linear", ("shared_mlp.input_linear",), gated=True)
+
+
+@adapter("nemotron_h")
+def _nemotron_h(layer: nn.Module, _config: Any) -> Layout | None:
+    kind = getattr(layer, "block_type", None)
+    if kind == "moe":
+        raise ModelError("nemotron_h: mixtures of experts are not supported; choose a dense model")
+    if kind != "mlp":
+        return None
+    return Layout("mixer.down_proj", ("mixer.up_proj",), activation="relu2")

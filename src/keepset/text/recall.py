@@ -1,9 +1,11 @@
 """In-context recall: facts are stated, other text follows, then one of them is asked for.
 
-An episode reads "Remember: Anna has the ring. Paul has the key. <other text> Recall: Anna has the
-ring." Names and things are drawn at random, so that only the episode itself tells which belong
-together: what a recurrent state, or attention, is for. The form is that of associative recall
-(Arora et al. 2023, arXiv:2312.04927) in plain words, so that pretrained models can be asked too.
+An episode reads "Remember: Anna ring, Paul key. <other text> Recall: Paul key, Anna ring." Names
+and things are drawn at random, so that only the episode itself tells which belong together: what a
+recurrent state, or attention, is for. This is associative recall (Arora et al. 2023,
+arXiv:2312.04927) in plain words, so that pretrained models can be asked too. A thing stands right
+after its name: with words between ("Anna has the ring") small attention models did not learn to
+recall within a few million tokens, while a short convolution bridges the words at once.
 """
 
 from __future__ import annotations
@@ -56,12 +58,13 @@ class Episode:
 
     def pieces(self) -> list[tuple[str, bool]]:
         """The text in pieces, and whether a piece is an answer; answers start with a space."""
-        stated = "".join(f" {name} has the {thing}." for name, thing in self.facts)
+        stated = ",".join(f" {name} {thing}" for name, thing in self.facts)
         between = f" {self.between}" if self.between else ""
-        found = [(f"Remember:{stated}{between} Recall:", False)]
-        for at in self.asked:
+        found = [(f"Remember:{stated}.{between} Recall:", False)]
+        for number, at in enumerate(self.asked, start=1):
             name, thing = self.facts[at]
-            found += [(f" {name} has the", False), (f" {thing}", True), (".", False)]
+            end = "." if number == len(self.asked) else ","
+            found += [(f" {name}", False), (f" {thing}", True), (end, False)]
         return found
 
     def question(self) -> tuple[str, str]:
@@ -76,6 +79,7 @@ def draw_episode(
     distance: int,
     prose: Sequence[str],
     names: Sequence[str] = NAMES,
+    rounds: int = 1,
 ) -> Episode:
     """Draw an episode.
 
@@ -85,11 +89,12 @@ def draw_episode(
         distance: Words between the last fact and the questions.
         prose: Sentences to fill the distance with; consecutive ones stay together.
         names: The names to draw from.
+        rounds: How often each fact is asked for; every round has an order of its own.
     """
     chosen = generator.choice(len(names), n_facts, replace=False)
     things = generator.choice(len(THINGS), n_facts, replace=False)
     facts = tuple((names[a], THINGS[b]) for a, b in zip(chosen, things, strict=True))
-    asked = tuple(int(at) for at in generator.permutation(n_facts))
+    asked = tuple(int(at) for _ in range(rounds) for at in generator.permutation(n_facts))
     return Episode(facts, _filler(generator, distance, prose), asked)
 
 

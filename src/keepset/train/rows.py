@@ -142,8 +142,8 @@ class Rows:
 
     def batch(self, step: int) -> Batch:
         """The rows of one step, counted from 0: first those of text, then those of recall."""
-        share, n = self._recall.share, self._rows
-        before, after = math.floor(step * n * share), math.floor((step + 1) * n * share)
+        n = self._rows
+        before, after = self._recall_rows(step), self._recall_rows(step + 1)
         n_text = n - (after - before)
         ids = np.zeros((n, self._sequence), dtype=np.int64)
         answers = np.zeros(ids.shape, dtype=bool)
@@ -153,6 +153,15 @@ class Rows:
             ids[at], answers[at] = self._recall_row(step, at)
         recall = torch.arange(n) >= n_text
         return Batch(torch.from_numpy(ids), torch.from_numpy(answers), recall)
+
+    def _recall_rows(self, step: int) -> int:
+        """Rows of recall in all steps before `step`: their share falls evenly during the lead."""
+        recall = self._recall
+        lead = recall.lead * self._steps
+        led = min(step, lead)
+        fallen = led * led / (2 * lead) if lead else 0.0
+        shares = led - (1 - recall.share) * fallen + (step - led) * recall.share
+        return math.floor(shares * self._rows + 1e-9) if recall.share else 0
 
     def _text_row(self, number: int) -> NDArray[np.uint16]:
         per_epoch = self._text.epoch_tokens // self._sequence
@@ -171,6 +180,7 @@ class Rows:
     def _recall_row(self, step: int, row: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Episodes until the row is full; no name twice in a row, while there are names."""
         generator = np.random.default_rng([self._seed, _RECALL_STREAM, step, row])
+        recall = self._recall
         facts, words = self._limits(step)
         names = list(generator.permutation(NAMES))
         ids: list[int] = []
@@ -180,7 +190,9 @@ class Rows:
             if len(names) < n:
                 names = list(generator.permutation(NAMES))
             distance = int(generator.integers(words + 1))
-            episode = draw_episode(generator, n, distance, self._text.prose, names[:n])
+            episode = draw_episode(
+                generator, n, distance, self._text.prose, names[:n], recall.rounds
+            )
             del names[:n]
             for piece, is_answer in episode.pieces():
                 tokens = self._tokenizer.encode(piece, add_special_tokens=False)

@@ -1,0 +1,115 @@
+"""The state itself, one token at a time: only one H is ever held.
+
+H of a group is (batch, heads of the group, head_dim, n_state). Scoring needs no more of it than
+its squared size in every channel, so a pass over any number of tokens holds the state of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from keepset.kernels.naive import time_steps
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a mixer hands to its scan.
+
+    Attributes:
+        x: (batch, tokens, heads, head_dim).
+        dt: (batch, tokens, heads), before bias and softplus.
+        A: (heads,) negative.
+        B: (batch, tokens, groups, n_state), what is written.
+        C: (batch, tokens, groups, n_state), what is read.
+        D: (heads,) skip connection, or None.
+        rest: the other arguments: dt_bias, dt_softplus, dt_limit, ...
+    """
+
+    x: Tensor
+    dt: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    rest: dict[str, Any]
+
+    def run(self, function: Callable[..., Any]) -> Any:
+        """Call transformers' own scan, or one of the same arguments."""
+        rest = dict(self.rest)
+        chunk = rest.pop("chunk_size")
+        return function(self.x, self.dt, self.A, self.B, self.C, chunk, D=self.D, **rest)
+
+    def masked(self, write: Tensor | None = None, read: Tensor | None = None) -> Scan:
+        """With B multiplied by `write` and C by `read`: ([batch, tokens,] groups, n_state)."""
+        B = self.B if write is None else self.B * write.to(self.B.dtype)
+        C = self.C if read is None else self.C * read.to(self.C.dtype)
+        return replace(self, B=B, C=C)
+
+
+class Recurrence:
+    """H(t) = exp(dt(t) A) H(t-1) + dt(t) x(t) B(t)^T, in float32."""
+
+    def __init__(self, scan: Scan) -> None:
+        batch, tokens, heads, head_dim = scan.x.shape
+        groups, n = scan.B.shape[2:]
+        step = time_steps(
+            scan.dt,
+            scan.rest.get("dt_bias"),
+            scan.rest.get("dt_softplus", False),
+            scan.rest.get("dt_limit", (0.0, float("inf"))),
+        )
+        grouped = (batch, tokens, groups, heads // groups)
+        self._decay = (step * scan.A.float()).exp().view(*grouped, 1, 1)
+        self._write = (scan.x.float() * step[..., None]).view(*grouped, head_dim, 1)
+        self._B = scan.B.float()[:, :, :, None, None]
+        self.C = scan.C.float()
+        """(batch, tokens, groups, n_state)."""
+        self.tokens = tokens
+        self._shape = (*self._write.shape[:1], *self._write.shape[2:5], n)
+
+    def empty(self) -> Tensor:
+        """The state before the first token: (batch, groups, heads per group, head_dim, n_state)."""
+        return self._write.new_zeros(self._shape)
+
+    def advance(self, state: Tensor, t: int, write: Tensor | None = None) -> Tensor:
+        """Move `state` on to token t, in place; B is multiplied by `write` (batch, groups, n)."""
+        B = self._B[:, t] if write is None else self._B[:, t] * write[:, :, None, None]
+        return state.mul_(self._decay[:, t]).addcmul_(self._write[:, t], B)
+
+    def sizes(self, state: Tensor, start: int, stop: int) -> Tensor:
+        """Run tokens start..stop, `state` moving on with them.
+
+        Returns:
+            The sum of H^2 over heads and head dims of each group: (batch, stop - start, groups, n).
+        """
+        found = self.C.new_empty(self.C.shape[0], stop - start, *self.C.shape[2:])
+        square = torch.empty_like(state)
+        for t in range(start, stop):
+            torch.square(self.advance(state, t), out=square)
+            torch.sum(square, dim=(2, 3), out=found[:, t - start])
+        return found
+
+    def read(self, state: Tensor, start: int, stop: int, kept: Tensor) -> Tensor:
+        """Run tokens start..stop of the `kept` channels (batch, groups, n), and read them.
+
+        `state` must be zero in the others; it moves on.
+
+        Returns:
+            y without the skip connection: (batch, stop - start, heads, head_dim).
+        """
+        batch, groups, per_group, head_dim, n = self._shape
+        kept = kept.to(state.dtype)
+        rows = []
+        for t in range(start, stop):
+            flat = self.advance(state, t, kept).view(batch * groups, per_group * head_dim, n)
+            rows.append(torch.bmm(flat, self.C[:, t].reshape(batch * groups, n, 1)))
+        return (
+            torch.stack(rows)
+            .view(stop - start, batch, groups * per_group, head_dim)
+            .transpose(0, 1)
+        )
