@@ -60,6 +60,7 @@ class TestRatios:
 
     def test_every_setting_once(self, found, perplexity):
         keys = ["model", "corpus", *significance.SETTING]
+        perplexity = significance.with_access(perplexity)
         sparse = perplexity[perplexity["method"] != "dense"]
         assert len(found["ratios"]) == len(sparse.drop_duplicates(keys))
         assert not found["ratios"].duplicated(keys).any()
@@ -200,3 +201,47 @@ class TestBadInput:
     def test_capability(self, small, capability, change, message):
         with pytest.raises(KeepsetError, match=message):
             run(small, change(capability))
+
+
+class TestSites:
+    """Dense rows serve every site; `access` is part of a setting."""
+
+    @pytest.fixture
+    def hybrid(self, small):
+        ffn = small.assign(access="none")
+        state = pick(ffn, method="static", score="magnitude").assign(site="state", access="both")
+        reading = pick(ffn, method="dynamic", score="magnitude")
+        parts = [reading.assign(site="state", access=how) for how in ("read", "write")]
+        parts[1]["nll"] += 50
+        return ffn, pd.concat([state, *parts])
+
+    @pytest.mark.parametrize("dense", ["ffn", "none", "each"])
+    def test_dense_rows_of_any_site(self, hybrid, capability, dense):
+        ffn, state = hybrid
+        runs = pick(ffn, method="dense")
+        rest = pd.concat([ffn[ffn["method"] != "dense"], state])
+        sites = ["ffn", "state"] if dense == "each" else [dense]
+        table = pd.concat([rest, *(runs.assign(site=site) for site in sites)])
+        ratios = run(table, capability)["ratios"]
+        assert set(ratios["site"]) == {"ffn", "state"}
+        same = {"method": "static", "score": "magnitude", "sparsity": 0.9}
+        assert pick(ratios, **same)["ratio"].nunique() == 1
+        assert len(pick(ratios, **same)) == 2
+
+    def test_reading_and_writing_are_two_settings(self, hybrid, capability):
+        ratios = run(pd.concat(hybrid), capability)["ratios"]
+        state = pick(ratios, site="state", method="dynamic", sparsity=0.9).set_index("access")
+        assert state.loc["write", "ratio"] > state.loc["read", "ratio"]
+
+    def test_tables_without_the_column(self, hybrid, capability):
+        old = hybrid[0].drop(columns="access")
+        mixed = pd.concat([old, hybrid[1]])
+        assert set(run(old, capability)["ratios"]["access"]) == {"none"}
+        assert set(run(mixed, capability)["ratios"]["access"]) == {"none", "both", "read", "write"}
+
+    def test_capability_has_dense_once_per_site(self, capability, small):
+        state = pick(capability, method="static").assign(site="state", access="both")
+        found = run(small, pd.concat([capability, state]))["capability"]
+        dense = pick(found, method="dense", model="relu")
+        assert sorted(dense["site"]) == ["ffn", "state"]
+        assert pick(found, site="state", method="static")["difference"].notna().all()

@@ -143,6 +143,17 @@ class TestDetectable:
         z = (only_a - only_b) / np.sqrt(only_a + only_b)
         assert (np.abs(z) > 1.96).mean() == pytest.approx(0.8, abs=0.03)
 
+    def test_300_items_cannot_see_a_loss_of_5_points(self):
+        # The study's hybrid: 0.82 dense, 0.77 dynamic, n = 300, "not significant". A loss of 15
+        # items that is not significant means that so many items changed that n = 300 could not
+        # have shown such a loss.
+        changed = next(
+            m for m in range(15, 301, 2)
+            if scipy_stats.binomtest((m - 15) // 2, m).pvalue >= 0.05
+        )  # fmt: skip
+        assert changed == 53
+        assert stats.minimum_detectable_difference(300, changed / 300) > 0.06
+
     @pytest.mark.parametrize(("n", "discordant"), [(0, 0.1), (300, 0.0), (20, 0.05)])
     def test_nothing_can_be_found(self, n, discordant):
         assert np.isnan(stats.minimum_detectable_difference(n, discordant))
@@ -336,3 +347,49 @@ class TestCorrelate:
         start = time.process_time()
         self.correlate(x, y, np.repeat(np.arange(3), 1536), resamples=1999)
         assert time.process_time() - start < 3
+
+
+class TestNewcombe:
+    @pytest.mark.parametrize(
+        ("counts", "expected"),
+        [
+            # Fagerland, Lydersen, Laake, Statist. Med. 33 (2014): airway data.
+            ((1, 1, 7, 12), (-0.507, -0.026)),
+            # Altman, Machin, Bryant, Gardner, Statistics with Confidence (2000), table 6.2.
+            ((14, 5, 0, 22), (0.011, 0.226)),
+        ],
+    )
+    def test_published(self, counts, expected):
+        assert stats.newcombe(*pairs(*counts), 0.95) == pytest.approx(expected, abs=5e-4)
+
+    def test_no_items(self):
+        assert np.isnan(stats.newcombe([], [], 0.95)).all()
+
+    def test_all_right(self):
+        # Nothing varies: the two Wilson intervals alone, added in squares.
+        low, high = stats.newcombe(*pairs(20, 0, 0, 0), 0.95)
+        below = 1 - stats.wilson(20, 20, 0.95).low
+        assert (low, high) == pytest.approx((-below, below))
+
+    @given(COUNTS)
+    def test_mirrors_and_is_near_tango(self, counts):
+        a, b = pairs(*counts)
+        low, high = stats.newcombe(a, b, 0.95)
+        assert low - 1e-12 <= a.mean() - b.mean() <= high + 1e-12
+        assert stats.newcombe(b, a, 0.95) == pytest.approx((-high, -low), abs=1e-12)
+
+    def test_is_near_tango_where_items_are_many(self):
+        a, b = pairs(400, 60, 40, 500)
+        expected = stats.paired_difference(a, b, 0.95)
+        assert stats.newcombe(a, b, 0.95) == pytest.approx(expected, abs=2e-3)
+
+
+def test_bca_of_the_spatial_test_data():
+    # Efron and Tibshirani, An Introduction to the Bootstrap (1993), table 14.1 and section 14.3:
+    # variance of 26 scores, 90% BCa interval (115.8, 259.6) of 2,000 resamples.
+    scores = "48 36 20 29 42 42 20 42 22 41 45 14 6 0 33 28 34 4 32 24 47 41 24 26 30 41"
+    data = np.array(scores.split(), dtype=float)
+    assert data.var() == pytest.approx(171.5, abs=0.05)
+    got = stats.bca((data,), lambda x, axis: x.var(axis=axis), 0.90, 20_000, 0)
+    # The bootstrap's own error at 2,000 resamples is about 3 at these ends.
+    assert got == pytest.approx((115.8, 259.6), abs=4)

@@ -1,13 +1,19 @@
-"""Spearman's correlation under the bootstrap, for thousands of units and resamples at once."""
+"""Correlations of scores, and Spearman's under the bootstrap for thousands of units at once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats as scipy_stats
+
+from keepset.errors import KeepsetError
 
 Floats = NDArray[np.float64]
+
+_COEFFICIENTS = ["pearson", "spearman", "kendall"]
 
 # Elements of one chunk of bootstrap counts: small enough to stay in the processor's cache.
 _CHUNK = 50_000
@@ -90,3 +96,77 @@ def _weighted_correlation(counts: Floats, x: Floats, y: Floats) -> Floats:
     yy = np.einsum("ij,ij->i", counts * y, y)
     with np.errstate(invalid="ignore", divide="ignore"):
         return xy / np.sqrt(xx * yy)
+
+
+def correlate(
+    size: ArrayLike,
+    impact: ArrayLike,
+    layer: ArrayLike,
+    *,
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> pd.DataFrame:
+    """Correlate two scores of the same units, in each layer and over layers.
+
+    The pooled row (layer -1) is the mean over layers of the layers' coefficients, so that
+    differences of scale between layers do not pass for agreement between units. Its interval
+    draws layers, then units within them: a two-stage cluster bootstrap (Davison and Hinkley 1997,
+    section 3.8), a little wide where layers are many and still defined where there is one.
+
+    Args:
+        size: (n,) one score.
+        impact: (n,) the other.
+        layer: (n,) int, the layer of each unit.
+        confidence: Level of the intervals.
+        resamples: Bootstrap resamples.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        Columns layer, pearson, spearman, kendall, ci_low, ci_high (percentile interval of
+        spearman over units), n_units. NaN where a score is constant or a layer has fewer than
+        three units; such layers do not enter the pooled row, n_units apart.
+
+    Raises:
+        KeepsetError: lengths differ, there are no units, or a value is not finite.
+    """
+    x, y = np.asarray(size, dtype=np.float64), np.asarray(impact, dtype=np.float64)
+    layers = np.asarray(layer)
+    if not x.shape == y.shape == layers.shape or x.ndim != 1 or len(x) == 0:
+        raise KeepsetError(
+            f"correlate needs three lists of one length, got {x.shape}, {y.shape}, {layers.shape}"
+        )
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise KeepsetError("correlate needs finite scores; check the activation cache")
+    rows, draws = [], []
+    for at in np.unique(layers):
+        own = layers == at
+        row: dict[str, float] = {"layer": int(at), **_coefficients(x[own], y[own])}
+        if not np.isnan(row["spearman"]):
+            rng = np.random.default_rng([seed, int(at)])
+            draws.append(bootstrap_spearman(x[own], y[own], resamples, rng))
+            row |= _percentiles(draws[-1], confidence)
+        rows.append({**row, "n_units": int(own.sum())})
+    table = pd.DataFrame(rows)
+    pooled = {"layer": -1, **table[_COEFFICIENTS].mean(), "n_units": len(x)}
+    if draws:
+        means = mean_over_layers(np.array(draws), np.random.default_rng(seed))
+        pooled |= _percentiles(means, confidence)
+    table = pd.concat([table, pd.DataFrame([pooled])], ignore_index=True)
+    return table.reindex(columns=["layer", *_COEFFICIENTS, "ci_low", "ci_high", "n_units"])
+
+
+def _coefficients(x: Floats, y: Floats) -> dict[str, float]:
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return dict.fromkeys(_COEFFICIENTS, np.nan)
+    return {
+        "pearson": float(np.corrcoef(x, y)[0, 1]),
+        "spearman": float(scipy_stats.spearmanr(x, y).statistic),
+        "kendall": float(scipy_stats.kendalltau(x, y).statistic),
+    }
+
+
+def _percentiles(draws: Floats, confidence: float) -> dict[str, float]:
+    tail = (1 - confidence) / 2
+    low, high = np.nanquantile(draws, [tail, 1 - tail])
+    return {"ci_low": float(low), "ci_high": float(high)}

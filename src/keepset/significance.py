@@ -14,8 +14,8 @@ from keepset.settings import Statistics
 
 TEXT_CELL = ["study", "model", "origin", "corpus", "site"]
 TASK_CELL = ["study", "model", "origin", "task", "site"]
-SETTING = ["method", "score", "sparsity", "window", "choice"]
-DIAL = ["score", "sparsity", "choice"]
+SETTING = ["method", "score", "sparsity", "window", "choice", "access"]
+DIAL = ["score", "sparsity", "choice", "access"]
 
 RATIO_COLUMNS = [
     *TEXT_CELL, *SETTING, "seeds", "n_blocks", "n_tokens", "ppl_dense", "ppl", "word_ppl_dense",
@@ -61,6 +61,7 @@ def test_significance(
         KeepsetError: a column or the dense rows are missing, blocks or items of a setting are not
             those of dense, or a value is not finite.
     """
+    perplexity, capability = with_access(perplexity), with_access(capability)
     _need(perplexity, "perplexity", [*TEXT_CELL, *SETTING, "seed", "block", "nll", "n_tokens"])
     _need(perplexity, "perplexity", ["n_words", "n_bytes"])
     _need(capability, "capability", [*TASK_CELL, *SETTING, "seed", "item", "correct", "logprob"])
@@ -101,27 +102,50 @@ def _name(*parts: Row) -> str:
     return " ".join(str(v) for part in parts for v in part.values() if v != "none")
 
 
-def _dense(table: pd.DataFrame, cell: Row, unit: str) -> pd.DataFrame:
-    """The dense rows of a cell by block or item.
+def with_access(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with its column `access`: "none" for FFN rules and for older tables."""
+    if not len(table):
+        return table
+    access = table["access"].fillna("none") if "access" in table else "none"
+    return table.assign(access=access)
+
+
+def cells(
+    table: pd.DataFrame, keys: list[str], unit: str
+) -> Iterator[tuple[Row, pd.DataFrame, pd.DataFrame]]:
+    """Each model, text and site: its name, its dense rows by `unit`, its other rows.
+
+    A model runs dense once, whatever the site: dense rows of the same model and text serve every
+    site, be they under that site, under "none" or under another.
 
     Raises:
-        KeepsetError: there are none, or one appears twice.
+        KeepsetError: there is no dense row, or one appears twice.
     """
-    dense = table[table["method"] == "dense"].set_index(unit).sort_index()
+    for shared, group in _groups(table, [key for key in keys if key != "site"]):
+        runs, rest = group[group["method"] == "dense"], group[group["method"] != "dense"]
+        for site in (rest if len(rest) else runs)["site"].unique():
+            cell = {key: {**shared, "site": site}[key] for key in keys}
+            own = rest[rest["site"] == site]
+            yield cell, _dense(runs, cell, unit), own
+
+
+def _dense(runs: pd.DataFrame, cell: Row, unit: str) -> pd.DataFrame:
+    known = runs["site"].unique()
+    site = next((s for s in (cell["site"], "none", *known) if s in known), None)
+    dense = runs[runs["site"] == site].set_index(unit).sort_index()
     if not len(dense) or not dense.index.is_unique:
         raise KeepsetError(f"{_name(cell)}: one dense row per {unit} is needed; run it again")
     return dense
 
 
 def _ratios(perplexity: pd.DataFrame, statistics: Statistics, seed: int) -> Iterator[Row]:
-    for cell, table in _groups(perplexity, TEXT_CELL):
-        dense = _dense(table, cell, "block")
-        for setting, group in _groups(table[table["method"] != "dense"], SETTING):
-            nll = _by_seed(group, dense, _name(cell, setting))
+    for cell, dense, table in cells(perplexity, TEXT_CELL, "block"):
+        for setting, group in _groups(table, SETTING):
+            nll = by_seed(group, dense, _name(cell, setting))
             yield {**cell, **setting, **_ratio(nll, dense, statistics, seed)}
 
 
-def _by_seed(group: pd.DataFrame, dense: pd.DataFrame, name: str) -> pd.DataFrame:
+def by_seed(group: pd.DataFrame, dense: pd.DataFrame, name: str) -> pd.DataFrame:
     """Summed nats of one setting: blocks as rows, seeds as columns, on dense's blocks.
 
     Raises:
@@ -177,9 +201,9 @@ def _levels(nll: pd.Series, dense: pd.DataFrame) -> dict[str, float]:
 
 
 def _capability(capability: pd.DataFrame, statistics: Statistics) -> Iterator[Row]:
-    for cell, table in _groups(capability, TASK_CELL):
-        dense = _dense(table, cell, "item")
-        for setting, group in _groups(table, [*SETTING, "seed"]):
+    for cell, dense, table in cells(capability, TASK_CELL, "item"):
+        everything = pd.concat([dense.reset_index(), table])
+        for setting, group in _groups(everything, [*SETTING, "seed"]):
             here = group.set_index("item").sort_index()
             if not here.index.equals(dense.index):
                 raise KeepsetError(

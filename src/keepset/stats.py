@@ -6,21 +6,19 @@ Differences and ratios are `a` against `b`. What cannot be known (no items, one 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize
 from scipy import stats as scipy_stats
 from statsmodels.stats import contingency_tables, multitest, proportion, weightstats
 
 from keepset.errors import KeepsetError
-from keepset.ranks import bootstrap_spearman, mean_over_layers
+from keepset.ranks import correlate as correlate
 
 Floats = NDArray[np.float64]
-
-_COEFFICIENTS = ["pearson", "spearman", "kendall"]
 
 
 class Interval(NamedTuple):
@@ -72,7 +70,7 @@ def holm(p: ArrayLike) -> Floats:
     return adjusted
 
 
-def _discordant(a: ArrayLike, b: ArrayLike) -> tuple[int, int, int]:
+def discordant(a: ArrayLike, b: ArrayLike) -> tuple[int, int, int]:
     """Pairs right under `a` only, under `b` only, and all pairs."""
     a, b = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
     if a.shape != b.shape or a.ndim != 1:
@@ -90,14 +88,14 @@ def mcnemar_exact(a: ArrayLike, b: ArrayLike) -> McNemar:
     Returns:
         p is 1 where no pair is discordant, NaN where there are no items.
     """
-    only_a, only_b, n = _discordant(a, b)
+    only_a, only_b, n = discordant(a, b)
     if n == 0:
         return McNemar(np.nan, 0, 0)
     test = contingency_tables.mcnemar([[0, only_a], [only_b, 0]], exact=True)
     return McNemar(float(test.pvalue), only_a, only_b)
 
 
-def _tango(only_a: int, only_b: int, n: int, difference: float) -> float:
+def tango(only_a: int, only_b: int, n: int, difference: float) -> float:
     """Tango's score statistic of H0: p_a - p_b = difference (Statist. Med. 17, 1998, eq. 20)."""
     distance = only_a - only_b - n * difference
     if distance == 0:
@@ -117,7 +115,7 @@ def paired_difference(a: ArrayLike, b: ArrayLike, confidence: float) -> Interval
     discordant: there a Wald interval has none, and Newcombe's square-and-add almost none.
     Source: Tango, Statistics in Medicine 17 (1998) 891-908. NaN without items.
     """
-    only_a, only_b, n = _discordant(a, b)
+    only_a, only_b, n = discordant(a, b)
     if n == 0:
         return Interval(np.nan, np.nan)
     z = scipy_stats.norm.ppf(0.5 + confidence / 2)
@@ -125,10 +123,34 @@ def paired_difference(a: ArrayLike, b: ArrayLike, confidence: float) -> Interval
     edge = 1 - 1e-9
     low, high = -1.0, 1.0
     if estimate > -1:
-        low = optimize.brentq(lambda d: _tango(only_a, only_b, n, d) - z, -edge, estimate)
+        low = optimize.brentq(lambda d: tango(only_a, only_b, n, d) - z, -edge, estimate)
     if estimate < 1:
-        high = optimize.brentq(lambda d: _tango(only_a, only_b, n, d) + z, estimate, edge)
+        high = optimize.brentq(lambda d: tango(only_a, only_b, n, d) + z, estimate, edge)
     return Interval(low, high)
+
+
+def newcombe(a: ArrayLike, b: ArrayLike, confidence: float) -> Interval:
+    """Newcombe's interval of accuracy(a) - accuracy(b) on the same items: square-and-add.
+
+    Source: Newcombe, Statistics in Medicine 17 (1998) 2635-2650, method 10, with his correction
+    of phi. NaN without items.
+    """
+    a, b = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
+    only_a, only_b, n = discordant(a, b)
+    if n == 0:
+        return Interval(np.nan, np.nan)
+    both = int((a & b).sum())
+    neither = n - both - only_a - only_b
+    (p_a, p_b), difference = (a.mean(), b.mean()), (only_a - only_b) / n
+    down_a, up_a = np.abs(np.array(wilson(both + only_a, n, confidence)) - p_a)
+    down_b, up_b = np.abs(np.array(wilson(both + only_b, n, confidence)) - p_b)
+    cross = float(both * neither - only_a * only_b)
+    cross = max(cross - n / 2, 0.0) if cross > 0 else cross
+    spread = np.sqrt(float(n) ** 4 * p_a * (1 - p_a) * p_b * (1 - p_b))
+    phi = cross / spread if spread else 0.0
+    low = difference - np.sqrt(down_a**2 - 2 * phi * down_a * up_b + up_b**2)
+    high = difference + np.sqrt(up_a**2 - 2 * phi * up_a * down_b + down_b**2)
+    return Interval(float(low), float(high))
 
 
 def tost_accuracy(a: ArrayLike, b: ArrayLike, margin: float) -> float:
@@ -142,11 +164,11 @@ def tost_accuracy(a: ArrayLike, b: ArrayLike, margin: float) -> float:
     Returns:
         p of "they differ by the margin or more"; NaN without items.
     """
-    only_a, only_b, n = _discordant(a, b)
+    only_a, only_b, n = discordant(a, b)
     if n == 0:
         return np.nan
-    above = scipy_stats.norm.sf(_tango(only_a, only_b, n, -margin))
-    below = scipy_stats.norm.cdf(_tango(only_a, only_b, n, margin))
+    above = scipy_stats.norm.sf(tango(only_a, only_b, n, -margin))
+    below = scipy_stats.norm.cdf(tango(only_a, only_b, n, margin))
     return float(max(above, below))
 
 
@@ -178,7 +200,7 @@ def minimum_detectable_difference(
     return float(optimize.brentq(surplus, 0.0, discordant))
 
 
-def _log_ratios(nll_a: ArrayLike, nll_b: ArrayLike, n_tokens: ArrayLike) -> Floats:
+def log_ratios(nll_a: ArrayLike, nll_b: ArrayLike, n_tokens: ArrayLike) -> Floats:
     """Per-block terms whose mean is the log of the ratio of perplexities, blocks of any length."""
     a, b, n = (np.asarray(x, dtype=np.float64) for x in (nll_a, nll_b, n_tokens))
     if not a.shape == b.shape == n.shape or a.ndim != 1 or len(a) == 0:
@@ -190,23 +212,52 @@ def _log_ratios(nll_a: ArrayLike, nll_b: ArrayLike, n_tokens: ArrayLike) -> Floa
     return (a - b) / n.mean()
 
 
-def _bca(terms: Floats, tokens: Floats, confidence: float, resamples: int, seed: int) -> Interval:
-    """BCa interval of the log ratio over blocks; the percentile interval where BCa has none."""
+def bca_with_error(
+    data: Sequence[Floats],
+    statistic: Callable[..., Any],
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> tuple[float, float, float]:
+    """BCa interval of a statistic of paired data, and the bootstrap's standard error.
+
+    Args:
+        data: Arrays of one length, resampled together.
+        statistic: Takes the arrays and `axis`.
+        confidence: Level.
+        resamples: Bootstrap resamples.
+        seed: Seed of the draws.
+
+    Returns:
+        low, high, error; the percentile interval where BCa has none (Efron 1987).
+    """
     for method in ("BCa", "percentile"):
         with np.errstate(invalid="ignore", divide="ignore"):
             found = scipy_stats.bootstrap(
-                (terms, tokens / tokens.mean()),
-                lambda d, n, axis: d.sum(axis=axis) / n.sum(axis=axis),
+                data,
+                statistic,
                 paired=True,
                 vectorized=True,
                 n_resamples=resamples,
                 confidence_level=confidence,
                 method=method,
                 rng=np.random.default_rng(seed),
-            ).confidence_interval
-        if np.isfinite(found).all():
+            )
+        low, high = found.confidence_interval
+        if np.isfinite([low, high]).all():
             break
-    return Interval(float(found.low), float(found.high))
+    return float(low), float(high), float(found.standard_error)
+
+
+def bca(
+    data: Sequence[Floats],
+    statistic: Callable[..., Any],
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> Interval:
+    """The interval of `bca_with_error`."""
+    return Interval(*bca_with_error(data, statistic, confidence, resamples, seed)[:2])
 
 
 def paired_ratio(
@@ -239,14 +290,20 @@ def paired_ratio(
     Raises:
         KeepsetError: lengths differ, there is no block, or a value is not finite.
     """
-    terms = _log_ratios(nll_a, nll_b, n_tokens)
+    terms = log_ratios(nll_a, nll_b, n_tokens)
     ratio = float(np.exp(terms.mean()))
     if len(terms) < 2:
         return Ratio(ratio, np.nan, np.nan, np.nan)
     tokens = np.asarray(n_tokens, dtype=np.float64)
     if np.ptp(terms / tokens) == 0:
         return Ratio(ratio, ratio, ratio, 1.0 if terms.mean() == 0 else 0.0)
-    interval = _bca(terms, tokens, confidence, resamples, seed)
+    interval = bca(
+        (terms, tokens / tokens.mean()),
+        lambda d, n, axis: d.sum(axis=axis) / n.sum(axis=axis),
+        confidence,
+        resamples,
+        seed,
+    )
     p = float(weightstats.DescrStatsW(terms).ttest_mean(0.0)[1])
     return Ratio(ratio, float(np.exp(interval.low)), float(np.exp(interval.high)), p)
 
@@ -266,7 +323,7 @@ def tost_ratio(nll_a: ArrayLike, nll_b: ArrayLike, n_tokens: ArrayLike, margin: 
     Raises:
         KeepsetError: as `paired_ratio`.
     """
-    terms = _log_ratios(nll_a, nll_b, n_tokens)
+    terms = log_ratios(nll_a, nll_b, n_tokens)
     bound = np.log1p(margin)
     if len(terms) < 2:
         return np.nan
@@ -291,77 +348,3 @@ def page_trend(data: ArrayLike) -> Trend:
         return Trend(np.nan, np.nan)
     found = scipy_stats.page_trend_test(data)
     return Trend(float(found.statistic), float(found.pvalue))
-
-
-def correlate(
-    size: ArrayLike,
-    impact: ArrayLike,
-    layer: ArrayLike,
-    *,
-    confidence: float,
-    resamples: int,
-    seed: int,
-) -> pd.DataFrame:
-    """Correlate two scores of the same units, in each layer and over layers.
-
-    The pooled row (layer -1) is the mean over layers of the layers' coefficients, so that
-    differences of scale between layers do not pass for agreement between units. Its interval
-    draws layers, then units within them: a two-stage cluster bootstrap (Davison and Hinkley 1997,
-    section 3.8), a little wide where layers are many and still defined where there is one.
-
-    Args:
-        size: (n,) one score.
-        impact: (n,) the other.
-        layer: (n,) int, the layer of each unit.
-        confidence: Level of the intervals.
-        resamples: Bootstrap resamples.
-        seed: Seed of the bootstrap.
-
-    Returns:
-        Columns layer, pearson, spearman, kendall, ci_low, ci_high (percentile interval of
-        spearman over units), n_units. NaN where a score is constant or a layer has fewer than
-        three units; such layers do not enter the pooled row, n_units apart.
-
-    Raises:
-        KeepsetError: lengths differ, there are no units, or a value is not finite.
-    """
-    x, y = np.asarray(size, dtype=np.float64), np.asarray(impact, dtype=np.float64)
-    layers = np.asarray(layer)
-    if not x.shape == y.shape == layers.shape or x.ndim != 1 or len(x) == 0:
-        raise KeepsetError(
-            f"correlate needs three lists of one length, got {x.shape}, {y.shape}, {layers.shape}"
-        )
-    if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise KeepsetError("correlate needs finite scores; check the activation cache")
-    rows, draws = [], []
-    for at in np.unique(layers):
-        own = layers == at
-        row: dict[str, float] = {"layer": int(at), **_coefficients(x[own], y[own])}
-        if not np.isnan(row["spearman"]):
-            rng = np.random.default_rng([seed, int(at)])
-            draws.append(bootstrap_spearman(x[own], y[own], resamples, rng))
-            row |= _percentiles(draws[-1], confidence)
-        rows.append({**row, "n_units": int(own.sum())})
-    table = pd.DataFrame(rows)
-    pooled = {"layer": -1, **table[_COEFFICIENTS].mean(), "n_units": len(x)}
-    if draws:
-        means = mean_over_layers(np.array(draws), np.random.default_rng(seed))
-        pooled |= _percentiles(means, confidence)
-    table = pd.concat([table, pd.DataFrame([pooled])], ignore_index=True)
-    return table.reindex(columns=["layer", *_COEFFICIENTS, "ci_low", "ci_high", "n_units"])
-
-
-def _coefficients(x: Floats, y: Floats) -> dict[str, float]:
-    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return dict.fromkeys(_COEFFICIENTS, np.nan)
-    return {
-        "pearson": float(np.corrcoef(x, y)[0, 1]),
-        "spearman": float(scipy_stats.spearmanr(x, y).statistic),
-        "kendall": float(scipy_stats.kendalltau(x, y).statistic),
-    }
-
-
-def _percentiles(draws: Floats, confidence: float) -> dict[str, float]:
-    tail = (1 - confidence) / 2
-    low, high = np.nanquantile(draws, [tail, 1 - tail])
-    return {"ci_low": float(low), "ci_high": float(high)}
