@@ -18,6 +18,7 @@ include: "workflow/rules/common.smk"
 include: "workflow/rules/prepare.smk"
 include: "workflow/rules/activations.smk"
 include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/states.smk"
 include: "workflow/rules/statistics.smk"
 include: "workflow/rules/figures.smk"
 include: "workflow/rules/training.smk"
@@ -33,6 +34,8 @@ localrules:
     activations,
     correlations,
     perplexity,
+    states,
+    pruned,
     capability,
     tables,
     figures,
@@ -44,3 +47,4 @@ rule all:
     input:
         rules.figures.input,
         rules.tables.input,
+        rules.states.input,

@@ -142,17 +142,53 @@ def correlation_table(
     sources = [(units, name) for name in ("weight", "output", "taylor") if name in units]
     if ablated is not None:
         sources.append((ablated, "loss"))
+    pairs = [(table, "magnitude", impact) for table, impact in sources]
+    return _correlations(pairs, statistics, seed, {**identity, "site": "ffn"})
+
+
+def state_correlation_table(
+    channels: pd.DataFrame, statistics: Statistics, seed: int, identity: Mapping[str, Any]
+) -> pd.DataFrame:
+    """Correlate what is known of state channels, per layer and over all layers.
+
+    `magnitude`, the product of the weights' norms, and `controllability`, the size of the state,
+    stand for size; `ghost` (the energy), `observability` and `taylor` for impact.
+
+    Args:
+        channels: The `channels` table of one model and corpus; may be empty.
+        statistics: Level and resamples of the intervals.
+        seed: Seed of the bootstrap.
+        identity: Leading columns.
+
+    Returns:
+        Rows of the `correlation` table; layer -1 pools all layers.
+    """
+    if not len(channels):
+        return pd.DataFrame()
+    table = channels.rename(columns={"energy": "ghost"})
+    impacts = [name for name in ("ghost", "observability", "taylor") if name in table]
+    sizes = ("magnitude", "controllability")
+    pairs = [(table, size, impact) for size in sizes for impact in impacts]
+    return _correlations(pairs, statistics, seed, {**identity, "site": "state"})
+
+
+def _correlations(
+    pairs: Sequence[tuple[pd.DataFrame, str, str]],
+    statistics: Statistics,
+    seed: int,
+    identity: Mapping[str, Any],
+) -> pd.DataFrame:
     tables = []
-    for table, impact in sources:
+    for table, size, impact in pairs:
         found = stats.correlate(
-            table["magnitude"].to_numpy(),
+            table[size].to_numpy(),
             table[impact].to_numpy(),
             table["layer"].to_numpy(),
             confidence=statistics.confidence,
             resamples=min(statistics.resamples, 1999),
             seed=seed,
         )
-        columns = {**identity, "site": "ffn", "size": "magnitude", "impact": impact}
+        columns = {**identity, "size": size, "impact": impact}
         for at, (name, value) in enumerate(columns.items()):
             found.insert(at, name, value)
         tables.append(found)

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from keepset.keep import Choice, Rule
-from keepset.settings import Capability, Dial, DynamicGrid, StaticGrid
+from keepset.settings import (
+    Capability,
+    Dial,
+    DynamicGrid,
+    State,
+    StateDial,
+    StateStaticGrid,
+    StaticGrid,
+)
 
 
 def _seeds(score: str, seeds: Sequence[int]) -> Sequence[int]:
@@ -52,3 +60,41 @@ def capability_rules(capability: Capability, choices: Iterable[Choice]) -> list[
     score, sparsity = capability.score, capability.sparsity
     held = [Rule(score, sparsity, capability.window, choice) for choice in choices]
     return [None, Rule(score, sparsity, "corpus"), Rule(score, sparsity, 1), *held]
+
+
+def state_static_rules(grid: StateStaticGrid, seeds: Sequence[int]) -> list[Rule]:
+    """Every static setting of recurrent states: score x seed x sparsity."""
+    return [
+        Rule(score, sparsity, "corpus", seed=seed, site="state", access="both")
+        for score in grid.scores
+        for seed in _seeds(score, seeds)
+        for sparsity in grid.sparsities
+    ]
+
+
+def state_windowed_rules(dial: StateDial, choice: Choice, seeds: Sequence[int]) -> list[Rule]:
+    """Every windowed setting of recurrent states of one choice, W = 1 included."""
+    return [
+        Rule(score, sparsity, window, choice, seed, "state", access)
+        for access in dial.access
+        for score in dial.scores
+        for seed in _seeds(score, seeds)
+        for window in dial.windows
+        for sparsity in dial.sparsities
+    ]
+
+
+def state_capability_rules(state: State, seeds: Sequence[int]) -> list[Rule]:
+    """What tasks are run under: the static settings, and each access dynamic and windowed.
+
+    Windowed rules are run at the largest of the sparsities, with the dial's first score.
+    """
+    dial, sparsity = state.windowed, max(state.capability.sparsities)
+    held = [
+        Rule(dial.scores[0], sparsity, window, choice, seeds[0], "state", access)
+        for access in dial.access
+        for window in dict.fromkeys((1, state.capability_window))
+        for choice in dial.choices
+        if (window, choice) != (1, "causal")
+    ]
+    return [*state_static_rules(state.capability, seeds), *held]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import pandas as pd
 import torch
@@ -57,10 +58,10 @@ class Runner:
             state_sets: (score, seed, sparsity) -> channels kept, for static rules on states.
             batch_tokens: Tokens per forward pass, at least one passage.
         """
-        self.model = model
+        self.model: Any = model
         self.sites = list(sites)
         self.states = list(states)
-        self._state_sets = state_sets or {}
+        self.state_sets = state_sets or {}
         self.batch_tokens = batch_tokens
         self._moments = moments or {}
         self._norms = {site.key: output_norms(site) for site in sites}
@@ -100,7 +101,7 @@ class Runner:
                 scores[width][site.key] = means[0, 0]
 
         # No logits are needed, so the head is left out where transformers names the body.
-        body = getattr(self.model, "base_model", self.model)
+        body: Any = getattr(self.model, "base_model", self.model)
         with watching(body, self.sites, action), torch.inference_mode():
             body(input_ids=lead_in.to(self._device), use_cache=False)
         return scores
@@ -147,7 +148,7 @@ class Runner:
         before = None
         if rule.choice == "causal" and stream and lead_in is not None:
             last = LastWindow(rule)
-            body = getattr(self.model, "base_model", self.model)
+            body: Any = getattr(self.model, "base_model", self.model)
             with scanning(self.model, self.states, last), torch.inference_mode():
                 body(input_ids=lead_in.to(self._device), use_cache=False)
             before = last.scores
@@ -157,12 +158,12 @@ class Runner:
 
     def _state_set(self, rule: Rule) -> Masks:
         key = (rule.score, rule.seed, rule.sparsity)
-        if key not in self._state_sets:
+        if key not in self.state_sets:
             raise ConfigError(
                 f"{describe(rule)}: no channels were chosen for it; add the score and the sparsity"
                 " to state.static and run the workflow again"
             )
-        return self._state_sets[key]
+        return self.state_sets[key]
 
     @contextmanager
     def _static(self, rule: Rule) -> Iterator[None]:
@@ -329,3 +330,9 @@ def describe(rule: Rule | None) -> str:
     if rule.method == "windowed":
         text += f" W={rule.window} {rule.choice}"
     return f"{text} seed {rule.seed}" if rule.score == "random" else text
+
+
+def perplexity(runner: Runner, blocks: Tensor, rule: Rule | None = None) -> float:
+    """Token perplexity of blocks (n_blocks, tokens) under a rule that needs no lead-in."""
+    nll = runner.block_nll(blocks, rule)
+    return float((nll.sum() / (blocks.shape[0] * (blocks.shape[1] - 1))).exp())

@@ -21,12 +21,25 @@ DialWindow = Annotated[int, Field(ge=1, strict=True)] | Literal["sequence"]
 Choice = Literal["oracle", "causal"]
 ScoreName = Literal["magnitude", "impact", "weight", "taylor", "random"]
 TokenScoreName = Literal["magnitude", "impact", "random"]
+StateScoreName = Literal[
+    "ghost",
+    "ghost-uniform",
+    "ghost-oneshot",
+    "ghost-separate",
+    "magnitude",
+    "magnitude-uniform",
+    "taylor",
+    "random",
+]
+SiteKind = Literal["ffn", "state"]
+Access = Literal["read", "write"]
 Sparsity = Annotated[float, Field(ge=0.0, lt=1.0)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 TextFormat = Literal["auto", "text", "jsonl", "parquet", "mediawiki", "pydoc", "python"]
 
+_HYBRIDS = ("zamba2", "bamba", "falcon_h1", "granitemoehybrid", "nemotron_h")
 RESERVED_NAMES = frozenset({"corpora", "tasks", "figures", "tables", "logs", "benchmarks"})
 
 
@@ -58,6 +71,12 @@ class Model(_Strict):
     trust_remote_code: bool = Field(False, description="Run Python code shipped with the model.")
     origin: Literal["pretrained", "specimen"] = Field(
         "pretrained", description="specimen: trained by this project; figures label it so."
+    )
+    sites: Annotated[list[SiteKind], AfterValidator(_unique)] = Field(
+        ["ffn", "state"],
+        min_length=1,
+        description="What is studied. A kind that the model does not have gives empty tables;"
+        " leaving it out saves the jobs.",
     )
 
     @model_validator(mode="after")
@@ -153,6 +172,56 @@ class Corpus(_Strict):
         return self
 
 
+class StateStaticGrid(_Strict):
+    """Channels of recurrent states chosen once, on calibration text."""
+
+    scores: Annotated[list[StateScoreName], AfterValidator(_unique)] = Field(min_length=1)
+    sparsities: Annotated[list[Sparsity], AfterValidator(_unique)] = Field(min_length=1)
+
+
+class StateDial(Dial):
+    """Channels of recurrent states held for a window, and what those left out lose."""
+
+    access: Annotated[list[Access], AfterValidator(_unique)] = Field(min_length=1)
+
+
+class StatePrune(_Strict):
+    """The smaller checkpoints that `snakemake pruned` writes."""
+
+    score: StateScoreName = Field("ghost-uniform", description="A score of state.static.")
+    sparsity: Sparsity = Field(0.5, description="A sparsity of state.static.")
+
+
+class State(_Strict):
+    """The study of recurrent states; models without one are passed over."""
+
+    static: StateStaticGrid
+    windowed: StateDial
+    capability: StateStaticGrid = Field(description="Static settings that tasks are run under.")
+    capability_window: DialWindow = Field(8, description="W of the windowed runs of tasks.")
+    lengths: Annotated[list[Annotated[int, Field(ge=1)]], AfterValidator(_unique)] = Field(
+        [1, 2, 4], min_length=1, description="Evaluation lengths, in blocks."
+    )
+    corpora: list[Name] | None = Field(None, description="Corpora it is run on; all without.")
+    prune: StatePrune = StatePrune()
+
+    @model_validator(mode="after")
+    def _chosen(self) -> State:
+        for key, wanted in (
+            ("capability.scores", self.capability.scores),
+            ("prune.score", [self.prune.score]),
+        ):
+            if missing := set(wanted) - set(self.static.scores):
+                raise ValueError(f"{key}: not in static.scores: {', '.join(sorted(missing))}")
+        for key, shares in (
+            ("capability.sparsities", self.capability.sparsities),
+            ("prune.sparsity", [self.prune.sparsity]),
+        ):
+            if unknown := set(shares) - set(self.static.sparsities):
+                raise ValueError(f"{key}: not in static.sparsities: {sorted(unknown)}")
+        return self
+
+
 class Text(_Strict):
     """How text becomes blocks of tokens."""
 
@@ -164,23 +233,32 @@ class Text(_Strict):
 
 
 class Task(_Strict):
-    """A last-word task: the whole final word of a passage is to be predicted."""
+    """A task: the whole last word of a text is to be predicted."""
 
-    kind: Literal["lambada", "jsonl", "built"] = Field(
+    kind: Literal["lambada", "jsonl", "built", "recall"] = Field(
         description="lambada: a source in LAMBADA's form; jsonl: context and target; built: made"
-        " from the held-out text of the corpora."
+        " from the held-out text of the corpora; recall: facts stated, then asked for."
     )
     source: TextSource | None = Field(None, description="Where lambada and jsonl items come from.")
-    corpora: list[Name] | None = Field(None, description="built: the corpora to draw from.")
+    corpora: list[Name] | None = Field(
+        None, description="built and recall: the corpora to draw from."
+    )
     items: int = Field(300, ge=1, description="Items used, at most.")
     min_words: int = Field(40, ge=2, description="built: shortest passage.")
     max_words: int = Field(90, ge=2, description="built: longest passage.")
+    facts: Annotated[list[Annotated[int, Field(ge=1, le=32)]], AfterValidator(_unique)] = Field(
+        [1, 2, 4, 8], min_length=1, description="recall: facts stated, as many items of each."
+    )
+    distances: Annotated[list[Annotated[int, Field(ge=0)]], AfterValidator(_unique)] = Field(
+        [0, 24, 48], min_length=1, description="recall: words between facts and question."
+    )
 
     @model_validator(mode="after")
     def _shape(self) -> Task:
-        if (self.kind == "built") != (self.corpora is not None):
-            raise ValueError("corpora is for kind: built, and needed there")
-        if (self.kind == "built") == (self.source is not None):
+        made = self.kind in ("built", "recall")
+        if made != (self.corpora is not None):
+            raise ValueError("corpora is for kind: built and recall, and needed there")
+        if made == (self.source is not None):
             raise ValueError("source is for kind: lambada and jsonl, and needed there")
         if self.min_words > self.max_words:
             raise ValueError("min_words exceeds max_words")
@@ -293,6 +371,7 @@ class Config(_Strict):
     random_seeds: int = Field(5, ge=1, description="Seeds of the random score.")
     capability: Capability
     ablation: Ablation
+    state: State | None = Field(None, description="The study of recurrent states.")
     statistics: Statistics = Statistics()
 
     @model_validator(mode="after")
@@ -311,6 +390,8 @@ class Config(_Strict):
             raise ValueError(f"training.text: {', '.join(sorted(clash))} is a corpus already")
         if self.capability.corpus not in corpora:
             raise ValueError(f"capability.corpus: unknown corpus {self.capability.corpus}")
+        if self.state and (unknown := set(self.state.corpora or ()) - corpora):
+            raise ValueError(f"state.corpora: unknown corpus {', '.join(sorted(unknown))}")
         for where, dial in self._dials():
             for window in dial.windows:
                 if window != "sequence" and window > self.text.block:
@@ -322,7 +403,19 @@ class Config(_Strict):
         for name, corpus in self.corpora.items():
             if corpus.grid.windowed is not None:
                 dials.append((f"corpora.{name}.grid.windowed", corpus.grid.windowed))
+        if self.state is not None:
+            dials.append(("state.windowed", self.state.windowed))
         return dials
+
+    def studies(self, model: str, kind: SiteKind, corpus: str | None = None) -> bool:
+        """Whether sites of `kind` are studied in `model` (on `corpus`)."""
+        if kind not in self.all_models()[model].sites:
+            return False
+        if kind == "ffn":
+            return True
+        if self.state is None:
+            return False
+        return corpus is None or self.state.corpora is None or corpus in self.state.corpora
 
     def all_models(self) -> dict[str, Model]:
         """The configured models and the specimens found, before `only`."""
@@ -373,7 +466,19 @@ def _find_specimens(folder: str | None) -> dict[str, Model]:
     if folder is None:
         return {}
     found = sorted(p.parent for p in Path(folder).glob("*/config.json"))
-    return {p.name: Model(path=str(p), origin="specimen") for p in found}
+    return {p.name: Model(path=str(p), origin="specimen", sites=_specimen_sites(p)) for p in found}
+
+
+def _specimen_sites(folder: Path) -> list[SiteKind]:
+    """What kinds of sites a specimen has, so that no job looks for others."""
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kind = content.get("model_type")
+    except (OSError, ValueError, AttributeError):
+        kind = None  # the job that prepares the model will say what is wrong
+    if kind in ("mamba", "mamba2"):
+        return ["state"]
+    return ["ffn", "state"] if kind in (*_HYBRIDS, None) else ["ffn"]
 
 
 def _explain(error: ValidationError) -> str:

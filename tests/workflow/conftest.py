@@ -88,7 +88,30 @@ def study(folder: Path) -> dict[str, Any]:
                 "items": 12,
                 "min_words": 10,
                 "max_words": 30,
-            }
+            },
+            "recall": {
+                "kind": "recall",
+                "corpora": ["letters"],
+                "items": 8,
+                "facts": [1, 2],
+                "distances": [0, 6],
+            },
+        },
+        "state": {
+            "static": {
+                "scores": ["ghost", "magnitude", "taylor", "random"],
+                "sparsities": sparsities,
+            },
+            "windowed": {
+                "scores": ["impact"],
+                "sparsities": [0.5],
+                "windows": [1, 4, "sequence"],
+                "choices": ["oracle", "causal"],
+                "access": ["read", "write"],
+            },
+            "capability": {"scores": ["ghost"], "sparsities": [0.9]},
+            "lengths": [1, 2],
+            "prune": {"score": "ghost", "sparsity": 0.5},
         },
         "grid": {
             "static": {"scores": config["grid"]["static"]["scores"], "sparsities": sparsities},
@@ -171,9 +194,11 @@ def finished(
         copy(source, folder / name)
     write_corpus(folder / "data")
     shutil.copytree(tiny_checkpoint, folder / "data/models/llama")
-    specimen = folder / "data/specimens/relu"
-    tiny_model("opt").save_pretrained(specimen)
-    tiny_tokenizer.save_pretrained(specimen)
+    hybrid = {"num_hidden_layers": 3, "layers_block_type": ["mamba", "hybrid", "mamba"]}
+    hybrid |= {"num_mem_blocks": 1}
+    for name, model in (("relu", tiny_model("opt")), ("hybrid", tiny_model("zamba2", **hybrid))):
+        model.save_pretrained(folder / f"data/specimens/{name}")
+        tiny_tokenizer.save_pretrained(folder / f"data/specimens/{name}")
     study = Study(folder)
     study.run()
     return study

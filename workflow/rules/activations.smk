@@ -71,9 +71,9 @@ rule correlate_size_impact:
 
 rule activations:
     input:
-        per_corpus("activations.safetensors"),
+        per_corpus("activations.safetensors", "ffn"),
 
 
 rule correlations:
     input:
-        per_corpus("correlation.parquet"),
+        correlation_parts(),

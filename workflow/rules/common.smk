@@ -90,18 +90,44 @@ def gradients(wildcards):
     return CONFIG.needs_gradients(wildcards.corpus)
 
 
-def per_corpus(name):
-    """`name` for every model and corpus of this run."""
-    return expand(
-        f"{RESULTS}/{{model}}/{{corpus}}/{name}", model=MODELS, corpus=CORPORA
-    )
+def per_corpus(name, kind=None):
+    """`name` for every model and corpus of this run, or for those whose `kind` of site is studied."""
+    return [
+        f"{RESULTS}/{model}/{corpus}/{name}"
+        for model in MODELS
+        for corpus in CORPORA
+        if kind is None or CONFIG.studies(model, kind, corpus)
+    ]
 
 
 def perplexity_parts(wildcards):
     """The tables of one model and corpus, one per method."""
-    choices = CONFIG.corpus_grid(wildcards.corpus).windowed.choices
-    windowed = [f"windowed-{choice}" for choice in choices]
-    return expand(
-        f"{RESULTS}/{wildcards.model}/{wildcards.corpus}/{{part}}.parquet",
-        part=["dense", "static", "dynamic", *windowed],
-    )
+    model, corpus = wildcards.model, wildcards.corpus
+    parts = ["dense"]
+    if CONFIG.studies(model, "ffn", corpus):
+        choices = CONFIG.corpus_grid(corpus).windowed.choices
+        parts += [
+            "static",
+            "dynamic",
+            *(f"windowed-{choice}" for choice in choices),
+        ]
+    if CONFIG.studies(model, "state", corpus):
+        choices = CONFIG.state.windowed.choices
+        parts += [
+            "state-static",
+            *(f"state-windowed-{choice}" for choice in choices),
+        ]
+    return [f"{RESULTS}/{model}/{corpus}/{part}.parquet" for part in parts]
+
+
+def correlation_parts():
+    """The correlations of every model and corpus, by kind of site."""
+    return [
+        *per_corpus("correlation.parquet", "ffn"),
+        *per_corpus("correlation-state.parquet", "state"),
+    ]
+
+
+def state_settings(wildcards):
+    """What keep sets of states are chosen by."""
+    return {"static": CONFIG.state.static.model_dump(), "seeds": CONFIG.seeds()}

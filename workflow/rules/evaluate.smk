@@ -145,12 +145,24 @@ rule join_perplexity:
         "../scripts/join_tables.py"
 
 
+def chosen_units(wildcards):
+    """What the static sets of a task are read from, for the kinds of sites that are studied."""
+    corpus = CONFIG.capability.corpus
+    folder = f"{RESULTS}/{wildcards.model}/{corpus}"
+    found = {}
+    if CONFIG.studies(wildcards.model, "ffn", corpus):
+        found["cache"] = f"{folder}/activations.safetensors"
+    if CONFIG.studies(wildcards.model, "state", corpus):
+        found["sets"] = f"{folder}/state.safetensors"
+    return found
+
+
 rule evaluate_capability:
     input:
+        unpack(chosen_units),
         model=f"{RESULTS}/{{model}}/model.json",
         passages=f"{RESULTS}/tasks/{{task}}.jsonl",
         blocks=f"{RESULTS}/{{model}}/{CONFIG.capability.corpus}/blocks.safetensors",
-        cache=f"{RESULTS}/{{model}}/{CONFIG.capability.corpus}/activations.safetensors",
     output:
         f"{RESULTS}/{{model}}/{{task}}/capability.parquet",
         f"{RESULTS}/{{model}}/{{task}}/capability.json",
@@ -167,10 +179,15 @@ rule evaluate_capability:
         gpu=GPU,
     params:
         run=run_settings,
-        settings={
+        settings=lambda wildcards: {
             "capability": CONFIG.capability.model_dump(),
             "choices": CONFIG.grid.windowed.choices,
             "gradients": CONFIG.needs_gradients(CONFIG.capability.corpus),
+            **(
+                {**state_settings(wildcards), "state": CONFIG.state.model_dump()}
+                if CONFIG.studies(wildcards.model, "state", CONFIG.capability.corpus)
+                else {}
+            ),
         },
         identity=identity,
         code=code_hash("keepset.steps.evaluation"),

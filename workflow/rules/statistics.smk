@@ -36,7 +36,7 @@ rule test_significance:
 
 rule join_correlations:
     input:
-        per_corpus("correlation.parquet"),
+        correlation_parts(),
     output:
         f"{RESULTS}/significance/correlation.parquet",
         f"{RESULTS}/significance/correlation.json",

@@ -7,7 +7,7 @@ with job(snakemake.log[0], snakemake.threads):
         snakemake.input.model,
         snakemake.input.passages,
         snakemake.input.blocks,
-        snakemake.input.cache,
+        {name: path for name, path in snakemake.input.items() if name in ("cache", "sets")},
         Run(**snakemake.params.run),
         snakemake.params.settings,
         snakemake.params.identity,

@@ -5,10 +5,11 @@
 
 from keepset.models.checkpoint import save
 from keepset.models.devices import resolve_device, resolve_dtype
-from keepset.models.loading import check_length, load, load_tokenizer, prepare
+from keepset.models.loading import check_length, fits, load, load_tokenizer, prepare
 
 __all__ = [
     "check_length",
+    "fits",
     "load",
     "load_tokenizer",
     "prepare",

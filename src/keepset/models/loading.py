@@ -101,6 +101,13 @@ def load(
     return model.eval().requires_grad_(False), load_tokenizer(info)
 
 
+def fits(model: nn.Module, tokens: int) -> bool:
+    """Whether text of `tokens` tokens is within the model's positions, if it states any."""
+    config: Any = model.config
+    most = getattr(config, "max_position_embeddings", None)
+    return most is None or tokens <= most
+
+
 def check_length(model: nn.Module, tokens: int, what: str, remedy: str) -> None:
     """Refuse text that is longer than the model's positions.
 
@@ -112,9 +119,8 @@ def check_length(model: nn.Module, tokens: int, what: str, remedy: str) -> None:
     Raises:
         ModelError: the text is too long.
     """
-    config: Any = model.config
-    most = getattr(config, "max_position_embeddings", None)
-    if most is not None and tokens > most:
+    if not fits(model, tokens):
+        most = getattr(model.config, "max_position_embeddings", None)
         raise ModelError(
             f"{what} of {tokens} tokens are too long for a model of {most} positions;"
             f" lower {remedy}"

@@ -10,9 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from keepset import models, provenance, store, text, trace
-from keepset.evaluate import Runner
+from keepset.kernels.dispatch import scan_path
+from keepset.runner import Runner
 from keepset.scores import Moments
-from keepset.sites import find_sites
+from keepset.sites import find_sites, find_state_sites
 
 PathLike = str | Path
 
@@ -43,14 +44,20 @@ def load(model: PathLike, run: Run, moments: Mapping[str, Moments] | None = None
     device = models.resolve_device(run.device)
     dtype = models.resolve_dtype(run.dtype, device)
     network, tokenizer = models.load(info, device, dtype)
-    runner = Runner(network, find_sites(network), moments=moments, batch_tokens=run.batch_tokens)
+    runner = Runner(
+        network,
+        find_sites(network),
+        moments=moments,
+        states=find_state_sites(network),
+        batch_tokens=run.batch_tokens,
+    )
     found = {
         **provenance.environment(),
         "model": info["fingerprint"],
         "source": info["source"],
         "device": str(device),
         "dtype": str(dtype),
-        "kernels": "torch",
+        "kernels": scan_path(network),
     }
     return Loaded(runner, tokenizer, info, found, str(dtype))
 
@@ -73,3 +80,11 @@ def load_moments(
     """Read an activation cache, and refuse it unless it is this model's and this text's."""
     dtype = str(models.resolve_dtype(run.dtype, models.resolve_device(run.device)))
     return trace.load(cache, cache_identity(store.read_json(model), blocks, dtype, gradients))
+
+
+def sets_identity(
+    loaded: Loaded, tokens: text.Blocks, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What keep sets of states belong to; `settings` as for `score_state`."""
+    identity = cache_identity(loaded.info, tokens, loaded.dtype, False)
+    return {**identity, "static": settings["static"], "seeds": list(settings["seeds"])}

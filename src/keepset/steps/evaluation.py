@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from keepset import evaluate, store, text
-from keepset.grid import capability_rules
+from keepset.grid import capability_rules, state_capability_rules
 from keepset.keep import Rule
-from keepset.settings import Capability
-from keepset.steps.common import PathLike, Run, load, load_moments
+from keepset.settings import Capability, State
+from keepset.state.sets import load_sets
+from keepset.steps.common import PathLike, Run, load, load_moments, sets_identity
 
 
 def evaluate_rules(
@@ -28,7 +31,8 @@ def evaluate_rules(
     moments = None if cache is None else load_moments(cache, model, tokens, run, gradients)
     loaded = load(model, run, moments)
     label = f"{identity['model']} {identity['corpus']} {Path(output).stem}"
-    table = evaluate.perplexity_table(loaded.runner, tokens, rules, identity, label)
+    own = [rule for rule in rules if rule is None or loaded.runner.sites]
+    table = evaluate.perplexity_table(loaded.runner, tokens, own, identity, label)
     found = {**loaded.provenance, "text": tokens.fingerprint}
     store.write_table(table, output, found)
 
@@ -37,21 +41,44 @@ def evaluate_capability(
     model: PathLike,
     items: PathLike,
     blocks: PathLike,
-    cache: PathLike,
+    chosen: Mapping[str, PathLike],
     run: Run,
     settings: Mapping[str, Any],
     identity: Mapping[str, Any],
     output: PathLike,
 ) -> None:
-    """Last-word accuracy: dense against static, dynamic and windowed.
+    """Accuracy in a task: dense against static, dynamic and windowed, FFN and state.
 
-    `settings`: capability, choices, gradients.
+    Args:
+        model: What `prepare_model` wrote.
+        items: What `prepare_task` wrote.
+        blocks: Text of the corpus whose calibration chose the static sets.
+        chosen: cache, the activation cache, and sets, the keep sets of states; each where the
+            model's sites of that kind are studied.
+        run: How the model is run.
+        settings: capability, choices, gradients; state, static and seeds where states are studied.
+        identity: Leading columns.
+        output: The table.
     """
     tokens = text.load_blocks(blocks)
-    moments = load_moments(cache, model, tokens, run, settings["gradients"])
+    moments = None
+    rules: list[Rule | None] = [None]
+    if "cache" in chosen:
+        moments = load_moments(chosen["cache"], model, tokens, run, settings["gradients"])
     loaded = load(model, run, moments)
-    rules = capability_rules(Capability.model_validate(settings["capability"]), settings["choices"])
-    encoded = text.encode_items(text.read_items(items), loaded.tokenizer)
+    runner = loaded.runner
+    if moments and runner.sites:
+        capability = Capability.model_validate(settings["capability"])
+        rules += capability_rules(capability, settings["choices"])[1:]
+    if "sets" in chosen and runner.states:
+        runner.state_sets = load_sets(chosen["sets"], sets_identity(loaded, tokens, settings))
+        rules += state_capability_rules(State.model_validate(settings["state"]), settings["seeds"])
+    asked = text.read_items(items)
+    encoded = text.encode_items(asked, loaded.tokenizer)
     label = f"{identity['model']} {identity['task']} capability"
-    table = evaluate.capability_table(loaded.runner, encoded, rules, identity, label)
+    table = evaluate.capability_table(runner, encoded, rules, identity, label)
+    kinds = pd.DataFrame(
+        [(item.n_facts, item.distance) for item in asked], columns=["n_facts", "distance"]
+    ).astype("Int64")
+    table = table.join(kinds, on="item")
     store.write_table(table, output, {**loaded.provenance, "text": tokens.fingerprint})

@@ -29,9 +29,11 @@ def prepare_task(
 ) -> None:
     """Load the items of a task, or build them from `corpora`, tables named after their corpus."""
     settings = Task.model_validate(task)
+    tables = {Path(path).stem: pd.read_parquet(path) for path in corpora}
     if settings.kind == "built":
-        tables = {Path(path).stem: pd.read_parquet(path) for path in corpora}
         items = text.build_items(name, settings, tables, seed)
+    elif settings.kind == "recall":
+        items = text.build_recall(name, settings, tables, seed)
     else:
         items = text.load_items(name, settings)
     text.save_items(items, output)

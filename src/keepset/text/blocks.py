@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,6 +46,25 @@ class Blocks:
     """(m,) int64: UTF-8 bytes of the text of the predicted tokens."""
     fingerprint: str
     """SHA-256 over all of the above, T included: it is in their shapes."""
+
+    def joined(self, factor: int) -> Blocks | None:
+        """`factor` consecutive evaluation blocks as one; None where there are too few.
+
+        Words and bytes are sums over the parts: those of the tokens in between, which the parts
+        did not predict, are not known and not in them.
+        """
+        count = len(self.evaluation) // factor
+        if count == 0:
+            return None
+        parts = slice(0, count * factor)
+        length = factor * self.evaluation.shape[1]
+        return replace(
+            self,
+            evaluation=self.evaluation[parts].reshape(count, length),
+            n_tokens=torch.full((count,), length - 1),
+            n_words=self.n_words[parts].view(count, factor).sum(dim=1),
+            n_bytes=self.n_bytes[parts].view(count, factor).sum(dim=1),
+        )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Last-word tasks: the whole final word of a passage is to be predicted."""
+"""Tasks: the whole last word of a text is to be predicted."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from keepset.errors import TextError
@@ -18,6 +19,7 @@ from keepset.store import fingerprint, replacing
 from keepset.text.corpora import take_turns
 from keepset.text.formats import format_of, read_text
 from keepset.text.passages import passages
+from keepset.text.recall import draw_episode, prose_sentences
 from keepset.text.sources import find_files, read_records
 
 if TYPE_CHECKING:
@@ -36,6 +38,10 @@ class Item:
     """Ends without a space."""
     target: str
     """What is to be predicted; starts and ends without a space."""
+    n_facts: int | None = None
+    """recall: how many facts the context states."""
+    distance: int | None = None
+    """recall: words between the last fact and the question."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,44 @@ def build_items(
             stacklevel=2,
         )
     return [Item(number, *passage) for number, passage in enumerate(chosen)]
+
+
+def build_recall(
+    name: str, task: Task, corpora: Mapping[str, pd.DataFrame], seed: int
+) -> list[Item]:
+    """Make recall items: facts, held-out prose, and one question (`keepset.text.recall`).
+
+    Numbers of facts and distances are crossed, with as many items of each pair.
+
+    Args:
+        name: the task, for messages.
+        task: of kind "recall".
+        corpora: the table of each corpus, as `prepare_corpus` returns it.
+        seed: decides every item.
+
+    Raises:
+        TextError: a corpus is not there, or its held-out text has no prose.
+    """
+    documents = []
+    for corpus in task.corpora or ():
+        if corpus not in corpora:
+            raise TextError(f"tasks.{name}.corpora: {corpus} is not there; prepare it first")
+        table = corpora[corpus]
+        documents += table.loc[table["split"] == "heldout", "text"].tolist()
+    prose = prose_sentences(documents)
+    if not prose and max(task.distances) > 0:
+        raise TextError(
+            f"tasks.{name}: no prose in the held-out text to stand between facts and questions;"
+            " add corpora of prose, or set distances to [0]"
+        )
+    pairs = [(facts, distance) for facts in task.facts for distance in task.distances]
+    items = []
+    for number in range(task.items):
+        facts, distance = pairs[number % len(pairs)]
+        generator = np.random.default_rng([seed, number])
+        context, target = draw_episode(generator, facts, distance, prose).question()
+        items.append(Item(number, name, context, target, facts, distance))
+    return items
 
 
 def load_items(name: str, task: Task) -> list[Item]:

@@ -1,0 +1,11 @@
+from keepset.job import job
+from keepset.steps import states
+
+with job(snakemake.log[0], snakemake.threads):
+    states.correlate_state(
+        snakemake.input.channels,
+        snakemake.params.statistics,
+        snakemake.params.seed,
+        snakemake.params.identity,
+        snakemake.output[0],
+    )

@@ -1,0 +1,18 @@
+from keepset.grid import state_static_rules
+from keepset.job import job
+from keepset.settings import StateStaticGrid
+from keepset.steps import states
+from keepset.steps.common import Run
+
+with job(snakemake.log[0], snakemake.threads):
+    settings = snakemake.params.settings
+    states.evaluate_state(
+        snakemake.input.model,
+        snakemake.input.blocks,
+        snakemake.input.sets,
+        Run(**snakemake.params.run),
+        state_static_rules(StateStaticGrid(**settings["static"]), settings["seeds"]),
+        settings,
+        snakemake.params.identity,
+        snakemake.output[0],
+    )

@@ -1,0 +1,14 @@
+from keepset.job import job
+from keepset.steps import states
+from keepset.steps.common import Run
+
+with job(snakemake.log[0], snakemake.threads):
+    states.evaluate_lengths(
+        snakemake.input.model,
+        snakemake.input.blocks,
+        snakemake.input.sets,
+        Run(**snakemake.params.run),
+        snakemake.params.settings,
+        snakemake.params.identity,
+        snakemake.output[0],
+    )

@@ -1,0 +1,13 @@
+from keepset.job import job
+from keepset.steps import states
+from keepset.steps.common import Run
+
+with job(snakemake.log[0], snakemake.threads):
+    states.score_state(
+        snakemake.input.model,
+        snakemake.input.blocks,
+        Run(**snakemake.params.run),
+        snakemake.params.settings,
+        snakemake.params.identity,
+        {name: snakemake.output[name] for name in ("sets", "channels", "memory")},
+    )
