@@ -22,7 +22,8 @@ def perplexity(output):
 def test_perplexity_of_a_file_equals_plain_transformers(
     capsys, passage, tiny_checkpoint, tiny_tokenizer
 ):
-    assert main(["perplexity", str(tiny_checkpoint), str(passage), "--block", "64"]) == 0
+    command = ["perplexity", str(tiny_checkpoint), str(passage), "--block", "64"]
+    assert main([*command, "--dtype", "float32"]) == 0
     ids = torch.tensor(tiny_tokenizer(passage.read_text()).input_ids)
     blocks = ids[: len(ids) // 64 * 64].view(-1, 64)
     model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.state.conftest import FAMILIES, shape
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -16,6 +15,7 @@ from keepset.errors import ModelError
 from keepset.prune import load_pruned, prune_states, save_pruned
 from keepset.sites import find_state_sites
 from keepset.state.hold import StateMask, scanning
+from state_models import FAMILIES, shape
 
 Factory = Callable[..., PreTrainedModel]
 IDS = torch.randint(4, 260, (2, 17), generator=torch.Generator().manual_seed(4))

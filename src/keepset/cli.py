@@ -33,6 +33,13 @@ def _check(arguments: argparse.Namespace) -> None:
     print(f"{arguments.config}: valid; models: {', '.join(config.active_models())}")
 
 
+def _ship(arguments: argparse.Namespace) -> None:
+    from keepset.steps.shipping import ship_specimens
+
+    for folder in ship_specimens(arguments.training, arguments.specimens):
+        print(f"{folder}: written")
+
+
 def _model(text: str) -> settings.Model:
     package, colon, file = text.partition(":")
     if colon and not Path(text).exists():
@@ -89,6 +96,13 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="check a configuration file")
     check.add_argument("config")
     check.set_defaults(run=_check)
+
+    ship = commands.add_parser(
+        "ship", help="put trained specimens where studies find them, in float16, with model cards"
+    )
+    ship.add_argument("training", help="results/STUDY/training, after `snakemake train_specimens`")
+    ship.add_argument("specimens", help="the folder of specimens")
+    ship.set_defaults(run=_ship)
 
     perplexity = commands.add_parser(
         "perplexity",

@@ -9,7 +9,7 @@ from transformers import Mamba2Config, Mamba2ForCausalLM
 from transformers.models.mamba2 import modeling_mamba2
 
 from keepset.kernels import naive
-from keepset.kernels.dispatch import CONV, SCAN, mixer_modules, torch_scans
+from keepset.kernels.dispatch import CONV, SCAN, mixer_modules, standing_in, torch_scans
 from keepset.kernels.scan import CHUNK, causal_conv, chunk_scan
 
 
@@ -93,3 +93,18 @@ def test_model_with_our_scan_equals_transformers(groups: int) -> None:
     assert mixer_modules(model) == [modeling_mamba2]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found_in_training, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_stands_in_already_stays() -> None:
+    config = Mamba2Config(
+        hidden_size=16, num_hidden_layers=1, expand=2, head_dim=8, num_heads=4, state_size=4,
+        n_groups=1, vocab_size=40, pad_token_id=0, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    model = Mamba2ForCausalLM(config)
+
+    def rule(*arguments: object, **named: object) -> None:
+        raise AssertionError
+
+    with standing_in(mixer_modules(model), {SCAN: rule}), torch_scans(model):
+        assert getattr(modeling_mamba2, SCAN) is rule
+        assert getattr(modeling_mamba2, CONV) is causal_conv

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests.state.conftest import shape
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -16,6 +15,7 @@ from keepset.kernels import naive
 from keepset.sites import StateSite, find_state_sites
 from keepset.state.hold import StateMask, StateWindows, scanning
 from keepset.state.recurrence import Scan
+from state_models import shape
 
 Factory = Callable[..., PreTrainedModel]
 IDS = torch.randint(4, 260, (3, 22), generator=torch.Generator().manual_seed(2))

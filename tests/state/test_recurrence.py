@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.state.conftest import FAMILIES, shape
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -15,6 +14,7 @@ from keepset.kernels import naive
 from keepset.sites import StateSite, find_state_sites
 from keepset.state.hold import scanning
 from keepset.state.recurrence import Recurrence, Scan
+from state_models import FAMILIES, shape
 
 Factory = Callable[..., PreTrainedModel]
 

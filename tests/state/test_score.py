@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.state.conftest import FAMILIES, shape
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -19,6 +18,7 @@ from keepset.sites import StateSite, find_state_sites
 from keepset.state.hold import StateMask, scanning
 from keepset.state.recurrence import Scan
 from keepset.state.score import Scorer, allocate, ghost, keep_sets, separate
+from state_models import FAMILIES, shape
 
 Factory = Callable[..., PreTrainedModel]
 BLOCKS = torch.randint(4, 260, (4, 19), generator=torch.Generator().manual_seed(5))

@@ -22,6 +22,7 @@ from keepset.text.corpora import prepare_corpus
 from keepset.text.tasks import (
     Item,
     build_items,
+    build_recall,
     encode_items,
     load_items,
     read_items,
@@ -240,3 +241,37 @@ def test_the_packaged_texts_give_enough_items() -> None:
         warnings.simplefilter("error")
         items = build_items("last", _built(list(tables), 600, min_words=40), tables, 0)
     assert sum(item.corpus == "wiki" for item in items) >= 250
+
+
+def test_recall_items_cross_facts_and_distances() -> None:
+    prose = "He went home at last. She stayed there all day. It rained on the old town again."
+    table = pd.DataFrame({"split": ["heldout", "evaluation"], "text": [prose, "Nobody saw this."]})
+    task = Task(kind="recall", corpora=["wiki"], items=12, facts=[1, 3], distances=[0, 7])
+    items = build_recall("recall", task, {"wiki": table}, seed=5)
+    pairs = {(item.n_facts, item.distance) for item in items}
+    assert pairs == {(1, 0), (1, 7), (3, 0), (3, 7)}
+    for item in items:
+        name = item.context.split()[-1]
+        facts = item.context.partition("Remember:")[2].partition(".")[0].split(",")
+        assert len(facts) == item.n_facts
+        assert f" {name} {item.target}" in facts
+        between = item.context.partition(".")[2].partition("Recall:")[0].split()
+        assert len(between) == item.distance
+        assert "Nobody" not in item.context
+    assert items == build_recall("recall", task, {"wiki": table}, seed=5)
+    assert items != build_recall("recall", task, {"wiki": table}, seed=6)
+
+
+def test_recall_items_need_prose_between() -> None:
+    table = pd.DataFrame({"split": ["heldout"], "text": ["x = {1: 2}"]})
+    task = Task(kind="recall", corpora=["wiki"], distances=[0, 7])
+    with pytest.raises(TextError, match=r"tasks\.recall: no prose"):
+        build_recall("recall", task, {"wiki": table}, seed=5)
+    with pytest.raises(TextError, match="wiki is not there"):
+        build_recall("recall", task, {}, seed=5)
+
+
+def test_recall_items_come_back(tmp_path: Path) -> None:
+    items = [Item(0, "recall", "Remember: Anna ring. Recall: Anna", "ring", 1, 0)]
+    save_items(items, tmp_path / "items.jsonl")
+    assert read_items(tmp_path / "items.jsonl") == items

@@ -1,7 +1,7 @@
 # Specimens: small models trained here, on `snakemake --cores 2 train_specimens` only.
 # Inputs: corpora/{corpus}.parquet.
 # Outputs: training/{tokenizer.json,text.safetensors,sources.json},
-#          training/{specimen}/model/ (a checkpoint folder) and losses.parquet.
+#          training/{specimen}/model/ (a checkpoint folder) and losses.parquet, training/gates.json.
 
 # A training takes hours. Its rules rerun when a setting of it changes, not when code or a file's
 # time does; --forcerun train_specimen runs them anyway.
@@ -83,6 +83,37 @@ rule train_specimen:
         "../scripts/train_specimen.py"
 
 
+rule measure_specimens:
+    input:
+        models=expand(f"{RESULTS}/training/{{specimen}}/model", specimen=SPECIMENS),
+        text=ancient(f"{RESULTS}/training/text.safetensors"),
+        corpora=ancient(
+            expand(
+                f"{RESULTS}/corpora/{{corpus}}.parquet",
+                corpus=TRAINING.get("corpora", []),
+            )
+        ),
+    output:
+        f"{RESULTS}/training/gates.json",
+    log:
+        f"{LOGS}/measure_specimens.log",
+    benchmark:
+        f"{BENCHMARKS}/measure_specimens.tsv"
+    conda:
+        "../../envs/study.yaml"
+    resources:
+        mem_mb=3000,
+        runtime=30,
+    params:
+        names=SPECIMENS,
+        training=TRAINING,
+        code=code_hash("keepset.steps.shipping"),
+    message:
+        "Holding the specimens against their gates"
+    script:
+        "../scripts/measure_specimens.py"
+
+
 rule train_specimens:
     input:
-        expand(f"{RESULTS}/training/{{specimen}}/model", specimen=SPECIMENS),
+        f"{RESULTS}/training/gates.json",

@@ -45,8 +45,18 @@ def standing_in(
 
 @contextmanager
 def torch_scans(model: nn.Module) -> Iterator[None]:
-    """Run the mixers with `keepset.kernels.scan`, which is faster on a CPU."""
-    with standing_in(mixer_modules(model), {SCAN: chunk_scan, CONV: causal_conv}):
+    """Run the mixers with `keepset.kernels.scan`, which is faster on a CPU.
+
+    What already stands in for transformers' functions, such as a keep rule, stays.
+    """
+    with ExitStack() as stack:
+        for module in mixer_modules(model):
+            functions = {
+                name: function
+                for name, function in ((SCAN, chunk_scan), (CONV, causal_conv))
+                if getattr(module, name).__module__.startswith("transformers.")
+            }
+            stack.enter_context(standing_in([module], functions))
         yield
 
 

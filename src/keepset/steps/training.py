@@ -131,10 +131,35 @@ def train_specimen(
         "steps": settings.steps,
         "tokens": settings.steps * rows.batch_tokens,
         "seconds": trainer.seconds,
+        "seed": settings.seed,
+        "architecture": type(trainer.model).__name__,
+        "data": _describe_data(data, settings),
+        "text_nll": _last_text_nll(losses),
         "n_parameters": trainer.model.num_parameters(),
     }
     store.write_table(losses, folder / "losses.parquet", facts)
     models.save(trainer.model, found, output)
+
+
+def _describe_data(data: PathLike, settings: Training) -> str:
+    """What was trained on, in words."""
+    sources = store.read_json(_Files(data).sources)["sources"]
+    parts = ", ".join(
+        f"{name} ({at['documents']} documents, {at['characters'] / 1e6:.1f} million characters,"
+        f" read {at['repeats']} times per epoch)"
+        for name, at in sources.items()
+    )
+    recall = settings.recall
+    return (
+        f"{parts}; mixed with in-context recall of 1 to {recall.facts} facts"
+        f" ({recall.share:.0%} of the rows, all of them at the start)"
+    )
+
+
+def _last_text_nll(losses: pd.DataFrame) -> float:
+    """Mean text loss of the last ten points of the training curve, in nats per token."""
+    text = losses.loc[losses["split"] == "training", "text_nll"].dropna()
+    return float(text.tail(10).mean())
 
 
 def load_tokenizer(data: PathLike) -> PreTrainedTokenizerFast:

@@ -1,0 +1,147 @@
+"""Trained specimens: held against their gates, and shipped with a model card."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from transformers import AutoModelForCausalLM
+
+from keepset import gates, models, provenance, store, text
+from keepset.settings import Task, Training
+from keepset.steps.training import load_rows, load_tokenizer
+
+PathLike = str | Path
+
+
+def measure_specimens(
+    specimens: Mapping[str, PathLike],
+    data: PathLike,
+    corpora: Sequence[PathLike],
+    training: Mapping[str, Any],
+    output: PathLike,
+) -> None:
+    """Measure trained specimens on held-out text and hold them against the gates.
+
+    Args:
+        specimens: Name -> checkpoint folder.
+        data: The folder that `prepare_training` wrote.
+        corpora: Tables of `prepare_corpus`, for the prose of recall items.
+        training: The `training` section of the configuration.
+        output: Where measurements and gates are written, as JSON.
+    """
+    settings = Training.model_validate(training)
+    tokenizer = load_tokenizer(data)
+    _, rows = load_rows(settings, tokenizer, data)
+    tables = {Path(path).stem: pd.read_parquet(path) for path in corpora}
+    task = Task(kind="recall", corpora=list(tables), items=480, facts=[1, 2, 4, 8])
+    items = text.build_recall("gates", task, tables, settings.seed + 1)
+    measured = {}
+    for name, folder in specimens.items():
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True
+        )
+        measured[name] = gates.measure(model.eval().requires_grad_(False), tokenizer, rows, items)
+    judged = gates.judge(measured)
+    found = gates.as_json(measured, judged)
+    store.write_json({**found, "provenance": provenance.environment()}, output)
+    print(gates.report(judged))
+
+
+def ship_specimens(training: PathLike, output: PathLike) -> list[Path]:
+    """Copy trained specimens in float16, each with a model card, to where studies find them.
+
+    Args:
+        training: results/{study}/training, with gates.json.
+        output: The folder of specimens.
+
+    Returns:
+        The folders written.
+    """
+    training = Path(training)
+    found = store.read_json(training / "gates.json")
+    folders = []
+    for name, measured in found["measured"].items():
+        source, folder = training / name, Path(output) / name
+        model = AutoModelForCausalLM.from_pretrained(
+            source / "model", dtype=torch.float16, local_files_only=True
+        )
+        models.save(model, load_tokenizer(training), folder)
+        own = [gate for gate in found["gates"] if gate["specimen"] == name]
+        card = model_card(name, store.read_json(source / "losses.json"), measured, own)
+        with store.replacing(folder / "README.md") as temporary:
+            temporary.write_text(card, encoding="utf-8")
+        for kind in ("parquet", "json"):
+            with store.replacing(folder / f"losses.{kind}") as temporary:
+                shutil.copyfile(source / f"losses.{kind}", temporary)
+        folders.append(folder)
+    return folders
+
+
+def model_card(
+    name: str,
+    trained: Mapping[str, Any],
+    measured: Mapping[str, Any],
+    own: Sequence[Mapping[str, Any]],
+) -> str:
+    """The model card of one specimen, in Markdown.
+
+    Args:
+        name: The specimen.
+        trained: The provenance of its losses.
+        measured: Its `gates.Measured`.
+        own: Its gates.
+    """
+    missed = [gate["name"] for gate in own if not gate["passed"]]
+    verdict = f"It misses {len(missed)}: {'; '.join(missed)}." if missed else "It passes all."
+    recall = ", ".join(f"{n}: {share:.1%}" for n, share in measured["recall"].items())
+    zeros = ", ".join(f"{share:.1%}" for share in measured["zeros"].values())
+    facts = [
+        f"- Architecture: {trained['architecture']}, {measured['n_parameters']:,} parameters;"
+        " Hugging Face's, untouched.",
+        f"- Data: {trained['data']}.",
+        f"- Training: {trained['steps']:,} steps, {trained['tokens']:,} tokens,"
+        f" seed {trained['seed']}, {trained['device']}, {trained['dtype'].removeprefix('torch.')}"
+        f" autocast, {trained['seconds'] / 60:.0f} minutes.",
+        f"- Last training loss (text): {trained['text_nll']:.3f} nats per token; held-out"
+        f" perplexity {measured['perplexity']:.2f}.",
+        f"- Recall by number of facts: {recall}.",
+    ]
+    if measured["zeros"]:
+        facts.append(f"- FFN activations that are exactly zero, by layer: {zeros}.")
+    if measured["perplexity_without_state"] is not None:
+        facts.append(
+            f"- Without its recurrent state: perplexity {measured['perplexity_without_state']:.2f},"
+            f" recall {measured['recall_without_state']:.1%}."
+        )
+    rows = [
+        f"| {gate['name']} | {gate['value']:.4g} | {gate['bound']} |"
+        f" {'pass' if gate['passed'] else '**fail**'} |"
+        for gate in own
+    ]
+    return "\n".join(
+        [
+            "---",
+            "license: apache-2.0",
+            "tags: [specimen, keepset]",
+            "---",
+            f"# {name}",
+            "",
+            "A specimen: a small model trained by keepset for its own study, not for use. It is one"
+            " of a family that shares tokenizer, data, order of data and schedule; only the part"
+            " under study differs.",
+            "",
+            *facts,
+            "",
+            f"Gates on held-out text. {verdict}",
+            "",
+            "| gate | measured | bound | |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+        ]
+    )

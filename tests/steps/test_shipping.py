@@ -1,0 +1,83 @@
+"""Trained specimens: held against their gates, and shipped."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from test_training import ANIMALS, SETTINGS
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from keepset import settings, store
+from keepset.steps.shipping import measure_specimens, model_card, ship_specimens
+from keepset.steps.training import prepare_training, train_specimen
+
+KEYS = settings.TrainingData.model_fields
+LONG = copy.deepcopy(SETTINGS)  # recall items are longer than the rows
+LONG["specimens"]["tiny"]["config"]["max_position_embeddings"] = 256
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study") / "training"
+    folder.mkdir()
+    texts = [f"The {a} saw the {b} again. It was late." for a in ANIMALS for b in ANIMALS]
+    split = ["calibration", "evaluation", "heldout"]
+    table = pd.DataFrame({"split": [split[at % 3] for at in range(len(texts))], "text": texts})
+    table.to_parquet(folder / "wiki.parquet")
+    prepare_training([folder / "wiki.parquet"], {key: LONG[key] for key in KEYS}, folder)
+    train_specimen("tiny", LONG, folder, "cpu", "float32", folder / "tiny/model")
+    measure_specimens(
+        {"tiny": folder / "tiny/model"}, folder, [folder / "wiki.parquet"], LONG,
+        folder / "gates.json",
+    )  # fmt: skip
+    return folder
+
+
+def test_a_specimen_is_shipped_in_float16_with_its_card(trained: Path, tmp_path: Path) -> None:
+    (folder,) = ship_specimens(trained, tmp_path / "specimens")
+    shipped = AutoModelForCausalLM.from_pretrained(folder)
+    original = AutoModelForCausalLM.from_pretrained(trained / "tiny/model")
+    for one, other in zip(shipped.parameters(), original.parameters(), strict=True):
+        assert one.dtype == torch.float16
+        assert torch.equal(one, other.half())
+    assert AutoTokenizer.from_pretrained(folder).vocab_size == 670
+    card = (folder / "README.md").read_text()
+    for part in (
+        "OPTForCausalLM",
+        "4 steps",
+        "| recall with 1 to 4 facts |",
+        "**fail**",
+        "wiki (86",
+    ):
+        assert part in card
+    assert pd.read_parquet(folder / "losses.parquet")["step"].max() == 4
+    found = settings._find_specimens(str(tmp_path / "specimens"))
+    assert {name: model.sites for name, model in found.items()} == {"tiny": ["ffn"]}
+
+
+def test_the_gates_are_on_record(trained: Path) -> None:
+    found = store.read_json(trained / "gates.json")
+    names = {gate["name"] for gate in found["gates"]}
+    assert names == {"recall with 1 to 4 facts", "float16 changes perplexity by"}
+    assert set(found["measured"]["tiny"]["recall"]) == {"1", "2", "4", "8"}
+
+
+def test_the_card_says_what_was_missed() -> None:
+    trained: dict[str, Any] = {
+        "architecture": "Mamba2ForCausalLM", "data": "text", "steps": 10, "tokens": 100, "seed": 1,
+        "device": "cpu", "dtype": "torch.bfloat16", "seconds": 60.0, "text_nll": 4.0,
+    }  # fmt: skip
+    measured: dict[str, Any] = {
+        "n_parameters": 5, "perplexity": 50.0, "recall": {"1": 0.5}, "zeros": {},
+        "perplexity_without_state": 80.0, "recall_without_state": 0.02,
+    }  # fmt: skip
+    gate = {"name": "recall", "value": 0.5, "bound": "at least 0.8", "passed": False}
+    text = model_card("mamba2", trained, measured, [gate, {**gate, "name": "b", "passed": True}])
+    assert "It misses 1: recall." in text
+    assert "perplexity 80.00, recall 2.0%" in text
+    assert "It passes all." in model_card("mamba2", trained, measured, [{**gate, "passed": True}])
