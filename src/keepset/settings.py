@@ -67,6 +67,11 @@ class Model(_Strict):
     path: str | None = Field(None, description="Local checkpoint folder, or a .gguf file.")
     package: str | None = Field(None, description="Installed Python package that carries the file.")
     file: str | None = Field(None, description="The checkpoint inside `package` (.gguf or folder).")
+    tokenizer: str | None = Field(
+        None,
+        description="Hub id or folder of the tokenizer, for checkpoints of mamba_ssm, which have"
+        " none.",
+    )
     dtype: Dtype | None = Field(None, description="Overrides the study's dtype for this model.")
     trust_remote_code: bool = Field(False, description="Run Python code shipped with the model.")
     origin: Literal["pretrained", "specimen"] = Field(

@@ -17,7 +17,9 @@ rule prepare_model:
         mem_mb=4000,
         runtime=60,
     params:
-        source=lambda wildcards: CONFIG.all_models()[wildcards.model].model_dump(),
+        source=lambda wildcards: CONFIG.all_models()[wildcards.model].model_dump(
+            exclude={"sites"}
+        ),
         code=code_hash("keepset.models"),
     message:
         "Preparing model {wildcards.model}"

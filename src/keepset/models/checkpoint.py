@@ -56,7 +56,7 @@ def explained(what: str) -> Iterator[None]:
         raise ModelError(f"{what}: {type(error).__name__}: {reason}") from error
 
 
-def relevant(names: Iterable[str], with_code: bool) -> list[str]:
+def relevant(names: Iterable[str], with_code: bool, with_weights: bool = True) -> list[str]:
     """The files of a repository that the model and its tokenizer consist of, sorted.
 
     Safetensors win over pickles; a repository's other formats (`consolidated.safetensors`, other
@@ -65,10 +65,12 @@ def relevant(names: Iterable[str], with_code: bool) -> list[str]:
     Args:
         names: file names relative to the repository.
         with_code: whether Python files count.
+        with_weights: whether weights count.
     """
     top = sorted(name for name in names if "/" not in name)
     wanted = (CONFIG, "generation_config.json", *_TOKENIZER, *(("*.py",) if with_code else ()))
-    return sorted({*_first_format(top), *_matching(top, wanted)})
+    weights = _first_format(top) if with_weights else []
+    return sorted({*weights, *_matching(top, wanted)})
 
 
 def _first_format(names: list[str]) -> list[str]:

@@ -19,15 +19,19 @@ from transformers import (
 
 from keepset import store
 from keepset.errors import ModelError
+from keepset.models import mamba_ssm
 from keepset.models.checkpoint import check, explained, fingerprint, relevant
-from keepset.models.sources import Found, cached, convert_gguf, find
+from keepset.models.mamba_ssm import is_original
+from keepset.models.sources import Found, cached, convert_gguf, find, snapshot
 from keepset.settings import Model
 
 _POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
 def prepare(name: str, source: Model, folder: str | Path) -> dict[str, Any]:
-    """Find a model, check that it can be loaded, and convert it if it is a GGUF file.
+    """Find a model, check that it can be loaded, and convert it if transformers needs that.
+
+    GGUF files are dequantized, and original checkpoints of mamba_ssm get transformers' names.
 
     Args:
         name: the model's key in `models` of the configuration.
@@ -51,13 +55,17 @@ def prepare(name: str, source: Model, folder: str | Path) -> dict[str, Any]:
             raise ModelError(f"{where}: {path} is neither a checkpoint folder nor a .gguf file")
         path = Path(folder).resolve() / "checkpoint"
         convert_gguf(where, found.path, path)
+    elif is_original(path):
+        path = Path(folder).resolve() / "checkpoint"
+        mamba_ssm.convert(where, found.path, _foreign_tokenizer(where, source), path)
+    converted = path != found.path
     _check_known(where, check(where, path, code), code)
     info = {
         "name": name,
-        "source": source.model_dump(exclude_none=True),
+        "source": source.model_dump(exclude_none=True, exclude={"sites"}),
         "origin": source.origin,
-        "checkpoint": source.hub or str(path),
-        "revision": found.revision,
+        "checkpoint": str(path) if converted or not source.hub else source.hub,
+        "revision": None if converted else found.revision,
         "trust_remote_code": code,
         "license": found.license,
         "fingerprint": _identity(source, found, path),
@@ -65,6 +73,23 @@ def prepare(name: str, source: Model, folder: str | Path) -> dict[str, Any]:
     }
     load_tokenizer(info)
     return info
+
+
+def _foreign_tokenizer(where: str, source: Model) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint that brings none."""
+    if source.tokenizer is None:
+        raise ModelError(
+            f"{where}.tokenizer: checkpoints of mamba_ssm have no tokenizer; name a hub id or a"
+            " folder (the published ones use EleutherAI/gpt-neox-20b)"
+        )
+    folder = Path(source.tokenizer).expanduser()
+    if not folder.is_dir():
+        folder = snapshot(f"{where}.tokenizer", source.tokenizer, None, tokenizer_only=True)
+    with explained(f"{where}.tokenizer: cannot load {folder}"):
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True
+        )
+    return found
 
 
 def load(

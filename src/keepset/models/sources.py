@@ -67,17 +67,27 @@ def find(where: str, source: Model) -> Found:
     return Found(path, None, _card_license(path))
 
 
-def snapshot(where: str, repository: str, revision: str | None, with_code: bool) -> Path:
+def snapshot(
+    where: str,
+    repository: str,
+    revision: str | None,
+    with_code: bool = False,
+    *,
+    tokenizer_only: bool = False,
+) -> Path:
     """The folder of a hub repository in the local cache, whose name is the commit hash.
 
-    The hub is asked once. Out of reach, the cached copy is used.
+    The hub is asked once. Out of reach, the cached copy is used. `tokenizer_only` leaves the
+    weights where they are.
 
     Raises:
         ModelError: unknown or gated repository or revision, or neither hub nor copy.
     """
     try:
         listing = HfApi().model_info(repository, revision=revision, timeout=_HUB_TIMEOUT)
-        names = relevant((file.rfilename for file in listing.siblings or ()), with_code)
+        names = relevant(
+            (file.rfilename for file in listing.siblings or ()), with_code, not tokenizer_only
+        )
         wanted = [*names, "README.md"]
         return Path(snapshot_download(repository, revision=listing.sha, allow_patterns=wanted))
     except GatedRepoError:

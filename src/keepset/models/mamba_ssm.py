@@ -1,0 +1,126 @@
+"""Original Mamba-2 checkpoints (state-spaces/mamba2-*), converted to transformers' form.
+
+They are saved by the package mamba_ssm: config.json holds that package's arguments instead of a
+model type, weights bear its names, and no tokenizer comes with them. The package itself is not
+needed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import Mamba2Config, Mamba2ForCausalLM, PreTrainedTokenizerBase
+
+from keepset.errors import ModelError
+from keepset.models.checkpoint import CONFIG, save
+
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_KNOWN = {"layer", "d_state", "d_conv", "expand", "headdim", "ngroups", "chunk_size", "bias",
+          "conv_bias", "dt_limit"}  # fmt: skip
+
+
+def is_original(folder: Path) -> bool:
+    """Whether a folder holds a checkpoint of mamba_ssm, of any of its layers."""
+    try:
+        content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and "ssm_cfg" in content and "model_type" not in content
+
+
+def convert(where: str, folder: Path, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
+    """Write the checkpoint to `output` as transformers' Mamba2ForCausalLM, in its own dtype.
+
+    Args:
+        where: the configuration key that error messages begin with.
+        folder: the original checkpoint.
+        tokenizer: the tokenizer that it was trained with.
+        output: the folder to write, whole or not at all.
+
+    Raises:
+        ModelError: weights are missing, or the model has parts that Mamba2ForCausalLM has not.
+    """
+    content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    state = _weights(where, folder)
+    name = "backbone.embedding.weight"
+    if name not in state:
+        raise ModelError(f"{where}: {folder} holds no {name}; is this a checkpoint of mamba_ssm?")
+    state["backbone.embeddings.weight"] = state.pop(name)
+    embeddings = state["backbone.embeddings.weight"]
+    config = _config(where, content, len(embeddings), tokenizer)
+    with torch.device("meta"):
+        model = Mamba2ForCausalLM(config)
+    if config.tie_word_embeddings:
+        state["lm_head.weight"] = embeddings
+    try:
+        model.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"{where}: {folder} does not fit Mamba-2: {reason}") from None
+    model.tie_weights()
+    save(model, tokenizer, output)
+
+
+def _weights(where: str, folder: Path) -> dict[str, Tensor]:
+    for name in _WEIGHTS:
+        path = folder / name
+        if not path.is_file():
+            continue
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        try:
+            found: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, OSError, EOFError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ModelError(f"{where}: {path} cannot be read ({reason}); copy it again") from None
+        return found
+    raise ModelError(f"{where}: {folder} holds no weights ({' or '.join(_WEIGHTS)})")
+
+
+def _config(
+    where: str, content: Mapping[str, Any], vocabulary: int, tokenizer: PreTrainedTokenizerBase
+) -> Mamba2Config:
+    ssm: dict[str, Any] = content.get("ssm_cfg") or {}
+    other = [
+        *(f"ssm_cfg.{key}" for key in ssm if key not in _KNOWN),
+        *(key for key in ("attn_layer_idx", "d_intermediate") if content.get(key)),
+        *(["rms_norm"] if not content.get("rms_norm", True) else []),
+    ]
+    if ssm.get("layer", "Mamba1") != "Mamba2":
+        raise ModelError(
+            f"{where}: the checkpoint's layers are {ssm.get('layer', 'Mamba1')}, not Mamba2; only"
+            " Mamba-2 has the state that is studied here"
+        )
+    if other:
+        raise ModelError(
+            f"{where}: {', '.join(other)} of the checkpoint's config.json have no counterpart in"
+            " transformers' Mamba-2; use a checkpoint without them"
+        )
+    width, head = content["d_model"], ssm.get("headdim", 64)
+    expand = ssm.get("expand", 2)
+    return Mamba2Config(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        num_hidden_layers=content["n_layer"],
+        state_size=ssm.get("d_state", 128),
+        conv_kernel=ssm.get("d_conv", 4),
+        expand=expand,
+        head_dim=head,
+        num_heads=expand * width // head,
+        n_groups=ssm.get("ngroups", 1),
+        chunk_size=ssm.get("chunk_size", 256),
+        use_bias=ssm.get("bias", False),
+        use_conv_bias=ssm.get("conv_bias", True),
+        time_step_limit=tuple(ssm.get("dt_limit", (0.0, float("inf")))),
+        residual_in_fp32=content.get("residual_in_fp32", True),
+        tie_word_embeddings=content.get("tie_embeddings", True),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
