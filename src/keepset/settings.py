@@ -27,7 +27,12 @@ Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 TextFormat = Literal["auto", "text", "jsonl", "parquet", "mediawiki", "pydoc", "python"]
 
-RESERVED_NAMES = frozenset({"corpora", "tasks", "figures", "tables", "logs", "benchmarks"})
+RESERVED_NAMES = frozenset(
+    {
+        *("benchmarks", "corpora", "figures", "logs", "records", "significance", "tables"),
+        *("tasks", "training"),
+    }
+)
 
 
 def _unique(values: list[Any]) -> list[Any]:

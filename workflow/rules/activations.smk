@@ -51,16 +51,9 @@ rule correlate_size_impact:
         gpu=GPU,
     params:
         run=run_settings,
-        settings=lambda wildcards: {
-            "gradients": gradients(wildcards),
-            "seed": CONFIG.seed,
-            "statistics": CONFIG.statistics.model_dump(),
-            "ablation": (
-                CONFIG.ablation.model_dump()
-                if CONFIG.corpora[wildcards.corpus].ablation
-                else None
-            ),
-        },
+        settings=lambda wildcards: parameters.correlation_settings(
+            CONFIG, wildcards.corpus
+        ),
         identity=identity,
         code=code_hash("keepset.steps.correlation"),
     message:

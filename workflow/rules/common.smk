@@ -23,7 +23,7 @@ shell.prefix(
 if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_DISABLE", "1")
 
-from keepset import settings
+from keepset import parameters, settings
 from keepset.errors import KeepsetError
 from keepset.provenance import code_hash
 
@@ -57,25 +57,12 @@ wildcard_constraints:
 
 def run_settings(wildcards):
     """How a model is run: device, dtype, tokens per forward pass."""
-    model = CONFIG.all_models()[wildcards.model]
-    return {
-        "device": CONFIG.device,
-        "dtype": model.dtype or CONFIG.dtype,
-        "batch_tokens": CONFIG.text.batch_tokens,
-    }
+    return parameters.run_settings(CONFIG, wildcards.model)
 
 
 def identity(wildcards):
     """The leading columns of a result table."""
-    columns = {
-        "study": CONFIG.study,
-        "model": wildcards.model,
-        "origin": CONFIG.all_models()[wildcards.model].origin,
-    }
-    for name in ("corpus", "task"):
-        if name in wildcards.keys():
-            columns[name] = wildcards[name]
-    return columns
+    return parameters.identity(CONFIG, dict(wildcards.items()))
 
 
 def grid(part):

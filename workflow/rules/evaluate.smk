@@ -167,11 +167,7 @@ rule evaluate_capability:
         gpu=GPU,
     params:
         run=run_settings,
-        settings={
-            "capability": CONFIG.capability.model_dump(),
-            "choices": CONFIG.grid.windowed.choices,
-            "gradients": CONFIG.needs_gradients(CONFIG.capability.corpus),
-        },
+        settings=parameters.capability_settings(CONFIG),
         identity=identity,
         code=code_hash("keepset.steps.evaluation"),
     message:

@@ -39,9 +39,7 @@ rule prepare_corpus:
         mem_mb=2000,
         runtime=60,
     params:
-        corpus=lambda wildcards: CONFIG.corpora[wildcards.corpus].model_dump(
-            exclude={"grid", "ablation"}
-        ),
+        corpus=lambda wildcards: parameters.corpus_source(CONFIG, wildcards.corpus),
         seed=CONFIG.seed,
         code=code_hash("keepset.steps.texts"),
     message:
