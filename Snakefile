@@ -26,8 +26,14 @@ include: "workflow/rules/training.smk"
 report: "workflow/report/workflow.rst"
 
 
+# Targets do nothing; the prepare rules may touch the network. On a cluster both run on the node that
+# Snakemake runs on.
 localrules:
     all,
+    prepare_model,
+    prepare_corpus,
+    prepare_task,
+    prepare_training,
     models,
     download,
     activations,

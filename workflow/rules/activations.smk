@@ -18,7 +18,7 @@ rule cache_activations:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=3500,
+        mem_mb=memory(3500),
         runtime=60,
         gpu=GPU,
     params:
@@ -46,7 +46,7 @@ rule correlate_size_impact:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=2500,
+        mem_mb=memory(2500),
         runtime=60,
         gpu=GPU,
     params:

@@ -48,6 +48,11 @@ GPU = int(
 )
 
 
+def memory(megabytes):
+    """`mem_mb` of a rule: twice as much at every further attempt, after an out-of-memory kill."""
+    return lambda wildcards, attempt: megabytes * 2 ** (attempt - 1)
+
+
 wildcard_constraints:
     model="|".join(map(re.escape, CONFIG.all_models())),
     corpus="|".join(map(re.escape, CORPORA)),

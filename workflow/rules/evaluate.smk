@@ -19,7 +19,7 @@ rule evaluate_dense:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=2500,
+        mem_mb=memory(2500),
         runtime=120,
         gpu=GPU,
     params:
@@ -47,7 +47,7 @@ rule evaluate_static:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=2500,
+        mem_mb=memory(2500),
         runtime=120,
         gpu=GPU,
     params:
@@ -77,7 +77,7 @@ rule evaluate_dynamic:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=2500,
+        mem_mb=memory(2500),
         runtime=120,
         gpu=GPU,
     params:
@@ -107,7 +107,7 @@ rule evaluate_windowed:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=2500,
+        mem_mb=memory(2500),
         runtime=120,
         gpu=GPU,
     params:
@@ -135,7 +135,7 @@ rule join_perplexity:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=500,
+        mem_mb=memory(500),
         runtime=5,
     params:
         code=code_hash("keepset.steps.tables"),
@@ -162,7 +162,7 @@ rule evaluate_capability:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=2500,
+        mem_mb=memory(2500),
         runtime=120,
         gpu=GPU,
     params:

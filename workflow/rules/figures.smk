@@ -37,7 +37,7 @@ for FIGURE, TABLE in FIGURE_TABLES.items():
         conda:
             "../../envs/study.yaml"
         resources:
-            mem_mb=1000,
+            mem_mb=memory(1000),
             runtime=5,
         params:
             figure=FIGURE,

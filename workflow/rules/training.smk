@@ -33,7 +33,7 @@ rule prepare_training:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=2000,
+        mem_mb=memory(2000),
         runtime=30,
     params:
         **TRAINING_DATA,
@@ -59,7 +59,7 @@ rule train_specimen:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=3000,
+        mem_mb=memory(3000),
         runtime=720,
         gpu=GPU,
     params:

@@ -5,5 +5,5 @@ from keepset.record import recording
 from keepset.steps import prepare
 
 converted = Path(snakemake.output[0]).with_name("checkpoint")
-with job(snakemake.log[0], snakemake.threads), recording(snakemake, [converted]):
+with job(snakemake.log[0], snakemake.threads, network=True), recording(snakemake, [converted]):
     prepare.prepare_model(snakemake.wildcards.model, snakemake.params.source, snakemake.output[0])

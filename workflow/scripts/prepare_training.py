@@ -4,7 +4,7 @@ from keepset.job import job
 from keepset.record import recording
 from keepset.steps import training
 
-with job(snakemake.log[0], snakemake.threads), recording(snakemake):
+with job(snakemake.log[0], snakemake.threads, network=True), recording(snakemake):
     training.prepare_training(
         list(snakemake.input),
         snakemake.params.training,
