@@ -61,7 +61,6 @@ def kill_at_random(study, chance: random.Random, how: str) -> str | None:
     if process.poll() is not None or not jobs:
         os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
         process.communicate()
-        study.run("--unlock")
         return None
     names = " ".join(command for number, command in _commands(study.folder) if number in jobs)
     if how == "job":
@@ -75,7 +74,6 @@ def kill_at_random(study, chance: random.Random, how: str) -> str | None:
     else:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-    study.run("--unlock")
     return names
 
 

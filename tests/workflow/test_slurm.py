@@ -77,7 +77,6 @@ def test_a_study_under_slurm_killed_and_resumed_equals_the_local_one(small_study
         process.communicate()
     assert (first.memory, second.memory) == ("3500M", "7000M")
     slurm.kill(second)
-    small_study.run("--unlock")
 
     done = small_study.run("tables", *PROFILE)
     assert "Error" not in done.stderr

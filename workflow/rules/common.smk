@@ -24,8 +24,14 @@ if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_DISABLE", "1")
 
 from keepset import parameters, settings
+from keepset.alone import alone
 from keepset.errors import KeepsetError
 from keepset.provenance import code_hash
+
+# A lock that is there though no Snakemake runs here was left by one that was killed.
+if workflow.is_main_process and alone(".snakemake"):
+    for LOCK in Path(".snakemake/locks").glob("*.lock"):
+        LOCK.unlink()
 
 try:
     CONFIG = settings.from_mapping(config)

@@ -35,7 +35,7 @@ for FIGURE, TABLE in FIGURE_TABLES.items():
         benchmark:
             f"{BENCHMARKS}/draw_{FIGURE}.tsv"
         conda:
-            "../../envs/study.yaml"
+            "../../envs/figures.yaml"
         resources:
             mem_mb=memory(1000),
             runtime=5,
