@@ -5,47 +5,60 @@ from __future__ import annotations
 import zipfile
 
 import pytest
-from selenium import webdriver
-from selenium.webdriver.common.by import By
-from selenium.webdriver.support.ui import WebDriverWait
 
-pytestmark = [pytest.mark.browser, pytest.mark.workflow, pytest.mark.xdist_group("workflow")]
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("workflow")]
 
-FIGURES = ("decoupling", "static dynamic", "scores", "dial", "capability")
+FIGURES = ("capability", "decoupling", "dial", "scores", "static dynamic")
+WAIT = 120  # seconds: a busy machine is not a failure
+
+# The pictures that are shown, with their widths in pixels; 0 is one that could not be loaded.
+SHOWN = """
+return Array.from(document.querySelectorAll('img'))
+    .filter(image => image.complete && image.offsetParent !== null)
+    .map(image => [image.src.slice(-4000), image.naturalWidth])
+"""
 
 
 @pytest.fixture
 def browser():
+    from selenium import webdriver
+
     options = webdriver.ChromeOptions()
     for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1600,1200"):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    found = webdriver.Chrome(
-        options=options, service=webdriver.ChromeService("/usr/bin/chromedriver")
-    )
+    service = webdriver.ChromeService("/usr/bin/chromedriver")
+    found = webdriver.Chrome(options=options, service=service)
     yield found
     found.quit()
 
 
-def click(browser, text):
-    """Click what says `text`, once it is there."""
-    path = f"//*[normalize-space(text())='{text}']"
-    WebDriverWait(browser, 60).until(lambda b: b.find_elements(By.XPATH, path))
-    browser.execute_script("arguments[0].click()", browser.find_elements(By.XPATH, path)[0])
+def wait_for(browser, found):
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    return WebDriverWait(browser, WAIT).until(found)
 
 
-def test_every_figure_is_shown_and_nothing_complains(finished, browser, tmp_path):
+def test_every_figure_is_shown_and_the_console_is_silent(finished, browser, tmp_path):
     finished.run("--report", "report.zip")
     zipfile.ZipFile(finished.folder / "report.zip").extractall(tmp_path)
-    (page,) = tmp_path.glob("*/report.html")
+    (page,) = tmp_path.rglob("report.html")
     browser.get(page.as_uri())
-    click(browser, "Figures")
+
+    def items(text):
+        return browser.find_elements("xpath", f"//*[normalize-space(text())='{text}']")
+
+    wait_for(browser, lambda _: items("Figures"))[0].click()
+    wait_for(browser, lambda _: items(FIGURES[0]))
+    seen = set()
+
+    def unseen(_):
+        shown = browser.execute_script(SHOWN)
+        return [source for source, width in shown if width > 300 and source not in seen]
+
     for figure in FIGURES:
-        WebDriverWait(browser, 60).until(lambda b, name=figure: name in b.page_source)
-    shown = 0
-    for button in range(len(FIGURES)):
-        links = browser.find_elements(By.CSS_SELECTOR, "a[href*='png'], a[data-path], button")
-        assert links
-        shown += 1
-    errors = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
-    assert errors == []
+        browser.find_elements("xpath", f"//tr[td[normalize-space(.)='{figure}']]//a")[0].click()
+        seen.update(wait_for(browser, unseen))
+    assert len(seen) == len(FIGURES)
+    complaints = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    assert complaints == []
