@@ -13,6 +13,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -58,15 +59,15 @@ def kill_at_random(study, chance: random.Random, how: str, longest: float) -> se
     while process.poll() is None and not jobs_in(study.folder):
         time.sleep(0.02)
     time.sleep(chance.uniform(0.0, longest))
-    jobs = jobs_in(study.folder)
-    if process.poll() is not None or not jobs:
-        os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
+    if process.poll() is not None:
         process.communicate()
         return set()
+    jobs = jobs_in(study.folder)
     commands = [command for number, command in _commands(study.folder) if number in jobs]
     rules = {found[1] for command in commands if (found := re.search(r"\.(\w+)\.py", command))}
-    if how == "job":
-        os.kill(chance.choice(jobs), signal.SIGKILL)
+    if how == "job" and jobs:
+        with suppress(ProcessLookupError):  # it has just ended
+            os.kill(chance.choice(jobs), signal.SIGKILL)
         process.communicate()
     elif how == "snakemake":
         os.kill(process.pid, signal.SIGKILL)  # its jobs go on without it
@@ -76,7 +77,7 @@ def kill_at_random(study, chance: random.Random, how: str, longest: float) -> se
     else:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-    return rules
+    return rules or {"between two jobs"}
 
 
 @pytest.fixture(scope="module")
