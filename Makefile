@@ -1,6 +1,9 @@
 # make          set up .venv and run the study of config.yaml, report included
 # make test     set up what tests need, run the linters and the tests
 #
+# make test-crash, test-report, test-cluster, test-conda
+#               longer tests, each by itself; report and cluster install Debian packages (as root)
+#
 # CORES=2       how many CPU cores to use
 # TORCH_INDEX=  a package index to take torch from (PyTorch's CPU or CUDA index, say); without it
 #               the default index decides, which may mean the CUDA build
@@ -17,6 +20,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .PHONY: all study report test lint check benchmark clean
+.PHONY: test-crash test-report test-cluster test-conda
 .DEFAULT_GOAL := all
 
 all: report
@@ -50,6 +54,25 @@ lint: .venv/.test
 
 test: lint
 	pytest -n $(CORES) --dist loadgroup
+
+# docs/RUNNING.md says what each of these does to the machine.
+APT := apt-get install -y --no-install-recommends
+
+test-crash: .venv/.test
+	pytest -m crash tests/workflow/test_crash.py
+
+test-report: .venv/.test requirements-report.txt
+	command -v chromium chromedriver > /dev/null || { apt-get update && $(APT) chromium chromium-driver; }
+	$(PIP) install -r requirements-report.txt
+	pytest -m browser tests/workflow/test_report.py
+
+test-cluster: .venv/.test requirements-cluster.txt
+	command -v slurmctld slurmd munged > /dev/null || { apt-get update && $(APT) slurm-wlm munge; }
+	$(PIP) install -r requirements-cluster.txt
+	pytest -m cluster tests/workflow/test_slurm.py tests/workflow/test_template.py
+
+test-conda: .venv/.test
+	pytest -m conda tests/workflow/test_conda.py
 
 benchmark: .venv/.study
 	python benchmarks/masked_evaluation.py

@@ -11,7 +11,10 @@ from snakemake.utils import min_version
 min_version("9.0")
 
 
-configfile: "config.yaml"
+# A file given with --configfile takes the place of config.yaml: two studies do not mix.
+if not workflow.overwrite_configfiles:
+
+    configfile: "config.yaml"
 
 
 include: "workflow/rules/common.smk"
@@ -27,8 +30,14 @@ include: "workflow/rules/training.smk"
 report: "workflow/report/workflow.rst"
 
 
+# Targets do nothing; the prepare rules may touch the network. On a cluster both run on the node that
+# Snakemake runs on.
 localrules:
     all,
+    prepare_model,
+    prepare_corpus,
+    prepare_task,
+    prepare_training,
     models,
     download,
     activations,

@@ -1,4 +1,5 @@
 import logging
+import os
 import subprocess
 import sys
 
@@ -71,3 +72,15 @@ def test_the_log_gets_messages_and_threads_are_set(tmp_path):
         logging.getLogger("keepset").info("half way")
         assert torch.get_num_threads() == 1
     assert "half way" in (tmp_path / "deep" / "log").read_text()
+
+
+@pytest.mark.parametrize(("network", "offline"), [(False, True), (True, False)])
+def test_only_jobs_that_prepare_reach_the_hub(tmp_path, monkeypatch, network, offline):
+    import huggingface_hub
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    with job(tmp_path / "log", 1, network=network):
+        assert huggingface_hub.is_offline_mode() is offline
+        assert (os.environ["HF_HUB_OFFLINE"] == "1") is offline

@@ -53,6 +53,7 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
 
 def test_auto_device_is_cuda_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr("keepset.models.devices.claim", lambda count: count - 2)
     for available, device in ((False, "cpu"), (True, "cuda:0")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
         assert models.resolve_device("auto") == torch.device(device)

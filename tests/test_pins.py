@@ -15,18 +15,42 @@ def pins(name):
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
-@pytest.mark.parametrize(
-    "name", ["requirements.txt", "requirements-dev.txt", "requirements-data.txt"]
-)
+@pytest.mark.parametrize("name", sorted(path.name for path in ROOT.glob("requirements*.txt")))
 def test_every_requirement_is_pinned_exactly(name):
     for pin in pins(name):
         assert re.fullmatch(r"[A-Za-z0-9_.-]+(\[[a-z,]+\])?==[0-9][0-9A-Za-z.]*", pin), pin
 
 
-def test_conda_environments_hold_the_same_pins():
-    environment = yaml.safe_load((ROOT / "envs/study.yaml").read_text())
-    (nested,) = [part["pip"] for part in environment["dependencies"] if isinstance(part, dict)]
-    assert nested == pins("requirements.txt")
+def environment(name):
+    """The pip pins of a conda environment."""
+    content = yaml.safe_load((ROOT / f"envs/{name}.yaml").read_text())
+    (nested,) = [part["pip"] for part in content["dependencies"] if isinstance(part, dict)]
+    plain = [part for part in content["dependencies"] if not isinstance(part, dict)]
+    assert plain == ["python=3.11", "pip"]
+    assert content["channels"] == ["conda-forge", "nodefaults"]
+    return nested
+
+
+@pytest.mark.parametrize("name", ["study", "kernels"])
+def test_conda_environments_hold_the_same_pins(name):
+    assert environment(name) == pins("requirements.txt")
+
+
+def test_the_figures_environment_holds_a_part_of_them():
+    figures = environment("figures")
+    assert [pin for pin in pins("requirements.txt") if pin in figures] == figures
+    assert not any(pin.startswith(("torch", "transformers")) for pin in figures)
+
+
+def test_what_is_built_after_conda_is_pinned_as_in_the_requirements():
+    script = (ROOT / "envs/kernels.post-deploy.sh").read_text()
+    assert re.findall(r"[a-z0-9-]+==[0-9a-z.]+", script) == pins("requirements-kernels.txt")
+
+
+def test_every_environment_is_one_of_these():
+    assert {path.name for path in (ROOT / "envs").iterdir()} == {
+        *("study.yaml", "figures.yaml", "kernels.yaml", "kernels.post-deploy.sh")
+    }
 
 
 def test_what_runs_here_is_what_is_pinned():

@@ -1,4 +1,7 @@
 import json
+import multiprocessing
+import random
+import time
 
 import pandas as pd
 import pytest
@@ -46,3 +49,47 @@ def test_equal_tables_give_equal_bytes(tmp_path):
 def test_fingerprints_see_boundaries():
     assert store.fingerprint("ab", "c") != store.fingerprint("a", "bc")
     assert store.fingerprint("ab") == store.fingerprint(b"ab")
+
+
+def _write_on_and_on(path, ready):
+    ready.set()
+    for number in range(10**9):
+        rows = 200 + number % 7
+        store.write_table(pd.DataFrame({"x": [0.5] * rows}), path, {"rows": rows})
+
+
+def test_a_kill_at_any_moment_leaves_whole_files(tmp_path):
+    path, chance = tmp_path / "t.parquet", random.Random(7)
+    fork = multiprocessing.get_context("fork")
+    left = 0
+    for _ in range(40):
+        ready = fork.Event()
+        process = fork.Process(target=_write_on_and_on, args=(path, ready))
+        process.start()
+        ready.wait()
+        time.sleep(chance.uniform(0.0, 0.05))
+        process.kill()
+        process.join()
+        left += len(list(tmp_path.glob(".*")))
+        if path.exists():
+            assert 200 <= len(pd.read_parquet(path)) < 207
+            assert 200 <= json.loads(path.with_suffix(".json").read_text())["rows"] < 207
+    assert left, "no kill came in the middle of a write"
+    store.write_table(pd.DataFrame({"x": [0.5]}), path, {})
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["t.json", "t.parquet"]
+
+
+def test_the_file_of_a_process_that_still_writes_is_left_alone(tmp_path):
+    with store.replacing(tmp_path / "x.txt") as outer:
+        outer.write_text("outer")
+        with store.replacing(tmp_path / "x.txt") as inner:
+            inner.write_text("inner")
+        assert (tmp_path / "x.txt").read_text() == "inner"
+    assert (tmp_path / "x.txt").read_text() == "outer"
+
+
+def test_files_of_other_names_are_left_alone(tmp_path):
+    (tmp_path / ".y.txt.abc.txt").write_text("of y")
+    with store.replacing(tmp_path / "x.txt") as temporary:
+        temporary.write_text("x")
+    assert (tmp_path / ".y.txt.abc.txt").exists()

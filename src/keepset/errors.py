@@ -21,3 +21,7 @@ class TextError(KeepsetError):
 
 class CacheError(KeepsetError):
     """An activation cache is corrupt, or belongs to another model, corpus or setting."""
+
+
+class RecordError(KeepsetError):
+    """A job's record is missing, damaged, or cannot be made; the message names the file."""

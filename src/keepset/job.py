@@ -29,18 +29,33 @@ def _keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def switch_hub_off() -> None:
+    """From here on, neither this process nor its children reach for the model hub.
+
+    The libraries read the environment when they are imported, so those that are get told too.
+    """
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    for name in ("huggingface_hub.constants", "datasets.config"):
+        if module := sys.modules.get(name):
+            module.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
+
+
 @contextmanager
-def job(log: str | Path, threads: int) -> Iterator[None]:
+def job(log: str | Path, threads: int, network: bool = False) -> Iterator[None]:
     """Run a job's work.
 
     Args:
         log: The log file; gets every setting with its rate, warnings, and tracebacks.
         threads: CPU threads.
+        network: Whether it may reach the model hub. Jobs that prepare models and texts may; all
+            others run on compute nodes, which often have no network.
 
     A `KeepsetError` or a full disk ends the process with one message on standard error and exit
     status 1; anything else is a bug and keeps its traceback.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not network:
+        switch_hub_off()
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(log, mode="w", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

@@ -59,7 +59,7 @@ def import_closure(module: str) -> tuple[str, ...]:
 
 @cache
 def code_hash(module: str) -> str:
-    """A hash over the source of `module` and of everything in keepset that it imports.
+    """`module:hash`, the hash over its source and that of everything in keepset it imports.
 
     Snakemake does not see into imported modules; as a rule's parameter this makes it rerun the
     rule when the code behind it changes. Comments and layout do not count.
@@ -70,7 +70,7 @@ def code_hash(module: str) -> str:
         assert path is not None
         digest.update(name.encode())
         digest.update(_meaning(path).encode())
-    return digest.hexdigest()[:16]
+    return f"{module}:{digest.hexdigest()[:16]}"
 
 
 def _meaning(path: Path) -> str:

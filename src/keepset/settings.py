@@ -40,7 +40,12 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 TextFormat = Literal["auto", "text", "jsonl", "parquet", "mediawiki", "pydoc", "python"]
 
 _HYBRIDS = ("zamba2", "bamba", "falcon_h1", "granitemoehybrid", "nemotron_h")
-RESERVED_NAMES = frozenset({"corpora", "tasks", "figures", "tables", "logs", "benchmarks"})
+RESERVED_NAMES = frozenset(
+    {
+        *("benchmarks", "corpora", "figures", "logs", "records", "significance", "tables"),
+        *("tasks", "training"),
+    }
+)
 
 
 def _unique(values: list[Any]) -> list[Any]:

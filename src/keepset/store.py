@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -13,26 +14,60 @@ from typing import Any
 
 import pandas as pd
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; move it onto `path` only if the block succeeds.
 
-    On any error the temporary file is removed and an earlier `path` stays as it was.
+    On any error the temporary file is removed and an earlier `path` stays as it was. What a
+    killed process left beside `path` is removed by the next that writes it; a lock tells it from
+    the file of a process that still runs.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
     temporary = Path(name)
     try:
+        _lock(handle)
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     finally:
+        os.close(handle)
         temporary.unlink(missing_ok=True)
+
+
+def _lock(handle: int) -> bool:
+    """Lock an open file for this process; False if another holds it, or locks are not to be had."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _remove_abandoned(path: Path) -> None:
+    pattern = f".{glob.escape(path.name)}.*{glob.escape(path.suffix)}"
+    for left in path.parent.glob(pattern):
+        try:
+            handle = os.open(left, os.O_RDWR)
+        except OSError:
+            continue  # its writer has just finished
+        try:
+            if _lock(handle):
+                left.unlink(missing_ok=True)
+        finally:
+            os.close(handle)
 
 
 def write_json(content: Any, path: str | Path) -> None:

@@ -130,12 +130,34 @@ def study(folder: Path) -> dict[str, Any]:
     }
 
 
+def small(config: dict[str, Any]) -> dict[str, Any]:
+    """The tiny study with one model and few settings, for tests that run it more than once."""
+    return {
+        **config,
+        "specimens": None,
+        "training": None,
+        "tasks": {},
+        "corpora": {"letters": {"text": config["corpora"]["letters"]["text"]}},
+        "grid": {
+            "static": {"scores": ["magnitude"], "sparsities": [0.5]},
+            "dynamic": {"scores": ["magnitude"], "sparsities": [0.5]},
+            "windowed": {
+                "scores": ["magnitude"],
+                "sparsities": [0.5],
+                "windows": [1, 4],
+                "choices": ["oracle"],
+            },
+        },
+    }
+
+
 class Study:
     """A working directory with the workflow's files linked in and a configuration of its own."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.config = study(folder / "data")
+        self.environment: dict[str, str] = {}
 
     def write(self) -> None:
         (self.folder / "config.yaml").write_text(yaml.safe_dump(self.config, sort_keys=False))
@@ -148,6 +170,7 @@ class Study:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
+            **self.environment,
         }
         return subprocess.Popen(
             ["snakemake", "--cores", "2", *arguments],
@@ -179,6 +202,25 @@ class Study:
         return self.folder / "results/tiny"
 
 
+def lay_out(folder: Path, checkpoint: Path) -> Study:
+    """The workflow's files, a corpus and one model; nothing is run."""
+    for name in ("Snakefile", "workflow", "src", "envs", "profiles"):
+        source = ROOT / name
+        copy = shutil.copytree if source.is_dir() else shutil.copy
+        copy(source, folder / name)
+    write_corpus(folder / "data")
+    shutil.copytree(checkpoint, folder / "data/models/llama")
+    return Study(folder)
+
+
+@pytest.fixture(scope="module")
+def small_study(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Study:
+    """The small study, not run."""
+    study = lay_out(tmp_path_factory.mktemp("small"), tiny_checkpoint)
+    study.config = small(study.config)
+    return study
+
+
 @pytest.fixture(scope="module")
 def finished(
     tmp_path_factory: pytest.TempPathFactory,
@@ -187,18 +229,11 @@ def finished(
     tiny_tokenizer: Any,
 ) -> Study:
     """The tiny study, run to its end. Tests that change it put it back."""
-    folder = tmp_path_factory.mktemp("study")
-    for name in ("Snakefile", "workflow", "src", "envs", "profiles"):
-        source = ROOT / name
-        copy = shutil.copytree if source.is_dir() else shutil.copy
-        copy(source, folder / name)
-    write_corpus(folder / "data")
-    shutil.copytree(tiny_checkpoint, folder / "data/models/llama")
+    study = lay_out(tmp_path_factory.mktemp("study"), tiny_checkpoint)
     hybrid = {"num_hidden_layers": 3, "layers_block_type": ["mamba", "hybrid", "mamba"]}
     hybrid |= {"num_mem_blocks": 1}
     for name, model in (("relu", tiny_model("opt")), ("hybrid", tiny_model("zamba2", **hybrid))):
-        model.save_pretrained(folder / f"data/specimens/{name}")
-        tiny_tokenizer.save_pretrained(folder / f"data/specimens/{name}")
-    study = Study(folder)
+        model.save_pretrained(study.folder / f"data/specimens/{name}")
+        tiny_tokenizer.save_pretrained(study.folder / f"data/specimens/{name}")
     study.run()
     return study

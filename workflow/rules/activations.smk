@@ -18,7 +18,7 @@ rule cache_activations:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=3500,
+        mem_mb=memory(3500),
         runtime=60,
         gpu=GPU,
     params:
@@ -46,21 +46,14 @@ rule correlate_size_impact:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=2500,
+        mem_mb=memory(2500),
         runtime=60,
         gpu=GPU,
     params:
         run=run_settings,
-        settings=lambda wildcards: {
-            "gradients": gradients(wildcards),
-            "seed": CONFIG.seed,
-            "statistics": CONFIG.statistics.model_dump(),
-            "ablation": (
-                CONFIG.ablation.model_dump()
-                if CONFIG.corpora[wildcards.corpus].ablation
-                else None
-            ),
-        },
+        settings=lambda wildcards: parameters.correlation_settings(
+            CONFIG, wildcards.corpus
+        ),
         identity=identity,
         code=code_hash("keepset.steps.correlation"),
     message:

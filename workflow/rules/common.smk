@@ -23,9 +23,15 @@ shell.prefix(
 if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_DISABLE", "1")
 
-from keepset import settings
+from keepset import parameters, settings
+from keepset.alone import alone
 from keepset.errors import KeepsetError
 from keepset.provenance import code_hash
+
+# A lock that is there though no Snakemake runs here was left by one that was killed.
+if workflow.is_main_process and alone(".snakemake"):
+    for LOCK in Path(".snakemake/locks").glob("*.lock"):
+        LOCK.unlink()
 
 try:
     CONFIG = settings.from_mapping(config)
@@ -48,6 +54,11 @@ GPU = int(
 )
 
 
+def memory(megabytes):
+    """`mem_mb` of a rule: twice as much at every further attempt, after an out-of-memory kill."""
+    return lambda wildcards, attempt: megabytes * 2 ** (attempt - 1)
+
+
 wildcard_constraints:
     model="|".join(map(re.escape, CONFIG.all_models())),
     corpus="|".join(map(re.escape, CORPORA)),
@@ -57,25 +68,12 @@ wildcard_constraints:
 
 def run_settings(wildcards):
     """How a model is run: device, dtype, tokens per forward pass."""
-    model = CONFIG.all_models()[wildcards.model]
-    return {
-        "device": CONFIG.device,
-        "dtype": model.dtype or CONFIG.dtype,
-        "batch_tokens": CONFIG.text.batch_tokens,
-    }
+    return parameters.run_settings(CONFIG, wildcards.model)
 
 
 def identity(wildcards):
     """The leading columns of a result table."""
-    columns = {
-        "study": CONFIG.study,
-        "model": wildcards.model,
-        "origin": CONFIG.all_models()[wildcards.model].origin,
-    }
-    for name in ("corpus", "task"):
-        if name in wildcards.keys():
-            columns[name] = wildcards[name]
-    return columns
+    return parameters.identity(CONFIG, dict(wildcards.items()))
 
 
 def grid(part):
@@ -103,20 +101,7 @@ def per_corpus(name, kind=None):
 def perplexity_parts(wildcards):
     """The tables of one model and corpus, one per method."""
     model, corpus = wildcards.model, wildcards.corpus
-    parts = ["dense"]
-    if CONFIG.studies(model, "ffn", corpus):
-        choices = CONFIG.corpus_grid(corpus).windowed.choices
-        parts += [
-            "static",
-            "dynamic",
-            *(f"windowed-{choice}" for choice in choices),
-        ]
-    if CONFIG.studies(model, "state", corpus):
-        choices = CONFIG.state.windowed.choices
-        parts += [
-            "state-static",
-            *(f"state-windowed-{choice}" for choice in choices),
-        ]
+    parts = parameters.perplexity_parts(CONFIG, model, corpus)
     return [f"{RESULTS}/{model}/{corpus}/{part}.parquet" for part in parts]
 
 
@@ -128,6 +113,7 @@ def correlation_parts():
     ]
 
 
-def state_settings(wildcards):
-    """What keep sets of states are chosen by."""
-    return {"static": CONFIG.state.static.model_dump(), "seeds": CONFIG.seeds()}
+def state_settings(*parts):
+    """What keep sets of states are chosen by, with `parts` of what is done with them."""
+    chosen = parameters.state_parts(*parts)
+    return lambda wildcards: chosen(CONFIG)

@@ -19,7 +19,7 @@ rule evaluate_dense:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=2500,
+        mem_mb=memory(2500),
         runtime=120,
         gpu=GPU,
     params:
@@ -47,7 +47,7 @@ rule evaluate_static:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=2500,
+        mem_mb=memory(2500),
         runtime=120,
         gpu=GPU,
     params:
@@ -77,7 +77,7 @@ rule evaluate_dynamic:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=2500,
+        mem_mb=memory(2500),
         runtime=120,
         gpu=GPU,
     params:
@@ -107,7 +107,7 @@ rule evaluate_windowed:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=2500,
+        mem_mb=memory(2500),
         runtime=120,
         gpu=GPU,
     params:
@@ -135,7 +135,7 @@ rule join_perplexity:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=500,
+        mem_mb=memory(500),
         runtime=5,
     params:
         code=code_hash("keepset.steps.tables"),
@@ -174,21 +174,14 @@ rule evaluate_capability:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=2500,
+        mem_mb=memory(2500),
         runtime=120,
         gpu=GPU,
     params:
         run=run_settings,
-        settings=lambda wildcards: {
-            "capability": CONFIG.capability.model_dump(),
-            "choices": CONFIG.grid.windowed.choices,
-            "gradients": CONFIG.needs_gradients(CONFIG.capability.corpus),
-            **(
-                {**state_settings(wildcards), "state": CONFIG.state.model_dump()}
-                if CONFIG.studies(wildcards.model, "state", CONFIG.capability.corpus)
-                else {}
-            ),
-        },
+        settings=lambda wildcards: parameters.capability_settings(
+            CONFIG, wildcards.model
+        ),
         identity=identity,
         code=code_hash("keepset.steps.evaluation"),
     message:

@@ -35,9 +35,9 @@ for FIGURE, TABLE in FIGURE_TABLES.items():
         benchmark:
             f"{BENCHMARKS}/draw_{FIGURE}.tsv"
         conda:
-            "../../envs/study.yaml"
+            "../../envs/figures.yaml"
         resources:
-            mem_mb=1000,
+            mem_mb=memory(1000),
             runtime=5,
         params:
             figure=FIGURE,

@@ -14,7 +14,7 @@ rule prepare_model:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=4000,
+        mem_mb=memory(4000),
         runtime=60,
     params:
         source=lambda wildcards: CONFIG.all_models()[wildcards.model].model_dump(
@@ -38,12 +38,10 @@ rule prepare_corpus:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=2000,
+        mem_mb=memory(2000),
         runtime=60,
     params:
-        corpus=lambda wildcards: CONFIG.corpora[wildcards.corpus].model_dump(
-            exclude={"grid", "ablation"}
-        ),
+        corpus=lambda wildcards: parameters.corpus_source(CONFIG, wildcards.corpus),
         seed=CONFIG.seed,
         code=code_hash("keepset.steps.texts"),
     message:
@@ -67,7 +65,7 @@ rule prepare_task:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=2000,
+        mem_mb=memory(2000),
         runtime=60,
     params:
         task=lambda wildcards: CONFIG.tasks[wildcards.task].model_dump(),
@@ -92,7 +90,7 @@ rule tokenize_corpus:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=2000,
+        mem_mb=memory(2000),
         runtime=30,
     params:
         lengths=CONFIG.text.model_dump(include={"block", "calibration_tokens"}),

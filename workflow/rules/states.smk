@@ -25,12 +25,12 @@ rule score_state:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=3500,
+        mem_mb=memory(3500),
         runtime=120,
         gpu=GPU,
     params:
         run=run_settings,
-        settings=state_settings,
+        settings=state_settings(),
         identity=identity,
         code=code_hash("keepset.steps.states"),
     message:
@@ -54,12 +54,12 @@ rule evaluate_state:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=2500,
+        mem_mb=memory(2500),
         runtime=120,
         gpu=GPU,
     params:
         run=run_settings,
-        settings=state_settings,
+        settings=state_settings(),
         identity=identity,
         code=code_hash("keepset.steps.states"),
     message:
@@ -83,15 +83,12 @@ rule evaluate_state_windowed:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=2500,
+        mem_mb=memory(2500),
         runtime=120,
         gpu=GPU,
     params:
         run=run_settings,
-        settings=lambda wildcards: {
-            **state_settings(wildcards),
-            "dial": CONFIG.state.windowed.model_dump(),
-        },
+        settings=state_settings("dial"),
         identity=identity,
         code=code_hash("keepset.steps.states"),
     message:
@@ -115,15 +112,12 @@ rule evaluate_state_lengths:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=2500,
+        mem_mb=memory(2500),
         runtime=120,
         gpu=GPU,
     params:
         run=run_settings,
-        settings=lambda wildcards: {
-            **state_settings(wildcards),
-            "state": CONFIG.state.model_dump(),
-        },
+        settings=state_settings("state"),
         identity=identity,
         code=code_hash("keepset.steps.states"),
     message:
@@ -145,7 +139,7 @@ rule correlate_state:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=1000,
+        mem_mb=memory(1000),
         runtime=15,
     params:
         statistics=CONFIG.statistics.model_dump(),
@@ -173,15 +167,12 @@ rule prune_state:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=2500,
+        mem_mb=memory(2500),
         runtime=60,
         gpu=GPU,
     params:
         run=run_settings,
-        settings=lambda wildcards: {
-            **state_settings(wildcards),
-            "prune": CONFIG.state.prune.model_dump(),
-        },
+        settings=state_settings("prune"),
         identity=identity,
         code=code_hash("keepset.steps.states"),
     message:

@@ -22,7 +22,7 @@ rule test_significance:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=1000,
+        mem_mb=memory(1000),
         runtime=15,
     params:
         statistics=CONFIG.statistics.model_dump(),
@@ -47,7 +47,7 @@ rule join_correlations:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=500,
+        mem_mb=memory(500),
         runtime=5,
     params:
         code=code_hash("keepset.steps.tables"),
@@ -80,7 +80,7 @@ rule write_tables:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=500,
+        mem_mb=memory(500),
         runtime=5,
     params:
         confidence=CONFIG.statistics.confidence,

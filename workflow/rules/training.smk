@@ -7,9 +7,7 @@
 # time does; --forcerun train_specimen runs them anyway.
 SPECIMENS = list(CONFIG.training.specimens) if CONFIG.training else []
 TRAINING = CONFIG.training.model_dump() if CONFIG.training else {}
-TRAINING_DATA = {
-    key: TRAINING[key] for key in settings.TrainingData.model_fields if key in TRAINING
-}
+TRAINING_DATA = parameters.training_data(CONFIG)
 
 
 wildcard_constraints:
@@ -35,14 +33,10 @@ rule prepare_training:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=2000,
+        mem_mb=memory(2000),
         runtime=30,
     params:
-        training=TRAINING_DATA,
-        corpora={
-            name: CONFIG.corpora[name].model_dump(exclude={"grid", "ablation"})
-            for name in TRAINING.get("corpora", [])
-        },
+        **TRAINING_DATA,
     message:
         "Preparing tokenizer and training text"
     script:
@@ -65,16 +59,13 @@ rule train_specimen:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=3000,
+        mem_mb=memory(3000),
         runtime=720,
         gpu=GPU,
     params:
-        training=lambda wildcards: {
-            **TRAINING,
-            "specimens": {
-                wildcards.specimen: TRAINING["specimens"][wildcards.specimen]
-            },
-        },
+        training=lambda wildcards: parameters.specimen_settings(
+            CONFIG, wildcards.specimen
+        ),
         device=CONFIG.device,
         dtype=CONFIG.dtype,
     message:
@@ -102,7 +93,7 @@ rule measure_specimens:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=3000,
+        mem_mb=memory(3000),
         runtime=30,
     params:
         names=SPECIMENS,

@@ -1,5 +1,6 @@
 from keepset.job import job
+from keepset.record import recording
 from keepset.steps import drawing
 
-with job(snakemake.log[0], snakemake.threads):
+with job(snakemake.log[0], snakemake.threads), recording(snakemake):
     drawing.draw(snakemake.params.figure, snakemake.input[0], snakemake.output.png)

@@ -1,10 +1,11 @@
 from keepset.grid import windowed_rules
 from keepset.job import job
+from keepset.record import recording
 from keepset.settings import Dial
 from keepset.steps import evaluation
 from keepset.steps.common import Run
 
-with job(snakemake.log[0], snakemake.threads):
+with job(snakemake.log[0], snakemake.threads), recording(snakemake):
     evaluation.evaluate_rules(
         snakemake.input.model,
         snakemake.input.blocks,

@@ -1,5 +1,6 @@
 from keepset.job import job
+from keepset.record import recording
 from keepset.steps import tables
 
-with job(snakemake.log[0], snakemake.threads):
+with job(snakemake.log[0], snakemake.threads), recording(snakemake):
     tables.join_tables(list(snakemake.input), snakemake.output[0])

@@ -1,7 +1,8 @@
 from keepset.job import job
+from keepset.record import recording
 from keepset.steps import texts
 
-with job(snakemake.log[0], snakemake.threads):
+with job(snakemake.log[0], snakemake.threads, network=True), recording(snakemake):
     texts.prepare_corpus(
         snakemake.wildcards.corpus,
         snakemake.params.corpus,

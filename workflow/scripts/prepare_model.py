@@ -1,5 +1,9 @@
+from pathlib import Path
+
 from keepset.job import job
+from keepset.record import recording
 from keepset.steps import prepare
 
-with job(snakemake.log[0], snakemake.threads):
+converted = Path(snakemake.output[0]).with_name("checkpoint")
+with job(snakemake.log[0], snakemake.threads, network=True), recording(snakemake, [converted]):
     prepare.prepare_model(snakemake.wildcards.model, snakemake.params.source, snakemake.output[0])

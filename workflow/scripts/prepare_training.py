@@ -1,9 +1,10 @@
 from pathlib import Path
 
 from keepset.job import job
+from keepset.record import recording
 from keepset.steps import training
 
-with job(snakemake.log[0], snakemake.threads):
+with job(snakemake.log[0], snakemake.threads, network=True), recording(snakemake):
     training.prepare_training(
         list(snakemake.input),
         snakemake.params.training,

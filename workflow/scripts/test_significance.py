@@ -1,7 +1,8 @@
 from keepset.job import job
+from keepset.record import recording
 from keepset.steps import significance
 
-with job(snakemake.log[0], snakemake.threads):
+with job(snakemake.log[0], snakemake.threads), recording(snakemake):
     significance.test_significance(
         list(snakemake.input.perplexity),
         list(snakemake.input.capability),

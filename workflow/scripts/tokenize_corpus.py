@@ -1,7 +1,8 @@
 from keepset.job import job
+from keepset.record import recording
 from keepset.steps import prepare
 
-with job(snakemake.log[0], snakemake.threads):
+with job(snakemake.log[0], snakemake.threads), recording(snakemake):
     prepare.tokenize_corpus(
         snakemake.wildcards.corpus,
         snakemake.input.corpus,

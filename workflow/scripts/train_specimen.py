@@ -1,9 +1,10 @@
 from pathlib import Path
 
 from keepset.job import job
+from keepset.record import recording
 from keepset.steps import training
 
-with job(snakemake.log[0], snakemake.threads):
+with job(snakemake.log[0], snakemake.threads), recording(snakemake):
     training.train_specimen(
         snakemake.wildcards.specimen,
         snakemake.params.training,

@@ -1,9 +1,10 @@
 from pathlib import Path
 
 from keepset.job import job
+from keepset.record import recording
 from keepset.steps import publish
 
-with job(snakemake.log[0], snakemake.threads):
+with job(snakemake.log[0], snakemake.threads), recording(snakemake):
     publish.write_tables(
         dict(snakemake.input.items()),
         Path(snakemake.output.csv[0]).parent,

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from keepset.errors import ModelError
+from keepset.models.gpus import claim
 
 _DTYPES = {
     "float32": torch.float32,
@@ -21,7 +22,8 @@ def resolve_device(name: str) -> torch.device:
     """The device that the setting `device` means.
 
     Args:
-        name: "auto" (cuda where there is one, else cpu), "cpu", "cuda" or "cuda:N".
+        name: "auto" (cuda where there is one, else cpu), "cpu", "cuda" or "cuda:N". "auto" and
+            "cuda" take a GPU that no other job has; indices count within CUDA_VISIBLE_DEVICES.
 
     Raises:
         ModelError: the device is not there, or the name is none of these.
@@ -35,7 +37,8 @@ def resolve_device(name: str) -> torch.device:
         raise ModelError(f"device: {name!r} is not known; set auto, cpu, cuda or cuda:N")
     if not torch.cuda.is_available():
         raise ModelError(f"device: {name} was asked for, but torch sees no GPU; set device: cpu")
-    index, count = int(match[1] or 0), torch.cuda.device_count()
+    count = torch.cuda.device_count()
+    index = claim(count) if match[1] is None else int(match[1])
     if index >= count:
         raise ModelError(
             f"device: {name} was asked for, but there are {count} GPUs; set cuda:0 to"

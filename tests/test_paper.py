@@ -1,0 +1,43 @@
+"""config/paper.yaml: the paper's models and corpora, pinned."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from keepset import settings
+
+PAPER = Path(__file__).parents[1] / "config/paper.yaml"
+
+
+@pytest.fixture(scope="module")
+def config():
+    return settings.load(PAPER)
+
+
+def test_it_has_the_papers_models_and_corpora(config):
+    assert set(config.active_models()) == {
+        *("qwen2.5-0.5b", "qwen2.5-1.5b", "opt-350m", "opt-1.3b", "opt-2.7b", "zamba2-1.2b")
+    }
+    assert set(config.corpora) == {"wikitext2", "c4", "pile"}
+    assert set(config.tasks) == {"lambada"}
+
+
+def test_every_revision_is_a_commit_or_is_said_not_to_be(config):
+    corpora = [
+        source
+        for corpus in config.corpora.values()
+        for source in (corpus.text, corpus.calibration, corpus.evaluation, corpus.heldout)
+    ]
+    sources = [*config.models.values(), *corpora, *(task.source for task in config.tasks.values())]
+    floating = {
+        source.hub
+        for source in sources
+        if source is not None and not re.fullmatch("[0-9a-f]{40}", source.revision or "")
+    }
+    assert floating == {"Zyphra/Zamba2-1.2B"}
+
+
+def test_calibration_and_evaluation_are_different_text(config):
+    for corpus in config.corpora.values():
+        assert corpus.text is not None or corpus.calibration.split != corpus.evaluation.split
