@@ -72,7 +72,7 @@ def test_a_missing_table_is_no_error(studies, judged, table):
     assert gone
     rest = ledger[~ledger["claim"].isin(gone)]
     assert (rest["verdict"] == "reproduced").all()
-    assert all(ledger.loc[ledger["claim"].isin(gone), "note"].str.contains("missing: "))
+    assert all(ledger.loc[ledger["claim"].isin(gone), "note"].str.startswith("needs "))
 
 
 def test_models_without_their_rows_are_no_error(studies):
@@ -98,13 +98,11 @@ class TestInconclusive:
         assert row["needed"] > row["n"] == 4
         assert f"{row['needed']:.0f} blocks would decide (n = 4)" in row["note"]
 
-    def test_that_many_do_decide(self, noisy):
-        row = one(noisy, "C5")
-        many = made_up.evidence("pretrained", noise=0.05)
-        copies = -(-2 * int(row["needed"]) // made_up.BLOCKS)
-        parts = [many.perplexity.assign(block=many.perplexity["block"] + at * made_up.BLOCKS)
-                 for at in range(copies)]  # fmt: skip
-        assert one(replace(many, perplexity=pd.concat(parts)), "C5")["verdict"] == "reproduced"
+    def test_many_blocks_do_decide(self, monkeypatch):
+        monkeypatch.setattr(made_up, "BLOCKS", 600)
+        study = made_up.evidence("pretrained", noise=0.05)
+        row = one(replace(study, models=study.models.query("model == 'opt-1.3b'")), "C5")
+        assert (row["verdict"], row["n"]) == ("reproduced", 600)
 
     def test_one_block_has_no_test(self, studies):
         table = studies["pretrained"].perplexity
@@ -201,7 +199,7 @@ class TestCombining:
         rows = made_up.where(study.correlation, site="state")
         table = study.correlation.copy()
         rng = pd.Series(range(len(table)), index=table.index)
-        table.loc[rows, "spearman"] = -0.055 + 0.12 * ((rng * 7919 % 13) / 6 - 1)
+        table.loc[rows, "spearman"] = -0.047 + 0.12 * ((rng * 7919 % 13) / 6 - 1)
         open_ = replace(study, correlation=table)
         alone = one(open_, "C3")
         assert alone["verdict"] == "reproduced"
@@ -238,6 +236,3 @@ class TestTables:
         row = one(replace(study, models=study.models.query("model == 'opt-1.3b'")), "C7")
         assert row["verdict"] == "not tested here"
         assert "opt-1.3b gets 0% of last-word right dense: too few to lose" in row["note"]
-
-    def test_twenty_claims_are_judged_in_seconds(self, judged):
-        assert judged["pretrained"][0]["cases"].sum() > 50

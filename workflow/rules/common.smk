@@ -105,3 +105,11 @@ def perplexity_parts(wildcards):
         f"{RESULTS}/{wildcards.model}/{wildcards.corpus}/{{part}}.parquet",
         part=["dense", "static", "dynamic", *windowed],
     )
+
+
+# The models that were trained with a penalty on |h|.
+L1_MODELS = [
+    name
+    for name, specimen in (CONFIG.training.specimens.items() if CONFIG.training else ())
+    if specimen.l1 > 0 and name in MODELS
+]

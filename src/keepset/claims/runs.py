@@ -68,8 +68,9 @@ def find_runs(
     arrays = {name: table[name].to_numpy() for name in (item, "seed", *columns)}
     found: dict[tuple[str, str], dict[Key, Run]] = {}
     groups = np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
-    heads = table[names].iloc[[rows[0] for rows in groups]].to_dict(orient="records")
-    for rows, head in zip(groups, heads, strict=True):
+    heads = table[names].iloc[[rows[0] for rows in groups]].itertuples(index=False)
+    for rows, values in zip(groups, heads, strict=True):
+        head: dict[str, Any] = dict(zip(names, values, strict=True))
         key = key_of(head)
         runs = found.setdefault((str(head["model"]), str(head[text])), {})
         name = " ".join(str(head[column]) for column in names)
