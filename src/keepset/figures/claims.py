@@ -24,7 +24,7 @@ LOOKS = {
 _WIDTH = 3.5  # inches: a column of a two-column page
 _ROW = 0.335  # inches
 _SMALL = 6.0  # points
-_LETTERS = 56  # of the smaller text on one line
+_LETTERS = 58  # of the smaller text on one line
 
 
 @style.styled
@@ -76,7 +76,7 @@ def _detail(row: Any) -> str:
 
 
 def _number(row: Any) -> str:
-    times = "$\\times$" if row.scale == "ratio" else ""
+    times = "×" if row.scale == "ratio" else ""
     text = f"{_plain(row.estimate)}{times}"
     if math.isnan(row.ci_low):
         return text
