@@ -2,39 +2,15 @@ from __future__ import annotations
 
 import re
 
-import numpy as np
 import pandas as pd
 import pytest
 
-from keepset import claims, ledger
-from keepset.claims import papers
-from keepset.claims.judge import CASE_COLUMNS, LEDGER_COLUMNS
+import made_up_ledger
+from keepset import ledger
+from keepset.claims.judge import CASE_COLUMNS
 from keepset.cli import main
-from keepset.figures import claims as figure
-from keepset.figures import style
 
-
-def made_up_ledger() -> pd.DataFrame:
-    """One row of each verdict and scope, with the longest words that there are."""
-    rows = []
-    for at, claim in enumerate(claims.CLAIMS):
-        verdict = claims.VERDICTS[at % 4]
-        tested = verdict != "not tested here"
-        row = dict.fromkeys(LEDGER_COLUMNS, np.nan)
-        row |= {name: getattr(claim, name) for name in ("title", "sentence", "source", "family")}
-        row |= {"claim": claim.id, "paper": papers.fill(claim.paper), "test": claim.test}
-        scope = ("value", "direction")[at // 4 % 2] if tested else "none"
-        row |= {"verdict": verdict, "scope": scope, "cases": 3 * tested, "hold": 1, "fail": 0}
-        row |= {"note": f"needs {claim.needs}", "scale": "ratio" if at % 2 else "difference"}
-        row |= {"model": "smollm2-135m", "where": "speeches", "compared": "static 90% / dense"}
-        if tested:
-            row |= {"estimate": 12345.678, "ci_low": 11111.1, "ci_high": 23456.7, "n": 16}
-            row |= {"bound_low": 100.0, "p_for_holm": 0.0004, "p_against_holm": 0.8}
-        rows.append(row)
-    return pd.DataFrame(rows, columns=LEDGER_COLUMNS)
-
-
-LEDGER = made_up_ledger()
+LEDGER = made_up_ledger.ledger()
 CASES = pd.DataFrame(
     [dict.fromkeys(CASE_COLUMNS, 1.0) | {"claim": "C1", "compared": "<a> & b", "model": "m"}]
 )
@@ -82,29 +58,6 @@ class TestFiles:
         for tag in ("table", "tr", "td", "th", "details", "body"):
             assert len(re.findall(rf"<{tag}[ >]", text)) == text.count(f"</{tag}>")
         assert "http" not in text
-
-
-class TestFigure:
-    def test_every_claim_and_nothing_off_the_page(self):
-        clean = importlib.import_module("figures.clean")
-        drawn = figure.draw(LEDGER)
-        assert drawn.get_figwidth() == 3.5
-        clean.assert_clean(drawn)
-        shown = [text for text, _ in clean.texts(drawn)]
-        assert {claim.id for claim in claims.CLAIMS} <= set(shown)
-
-    def test_a_specimens_number_does_not_stand_beside_the_papers(self):
-        for row in LEDGER[LEDGER["scope"] == "direction"].itertuples():
-            assert "papers" not in figure._detail(row)
-
-    def test_nothing_to_draw(self):
-        with pytest.raises(Exception, match="claims"):
-            figure.draw(LEDGER.head(0))
-
-    def test_same_bytes_again(self, tmp_path):
-        paths = [style.save(figure.draw(LEDGER), tmp_path / name) for name in ("a", "b")]
-        for one, other in zip(*paths, strict=True):
-            assert one.read_bytes() == other.read_bytes()
 
 
 class TestCommand:
