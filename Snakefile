@@ -2,7 +2,7 @@
 #
 #   snakemake --cores 1                  the whole study of config.yaml
 #   snakemake --cores 1 figures          one stage: models, download, activations, perplexity, correlations,
-#                                        capability, tables, figures
+#                                        capability, tables, figures, claims
 #   snakemake --cores 1 --config only=NAME   one model
 #   snakemake --cores 2 train_specimens      train the specimens anew; takes hours
 
@@ -23,6 +23,7 @@ include: "workflow/rules/activations.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/states.smk"
 include: "workflow/rules/statistics.smk"
+include: "workflow/rules/claims.smk"
 include: "workflow/rules/figures.smk"
 include: "workflow/rules/training.smk"
 
@@ -48,6 +49,7 @@ localrules:
     capability,
     tables,
     figures,
+    claims,
     train_specimens,
 
 
@@ -57,3 +59,4 @@ rule all:
         rules.figures.input,
         rules.tables.input,
         rules.states.input,
+        rules.claims.input,

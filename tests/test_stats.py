@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_paired
 
 from keepset import ranks, stats
@@ -44,6 +45,11 @@ class TestWilson:
 class TestHolm:
     def test_worked_example(self):
         assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+    @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+    @settings(max_examples=20)
+    def test_agrees_with_statsmodels(self, p):
+        assert stats.holm(p) == pytest.approx(multipletests(p, method="holm")[1])
 
     def test_unknown_do_not_count(self):
         got = stats.holm([0.02, np.nan, 0.03])

@@ -108,6 +108,23 @@ def _perplexity(arguments: argparse.Namespace) -> None:
     )
 
 
+def _claims(arguments: argparse.Namespace) -> None:
+    from keepset import ledger
+    from keepset.steps.claims import read_ledger
+
+    rows, cases = read_ledger(arguments.folder)
+    colour = sys.stdout.isatty()
+    if arguments.claim is None:
+        sys.stdout.write(ledger.text(rows, colour=colour))
+        return
+    own = rows[rows["claim"] == arguments.claim.upper()]
+    if not len(own):
+        known = ", ".join(rows["claim"])
+        raise KeepsetError(f"--claim {arguments.claim}: no such claim; known: {known}")
+    sys.stdout.write(ledger.text(own, colour=colour, total=False) + "\n")
+    sys.stdout.write(ledger.cases_text(cases, arguments.claim.upper()))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="keepset", description=__doc__)
     parser.add_argument("--version", action="version", version=__version__)
@@ -137,6 +154,14 @@ def _parser() -> argparse.ArgumentParser:
     judge.add_argument("--config", default="config.yaml", help="the study's configuration")
     judge.add_argument("--json", action="store_true", help="findings as JSON")
     judge.set_defaults(run=_verify)
+    claims = commands.add_parser(
+        "claims",
+        help="print the papers' claims and their verdicts on a finished study",
+        description="Reads claims.csv and claims_cases.csv of a study.",
+    )
+    claims.add_argument("folder", help="the results of a study, e.g. results/embedded")
+    claims.add_argument("--claim", help="show this claim alone, with its cases: C1 ... D4")
+    claims.set_defaults(run=_claims)
 
     perplexity = commands.add_parser(
         "perplexity",

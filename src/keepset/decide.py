@@ -310,7 +310,7 @@ def rank_correlation_gap(
     )  # fmt: skip
 
 
-def rising(loss: pd.DataFrame, first_to_last: Effect) -> Effect:
+def rising(loss: ArrayLike, first_to_last: Effect) -> Effect:
     """Whether loss rises with every step of an ordered factor.
 
     Against 0: Page's test of an ordered increase; and, on the other side, the smallest p of a
@@ -320,7 +320,7 @@ def rising(loss: pd.DataFrame, first_to_last: Effect) -> Effect:
         loss: (blocks, steps) in order.
         first_to_last: The effect of the last step against the first, which gives the estimate.
     """
-    table = loss.to_numpy(dtype=np.float64)
+    table = np.asarray(loss, dtype=np.float64)
     page = stats.page_trend(table).p
     falls = [_t_tests(step)[1](0.0) for step in np.diff(table, axis=1).T]
     fall = min(1.0, len(falls) * min(falls))

@@ -17,6 +17,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from keepset import parameters, record, settings, text
+from keepset.claims import CLAIMS, VERDICTS
+from keepset.cli import main
 from keepset.verify import verify
 
 ROOT = Path(__file__).parents[2]
@@ -28,13 +30,29 @@ def table(study, path):
 
 
 def test_everything_is_there(finished):
-    for name in ("decoupling", "static_dynamic", "scores", "dial", "capability"):
+    for name in ("decoupling", "static_dynamic", "scores", "dial", "capability", "claims"):
         for ending in ("png", "svg", "pdf"):
             assert (finished.results() / f"figures/{name}.{ending}").stat().st_size > 1000
     for name in ("perplexity", "dial", "capability", "trend", "correlations"):
         assert (finished.results() / f"tables/{name}.csv").read_text().count("\n") > 1
         assert "\\begin{longtable}" in (finished.results() / f"tables/{name}.tex").read_text()
     assert not [path for path in finished.results().rglob(".*.*") if path.is_file()]
+
+
+def test_the_run_ends_with_the_ledger(finished, capsys):
+    ledger = pd.read_csv(finished.results() / "claims.csv").set_index("claim")
+    cases = pd.read_csv(finished.results() / "claims_cases.csv")
+    assert list(ledger.index) == [claim.id for claim in CLAIMS]
+    assert set(ledger["verdict"]) <= set(VERDICTS)
+    # The tiny models hold no state; the untrained SwiGLU one has all runs of the static claim.
+    assert ledger.loc["C12", "verdict"] == "not tested here"
+    assert ledger.loc["C4", "cases"] == 1
+    assert set(cases.loc[cases["claim"] == "C4", "model"]) == {"llama", "relu"}
+    assert main(["claims", str(finished.results())]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n{claim.id:<4}" in f"\n{shown}" for claim in CLAIMS)
+    assert "Claims of study tiny" in (finished.results() / "claims.html").read_text()
+    assert "longtable" in (finished.results() / "tables/claims.tex").read_text()
 
 
 def test_a_second_run_does_nothing(finished):
@@ -143,6 +161,7 @@ def test_an_added_model_reuses_every_earlier_result(finished):
     ("module", "expected", "spared"),
     [
         ("stats.py", {"test_significance", "correlate_size_impact"}, {"evaluate_static"}),
+        ("claims/state.py", {"judge_claims", "draw_claims"}, {"test_significance"}),
         ("keep.py", {"evaluate_static", "evaluate_windowed"}, {"prepare_model", "prepare_corpus"}),
         ("figures/dial.py", {"draw_dial"}, {"test_significance", "evaluate_static"}),
     ],

@@ -8,6 +8,7 @@ FIGURE_TABLES = {
     "scores": "ratios",
     "dial": "ratios",
     "capability": "capability",
+    "claims": "claims",
 }
 if not TASKS:
     del FIGURE_TABLES["capability"]

@@ -25,6 +25,7 @@ from keepset.models.mamba_ssm import is_original
 from keepset.models.sources import Found, cached, convert_gguf, find, snapshot
 from keepset.settings import Model
 
+_ACTIVATION_KEYS = ("hidden_act", "hidden_activation", "activation_function", "activation")
 _POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
@@ -41,8 +42,8 @@ def prepare(name: str, source: Model, folder: str | Path) -> dict[str, Any]:
     Returns:
         What `load` needs and results record, ready for JSON: name, source, origin, checkpoint
         (absolute path or hub id), revision (commit of a hub repository), trust_remote_code,
-        fingerprint, architecture, n_parameters, vocab_size, max_positions (None: unlimited or
-        unknown), license (None: unknown).
+        fingerprint, architecture, model_type, activation (None: unknown), n_parameters,
+        vocab_size, max_positions (None: unlimited or unknown), license (None: unknown).
 
     Raises:
         ModelError: the model is missing, incomplete or unknown; the message says what to do.
@@ -203,9 +204,12 @@ def _describe(where: str, folder: Path, code: bool) -> dict[str, Any]:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=code)
     text = config.get_text_config()
+    activations = (getattr(text, key, None) for key in _ACTIVATION_KEYS)
     positions = (getattr(text, key, None) for key in _POSITION_KEYS)
     return {
         "architecture": type(model).__name__,
+        "model_type": text.model_type,
+        "activation": next((a for a in activations if a is not None), None),
         "n_parameters": model.num_parameters(),
         "vocab_size": text.vocab_size,
         "max_positions": next((n for n in positions if n is not None), None),

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from keepset.figures import capability, decoupling, dial, scores, static_dynamic, style
+from keepset.figures import capability, claims, decoupling, dial, scores, static_dynamic, style
 
 PathLike = str | Path
 
 FIGURES = {
     "capability": capability.draw,
+    "claims": claims.draw,
     "decoupling": decoupling.draw,
     "dial": dial.draw,
     "scores": scores.draw,

@@ -1,0 +1,23 @@
+"""Numbers of a ledger in words that its readers share."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+def number(value: float) -> str:
+    """Three significant digits, large numbers whole."""
+    if value != value:
+        return "?"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def bound(row: Any) -> str:
+    """Where the claim says that the number lies."""
+    if not row.cases:
+        return ""
+    low, high = row.bound_low, row.bound_high
+    if math.isnan(high):
+        return f"> {number(low)}"
+    return f"< {number(high)}" if math.isnan(low) else f"{number(low)} to {number(high)}"

@@ -1,0 +1,109 @@
+"""The ledger of claims."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from keepset import claims, ledger, provenance, store
+from keepset.claims import Evidence
+from keepset.errors import KeepsetError
+from keepset.settings import Statistics
+from keepset.significance import with_access
+
+PathLike = str | Path
+
+
+def judge_claims(
+    inputs: Mapping[str, Sequence[PathLike]],
+    settings: Mapping[str, Any],
+    outputs: Mapping[str, PathLike],
+) -> None:
+    """Judge every claim on the tables of a study, and write the ledger.
+
+    Args:
+        inputs: models (model.json), perplexity, capability, correlation, channels and memory:
+            paths of each kind, none where a study has no such table.
+        settings: study, statistics, seed, tasks (name -> kind) and l1 (the models that were
+            trained with a penalty on |h|).
+        outputs: csv, cases, tex and html, and the ledger as parquet for its figure.
+    """
+    evidence = gather(inputs, settings)
+    rows, cases = claims.judge(evidence)
+    facts = {**provenance.environment(), "settings": dict(settings)}
+    store.write_table(rows, outputs["parquet"], facts)
+    study = str(settings["study"])
+    texts = {
+        "csv": rows.to_csv(index=False, lineterminator="\n"),
+        "cases": cases.to_csv(index=False, lineterminator="\n"),
+        "tex": ledger.latex(rows),
+        "html": ledger.page(rows, cases, study),
+    }
+    for name, content in texts.items():
+        with store.replacing(outputs[name]) as temporary:
+            temporary.write_text(content, encoding="utf-8", newline="\n")
+
+
+def gather(inputs: Mapping[str, Sequence[PathLike]], settings: Mapping[str, Any]) -> Evidence:
+    """Read the tables that the claims are judged on."""
+    infos = [store.read_json(path) for path in inputs["models"]]
+    origins = {info["name"]: info["origin"] for info in infos}
+    correlation = inputs.get("correlation", ())
+    return Evidence(
+        models=pd.DataFrame(
+            [claims.traits(info, l1=info["name"] in settings["l1"]) for info in infos]
+        ),
+        perplexity=with_access(_read(inputs.get("perplexity", ()))),
+        capability=with_access(_read(inputs.get("capability", ()))),
+        correlation=_read(correlation),
+        ablations=_ablations(correlation, origins),
+        channels=_read_named(inputs.get("channels", ()), origins),
+        memory=_read_named(inputs.get("memory", ()), origins),
+        tasks=dict(settings["tasks"]),
+        statistics=Statistics.model_validate(settings["statistics"]),
+        seed=settings["seed"],
+    )
+
+
+def _read(paths: Sequence[PathLike]) -> pd.DataFrame:
+    tables = [pd.read_parquet(path) for path in paths]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def _named(table: pd.DataFrame, path: Path, origins: Mapping[str, str]) -> pd.DataFrame:
+    """A table of one model and corpus, .../MODEL/CORPUS/name.parquet, with their names."""
+    model, corpus = path.parts[-3:-1]
+    return table.assign(model=model, origin=origins[model], corpus=corpus)
+
+
+def _read_named(paths: Sequence[PathLike], origins: Mapping[str, str]) -> pd.DataFrame:
+    tables = [_named(pd.read_parquet(path), Path(path), origins) for path in paths]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def _ablations(paths: Sequence[PathLike], origins: Mapping[str, str]) -> pd.DataFrame:
+    """The single-unit ablations that stand beside the correlations."""
+    tables = []
+    for path in paths:
+        units = store.read_json(store.sidecar(path)).get("ablations")
+        if units:
+            tables.append(_named(pd.DataFrame(units), Path(path), origins))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def read_ledger(folder: PathLike) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The ledger and the cases of a finished study.
+
+    Raises:
+        KeepsetError: there is none; the message says how to make it.
+    """
+    paths = [Path(folder) / name for name in ("claims.csv", "claims_cases.csv")]
+    if missing := [path for path in paths if not path.is_file()]:
+        raise KeepsetError(
+            f"{missing[0]}: no such file; run `snakemake --cores 1 claims` on the study first"
+        )
+    found = [pd.read_csv(path, keep_default_na=False, na_values=[""]) for path in paths]
+    return found[0], found[1]

@@ -1,0 +1,68 @@
+# The ledger: every claim of the papers, and its verdict on this study.
+# Inputs: every perplexity, capability and correlation table of this run, and what is known of the
+#         models. Tables of the recurrent state (channels, memory) are read where they are made.
+# Outputs: claims.csv, claims_cases.csv, claims.html, tables/claims.tex,
+#          significance/claims.parquet (which the figure is drawn from).
+
+
+rule judge_claims:
+    input:
+        models=expand(f"{RESULTS}/{{model}}/model.json", model=MODELS),
+        perplexity=per_corpus("perplexity.parquet"),
+        correlation=correlation_parts(),
+        channels=per_corpus("channels.parquet", "state"),
+        memory=per_corpus("memory.parquet", "state"),
+        capability=expand(
+            f"{RESULTS}/{{model}}/{{task}}/capability.parquet",
+            model=MODELS,
+            task=TASKS,
+        ),
+    output:
+        csv=report(
+            f"{RESULTS}/claims.csv",
+            caption="../report/claims.rst",
+            category="Claims",
+            labels={"claims": "ledger, every column"},
+        ),
+        cases=report(
+            f"{RESULTS}/claims_cases.csv",
+            caption="../report/claims.rst",
+            category="Claims",
+            labels={"claims": "cases"},
+        ),
+        html=report(
+            f"{RESULTS}/claims.html",
+            caption="../report/claims.rst",
+            category="Claims",
+            labels={"claims": "ledger, to read"},
+        ),
+        tex=f"{RESULTS}/tables/claims.tex",
+        parquet=f"{RESULTS}/significance/claims.parquet",
+    log:
+        f"{LOGS}/judge_claims.log",
+    benchmark:
+        f"{BENCHMARKS}/judge_claims.tsv"
+    conda:
+        "../../envs/study.yaml"
+    resources:
+        mem_mb=memory(1000),
+        runtime=15,
+    params:
+        settings={
+            "study": CONFIG.study,
+            "statistics": CONFIG.statistics.model_dump(),
+            "seed": CONFIG.seed,
+            "tasks": {name: task.kind for name, task in CONFIG.tasks.items()},
+            "l1": L1_MODELS,
+        },
+        code=code_hash("keepset.steps.claims"),
+    message:
+        "Judging the claims"
+    script:
+        "../scripts/judge_claims.py"
+
+
+rule claims:
+    input:
+        rules.judge_claims.output,
+        expand(f"{RESULTS}/figures/claims.{{ending}}", ending=["png", "svg", "pdf"]),
