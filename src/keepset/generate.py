@@ -219,6 +219,13 @@ def _clock() -> float:
     return time.perf_counter() - calibrate.spent()
 
 
+def stops(model: Any) -> set[int]:
+    """The tokens that end a text, by the model's own generation settings."""
+    settings = getattr(model, "generation_config", None)
+    end = getattr(settings, "eos_token_id", None)
+    return set() if end is None else set(end) if isinstance(end, list | tuple) else {int(end)}
+
+
 @dataclass(frozen=True)
 class Disagreement:
     """The first new token that is not the masked reference's.

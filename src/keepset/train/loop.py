@@ -282,9 +282,7 @@ class Trainer:
 
     def identity(self) -> str:
         """What a checkpoint belongs to: architecture, schedule and data settings."""
-        training = self.training.model_dump_json(
-            exclude={"specimens", "checkpoint_every", "compile"}
-        )
+        training = self.training.model_dump_json(exclude={"specimens", "checkpoint_every", "compile"})
         return store.fingerprint(self.specimen.model_dump_json(), training, self.rows.fingerprint)
 
     def save(self, folder: Path) -> None:
@@ -322,10 +320,7 @@ def _for_training(name: str, model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         ConfigError: the logits are not the product of hidden states and output embedding alone.
     """
-    if (
-        next(model.parameters()).device.type == "cpu"
-        and model.config._attn_implementation == "sdpa"
-    ):
+    if next(model.parameters()).device.type == "cpu" and model.config._attn_implementation == "sdpa":
         # The backward pass of fused attention is several times slower than two products here.
         model.set_attn_implementation("eager")
     ids = torch.arange(4, device=model.device)[None]

@@ -18,7 +18,7 @@ _ROWS = 256
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0913, PLR0917
         ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor, Tensor]:
         low, table = hidden.to(dtype), head.to(dtype)
