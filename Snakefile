@@ -5,6 +5,7 @@
 #                                        capability, tables, figures
 #   snakemake --cores 1 --config only=NAME   one model
 #   snakemake --cores 2 train_specimens      train the specimens anew; takes hours
+#   snakemake --cores 1 benchmarks           measure the speed of every keep rule
 
 from snakemake.utils import min_version
 
@@ -21,6 +22,7 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/statistics.smk"
 include: "workflow/rules/figures.smk"
 include: "workflow/rules/training.smk"
+include: "workflow/rules/benchmark.smk"
 
 
 report: "workflow/report/workflow.rst"
@@ -37,6 +39,7 @@ localrules:
     tables,
     figures,
     train_specimens,
+    benchmarks,
 
 
 rule all:

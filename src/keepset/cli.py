@@ -86,7 +86,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     from keepset import generate, models
     from keepset.evaluate import describe
     from keepset.job import limit_threads
-    from keepset.kernels.calibrate import forcing, measured
+    from keepset.kernels.calibrate import clock_name, forcing, measured
 
     rule = generate.parse_keep(arguments.keep, arguments.score)
     limit_threads(arguments.threads)
@@ -104,7 +104,7 @@ def _generate(arguments: argparse.Namespace) -> None:
             )
         print(f"{arguments.prompt}{tokenizer.decode(sparse.tokens)}\n")
         for name, run in (("dense", dense), (describe(rule), sparse)):
-            print(f"{name}: {run.rate:.2f} tokens/s over {len(run.steps_s)} decoded tokens")
+            print(f"{name}: {run.rate:.2f} tokens/s of {clock_name()}, {len(run.steps_s)} decoded")
         paths = ", ".join(f"{name} {count}" for name, count in sparse.paths.most_common())
         print(f"speed-up {sparse.rate / dense.rate:.3f}; tokens x layers by path: {paths}")
         for size, took in measured().items():

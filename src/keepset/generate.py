@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,7 +74,7 @@ class Generation:
     Attributes:
         tokens: The new tokens, (n,) int64.
         prefill_s: Seconds for the prompt and the first new token.
-        steps_s: Seconds of each further token, (n - 1,).
+        steps_s: Seconds of each further token, (n - 1,), on `keepset.kernels.calibrate.clock`.
         paths: Tokens x sites by path taken (`keepset.decode.Session`); empty when dense.
     """
 
@@ -125,18 +124,27 @@ def compare(
     rule: Rule,
     *,
     moments: Mapping[str, Moments] | None = None,
+    given: Mapping[str, Tensor] | None = None,
+    follow: Tensor | None = None,
     stop: Collection[int] = (),
 ) -> tuple[Generation, Generation]:
     """Generate dense and under a rule; the two take turns, token by token.
 
-    So a machine that is busy now and then slows both. Arguments and errors as in `generate`.
+    So a machine that is busy now and then slows both. Arguments and errors as in `generate`, and:
+
+    Args:
+        model, ids, tokens, rule, moments, stop: As in `generate`.
+        given: Sets known beforehand, as in `sparse_decoding`.
+        follow: (tokens,) int64, read in the place of the new tokens, which are then predictions
+            for a text that is given.
 
     Returns:
         Dense, sparse.
     """
     other = twin(model)
-    with sparse_decoding(other, rule, moments=moments) as session:
-        dense, sparse = _in_turn([(model, Session(None)), (other, session)], ids, tokens, stop)
+    with sparse_decoding(other, rule, moments=moments, given=given) as session:
+        runs = [(model, Session(None)), (other, session)]
+        dense, sparse = _in_turn(runs, ids, tokens, stop, follow)
     return dense, sparse
 
 
@@ -150,7 +158,11 @@ def twin(model: Any) -> Any:
 
 
 def _in_turn(
-    runs: Sequence[tuple[Any, Session]], ids: Tensor, tokens: int, stop: Collection[int]
+    runs: Sequence[tuple[Any, Session]],
+    ids: Tensor,
+    tokens: int,
+    stop: Collection[int],
+    follow: Tensor | None = None,
 ) -> list[Generation]:
     if ids.shape[1] < 1 or tokens < 1:
         raise ConfigError("generation needs a prompt of one token or more, and --tokens >= 1")
@@ -161,10 +173,10 @@ def _in_turn(
         for _warm_up in range(2):
             for line in lines:
                 line.begin(ids)
-        for _ in range(tokens - 1):
+        for at in range(tokens - 1):
             for line in lines:
                 if int(line.found[-1]) not in stop:
-                    line.advance()
+                    line.advance(None if follow is None else follow[at].view(1, 1))
     return [line.result() for line in lines]
 
 
@@ -183,9 +195,9 @@ class _Line:
         self._times, self.found = [], []
         self._take(ids, None)
 
-    def advance(self) -> None:
-        """Decode one token."""
-        self._take(self.found[-1], self._cache)
+    def advance(self, token: Tensor | None) -> None:
+        """Decode one token; `token` (1, 1) is read in the place of the last."""
+        self._take(self.found[-1] if token is None else token, self._cache)
 
     def _take(self, ids: Tensor, cache: Any) -> None:
         start = _clock()
@@ -214,9 +226,7 @@ def _stepper(model: Any) -> Step:
 
 def _clock() -> float:
     """Seconds, without those that went into choosing paths."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - calibrate.spent()
+    return calibrate.clock() - calibrate.spent()
 
 
 def stops(model: Any) -> set[int]:
@@ -265,10 +275,7 @@ def disagreement(
     Returns:
         None if every token is the reference's greedy choice, else the first that is not.
     """
-    whole = torch.cat([ids, new[None, :-1].to(ids.device)], dim=1)
-    runner = Runner(model, find_sites(model), moments=moments)
-    with runner.holding(rule, stream=False), torch.inference_mode():
-        logits = model(input_ids=whole, use_cache=False).logits[0, ids.shape[1] - 1 :].cpu()
+    logits = _reference_logits(model, ids, new, rule, moments)
     best = logits.argmax(dim=-1)
     wrong = (best != new).nonzero()[:, 0]
     if not len(wrong):
@@ -276,3 +283,17 @@ def disagreement(
     at = int(wrong[0])
     token, expected = int(new[at]), int(best[at])
     return Disagreement(at, token, expected, float(logits[at, expected] - logits[at, token]))
+
+
+def _reference_logits(
+    model: Any,
+    ids: Tensor,
+    new: Tensor,
+    rule: Rule | None,
+    moments: Mapping[str, Moments] | None,
+) -> Tensor:
+    """The masked reference's logits before each of the new tokens: (m, vocabulary)."""
+    whole = torch.cat([ids, new[None, :-1].to(ids.device)], dim=1)
+    runner = Runner(model, find_sites(model), moments=moments)
+    with runner.holding(rule, stream=False), torch.inference_mode():
+        return model(input_ids=whole, use_cache=False).logits[0, ids.shape[1] - 1 :].cpu()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from keepset.keep import Choice, Rule
-from keepset.settings import Capability, Dial, DynamicGrid, StaticGrid
+from keepset.settings import Benchmark, Capability, Dial, DynamicGrid, StaticGrid
 
 
 def _seeds(score: str, seeds: Sequence[int]) -> Sequence[int]:
@@ -52,3 +52,22 @@ def capability_rules(capability: Capability, choices: Iterable[Choice]) -> list[
     score, sparsity = capability.score, capability.sparsity
     held = [Rule(score, sparsity, capability.window, choice) for choice in choices]
     return [None, Rule(score, sparsity, "corpus"), Rule(score, sparsity, 1), *held]
+
+
+def benchmark_rules(benchmark: Benchmark) -> list[Rule]:
+    """What a whole model is timed under: dynamic and static at every sparsity, windows at one.
+
+    The oracle at W = 1 is the dynamic rule.
+    """
+    score, sparsity = benchmark.score, benchmark.sparsity
+    choices: tuple[Choice, ...] = ("causal", "oracle")
+    return [
+        *(Rule(score, kappa, 1) for kappa in benchmark.sparsities),
+        *(Rule(score, kappa, "corpus") for kappa in benchmark.sparsities),
+        *(
+            Rule(score, sparsity, window, choice)
+            for choice in choices
+            for window in benchmark.windows
+            if (window, choice) != (1, "oracle")
+        ),
+    ]

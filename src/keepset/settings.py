@@ -27,7 +27,9 @@ Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 TextFormat = Literal["auto", "text", "jsonl", "parquet", "mediawiki", "pydoc", "python"]
 
-RESERVED_NAMES = frozenset({"corpora", "tasks", "figures", "tables", "logs", "benchmarks"})
+RESERVED_NAMES = frozenset(
+    {"corpora", "tasks", "figures", "tables", "logs", "benchmarks", "kernels"}
+)
 
 
 def _unique(values: list[Any]) -> list[Any]:
@@ -260,6 +262,32 @@ class Training(TrainingData):
     specimens: dict[Name, Specimen] = Field(min_length=1)
 
 
+class Shape(_Strict):
+    """The sizes of an FFN block."""
+
+    d_model: int = Field(ge=1, description="Width of the model.")
+    n_units: int = Field(ge=1, description="Neurons of the block.")
+    gated: bool = Field(False, description="Whether it has a gate beside the up projection.")
+
+
+class Benchmark(_Strict):
+    """What is timed, on `snakemake --cores 1 benchmarks` only."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    threads: int = Field(1, ge=1, description="CPU threads.")
+    shapes: dict[Name, Shape] = Field(default_factory=dict, description="Blocks, random weights.")
+    blocks: dict[Annotated[int, Field(ge=1)], list[Sparsity]] = Field(
+        default_factory=dict, description="Tokens at a time -> sparsities at which they are timed."
+    )
+    seconds: float = Field(0.5, ge=0, description="Per comparison; at least nine rounds are run.")
+    corpus: Name = Field(description="The corpus of the prompt and of the static sets.")
+    score: Literal["magnitude", "impact"] = "magnitude"
+    sparsities: list[Sparsity] = Field(min_length=1, description="Of dynamic and static decoding.")
+    sparsity: Sparsity = Field(0.9, description="Of windowed decoding: the frontier's.")
+    windows: list[Annotated[int, Field(ge=1, strict=True)]] = Field(min_length=1)
+    tokens: int = Field(24, ge=1, description="Decoded per rule; at least one whole window.")
+
+
 class Statistics(_Strict):
     """Intervals and tests."""
 
@@ -290,6 +318,7 @@ class Config(_Strict):
     capability: Capability
     ablation: Ablation
     statistics: Statistics = Statistics()
+    benchmark: Benchmark | None = Field(None, description="What is timed, where it is asked for.")
 
     @model_validator(mode="after")
     def _names(self) -> Config:
@@ -305,6 +334,8 @@ class Config(_Strict):
             raise ValueError(f"training.corpora: unknown corpus {', '.join(sorted(unknown))}")
         if self.training and (clash := set(self.training.corpora) & set(self.training.text)):
             raise ValueError(f"training.text: {', '.join(sorted(clash))} is a corpus already")
+        if self.benchmark and self.benchmark.corpus not in corpora:
+            raise ValueError(f"benchmark.corpus: unknown corpus {self.benchmark.corpus}")
         if self.capability.corpus not in corpora:
             raise ValueError(f"capability.corpus: unknown corpus {self.capability.corpus}")
         for where, dial in self._dials():
