@@ -105,7 +105,10 @@ def _generate(arguments: argparse.Namespace) -> None:
         print(f"{arguments.prompt}{tokenizer.decode(sparse.tokens)}\n")
         for name, run in (("dense", dense), (describe(rule), sparse)):
             print(f"{name}: {run.rate:.2f} tokens/s of {clock_name()}, {len(run.steps_s)} decoded")
-        paths = ", ".join(f"{name} {count}" for name, count in sparse.paths.most_common())
+        paths = (
+            ", ".join(f"{name} {count}" for name, count in sparse.paths.most_common())
+            or "cut weights"
+        )
         print(f"speed-up {sparse.rate / dense.rate:.3f}; tokens x layers by path: {paths}")
         for size, took in measured().items():
             print(f"measured {size}: " + ", ".join(f"{n} {ms:g} ms" for n, ms in took.items()))

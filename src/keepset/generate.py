@@ -75,7 +75,7 @@ class Generation:
         tokens: The new tokens, (n,) int64.
         prefill_s: Seconds for the prompt and the first new token.
         steps_s: Seconds of each further token, (n - 1,), on `keepset.kernels.calibrate.clock`.
-        paths: Tokens x sites by path taken (`keepset.decode.Session`); empty when dense.
+        paths: Tokens x sites by path taken (`keepset.decode.Session`).
     """
 
     tokens: Tensor

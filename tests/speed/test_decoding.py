@@ -38,7 +38,7 @@ def test_every_rule_is_timed_over_whole_windows(model):
         ("windowed", "4", "oracle"),
     ]
     assert cells["rounds"].tolist() == [6, 6, 6, 2, 2]  # tokens, or windows of four
-    assert cells.loc["windowed", "path"].eq("held").all()
+    assert cells["path"].loc["windowed"].eq("held").all()
     layer = 3 * 48 * 32 * 4  # gate, up and down, float32
     body = cells["bytes"].loc[[("dynamic", "1", "oracle"), ("static", "corpus", "none")]]
     assert body.diff().iloc[1] == -2 * (layer // 3)  # 2 layers x half of gate and up

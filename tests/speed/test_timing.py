@@ -37,7 +37,6 @@ def test_a_machine_is_measured(monkeypatch):
     monkeypatch.setattr(timing, "cache_bytes", lambda _: 1 << 20)
     machine = timing.measure(torch.device("cpu"))
     assert 1e7 < machine.bandwidth < 1e13
-    assert timing.LOW_PRECISION > timing.TOLERANCE[torch.float32]
 
 
 def test_the_cache_is_the_largest_one():

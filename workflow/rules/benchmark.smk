@@ -8,7 +8,10 @@ BENCHMARK = CONFIG.benchmark.model_dump(mode="json") if CONFIG.benchmark else {}
 TIMED = CONFIG.benchmark.corpus if CONFIG.benchmark else "no-corpus"
 SPEED_FIGURES = {
     "speedup": [f"{RESULTS}/kernels.parquet"],
-    "frontier": [f"{RESULTS}/kernels.parquet", f"{RESULTS}/significance/ratios.parquet"],
+    "frontier": [
+        f"{RESULTS}/kernels.parquet",
+        f"{RESULTS}/significance/ratios.parquet",
+    ],
 }
 
 

@@ -31,8 +31,8 @@ class Session:
     Attributes:
         rule: The rule that is held.
         paths: Tokens x sites by path: a path of the down projection (`keepset.kernels.dispatch`),
-            `held` (gate, up and down of kept units only), `plain` (all units computed, then a path
-            of the down projection), `sliced` (static).
+            or `held` (gate, up and down of kept units only). Empty when dense, and under a static
+            rule, which cuts weights.
     """
 
     rule: Rule | None
@@ -77,7 +77,6 @@ def sparse_decoding(
         return
     with ExitStack() as stack:
         if rule.window == "corpus":
-            session.paths["sliced"] = len(sites)
             stack.enter_context(Runner(model, sites, moments=moments).holding(rule))
         else:
             sparse = SparseDown(_neuron_major(sites), session.paths)

@@ -81,27 +81,28 @@ def time_shape(
         KeepsetError: a path gives another result than the reference.
     """
     blocks = random_blocks(shape, dtype, machine)
-    with torch.inference_mode():
-        for batch, sparsities in batches.items():
-            for sparsity in sparsities:
+    for batch, sparsities in batches.items():
+        for sparsity in sparsities:
+            with torch.inference_mode():
                 case = _Case(blocks, batch, n_kept(shape.n_units, sparsity))
-                for level, kernel, path, window, bytes_, took, dense in case.time(machine, seconds):
-                    yield {
-                        "model": name,
-                        "level": level,
-                        "kernel": kernel,
-                        "path": path,
-                        "shape": f"{shape.d_model}x{shape.n_units}",
-                        "method": "static" if window == "corpus" else "dynamic",
-                        "score": "magnitude",
-                        "sparsity": sparsity,
-                        "window": window,
-                        "choice": "none" if window == "corpus" else "oracle",
-                        "batch": batch,
-                        **summary(took, dense),
-                        "bytes": bytes_,
-                        "roofline_ms": 1e3 * bytes_ / machine.bandwidth,
-                    }
+                timed = list(case.time(machine, seconds))
+            for level, kernel, path, window, bytes_, took, dense in timed:
+                yield {
+                    "model": name,
+                    "level": level,
+                    "kernel": kernel,
+                    "path": path,
+                    "shape": f"{shape.d_model}x{shape.n_units}",
+                    "method": "static" if window == "corpus" else "dynamic",
+                    "score": "magnitude",
+                    "sparsity": sparsity,
+                    "window": window,
+                    "choice": "none" if window == "corpus" else "oracle",
+                    "batch": batch,
+                    **summary(took, dense),
+                    "bytes": bytes_,
+                    "roofline_ms": 1e3 * bytes_ / machine.bandwidth,
+                }
 
 
 class _Case:

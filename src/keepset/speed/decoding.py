@@ -59,7 +59,7 @@ def time_decoding(
         yield {
             "level": "model",
             "kernel": "decode",
-            "path": sparse.paths.most_common(1)[0][0],
+            "path": max(sparse.paths, key=sparse.paths.__getitem__, default="sliced"),
             "shape": f"{sites[0].down_weight().shape[1]}x{sites[0].n_units}x{len(sites)}",
             **{key: value for key, value in rule.columns.items() if key != "seed"},
             "batch": 1,
