@@ -16,7 +16,7 @@ def test_clean_at_every_size(ratios):
 def test_joins_time_and_perplexity_of_the_same_rule(study):
     kernels = made_up.kernels()
     figure = frontier.draw(kernels, study)
-    ax = figure.axes[titles(figure).index("smollm2-135m, docs, 90% left out")]
+    ax = figure.axes[titles(figure).index("smollm2-135m, docs")]
     oracle = next(line for line in ax.get_lines() if line.get_linestyle() == "-")
     causal = next(line for line in ax.get_lines() if line.get_linestyle() == "--")
     keys = ["method", "choice", "window"]

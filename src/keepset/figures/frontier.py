@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from typing import Any
 
 import pandas as pd
@@ -39,16 +40,17 @@ def draw(kernels: pd.DataFrame, ratios: pd.DataFrame) -> Figure:
     style.need(table, "frontier", "windowed rule that was both timed and evaluated")
     windows = sorted(w for w in table["window"].unique() if w != "corpus")
     windows.sort(key=int)
-    marks = dict(zip(windows, style.MARKERS, strict=False)) | {"corpus": "_"}
+    marks = dict(zip(windows, cycle(style.MARKERS), strict=False)) | {"corpus": "_"}
     keys = style.in_order(zip(table["model"], table["corpus"], strict=True))
     figure, axes = style.panels(keys, height=2.0)
     for (model, corpus), ax in axes.items():
         own = table[(table["model"] == model) & (table["corpus"] == corpus)]
         _panel(ax, own, marks)
-        ax.set_title(f"{model}, {corpus}, {style.percent(own['sparsity'].iloc[0])} left out")
+        ax.set_title(f"{model}, {corpus}")
     style.ratio_axes(axes.values())
     figure.supylabel("token perplexity / dense", fontsize=8)
-    figure.supxlabel("tokens per second / dense, measured while decoding", fontsize=8)
+    left = ", ".join(style.percent(sparsity) for sparsity in sorted(table["sparsity"].unique()))
+    figure.supxlabel(f"tokens/s relative to dense, decoding, {left} left out", fontsize=8)
     style.legend(figure, _handles(table, marks), table)
     return figure
 
