@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -56,7 +59,7 @@ def draw(kernels: pd.DataFrame) -> Figure:
     return figure
 
 
-def _kind(row: dict[str, object]) -> str:
+def _kind(row: Mapping[Any, Any]) -> str:
     if row["level"] == "kernel":
         return str(row["path"])
     return "dynamic" if row["method"] == "dynamic" else "known"
