@@ -5,6 +5,7 @@
 #                                        capability, tables, figures, claims
 #   snakemake --cores 1 --config only=NAME   one model
 #   snakemake --cores 2 train_specimens      train the specimens anew; takes hours
+#   snakemake --cores 1 benchmarks           measure the speed of every keep rule
 
 from snakemake.utils import min_version
 
@@ -26,6 +27,7 @@ include: "workflow/rules/statistics.smk"
 include: "workflow/rules/claims.smk"
 include: "workflow/rules/figures.smk"
 include: "workflow/rules/training.smk"
+include: "workflow/rules/benchmark.smk"
 
 
 report: "workflow/report/workflow.rst"
@@ -51,6 +53,7 @@ localrules:
     figures,
     claims,
     train_specimens,
+    benchmarks,
 
 
 rule all:

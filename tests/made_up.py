@@ -124,3 +124,43 @@ def correlation(models=None, corpora=("wiki", "speeches", "docs"), layers=12, se
                     columns |= {"ci_low": value - half, "ci_high": min(value + half, 1.0)}
                     rows.append(columns | {"n_units": 1536 * (layers if pooled else 1)})
     return pd.DataFrame(rows)
+
+
+def kernels(models=None, windows=WINDOWS[:-1:2], sparsity=0.9, seed=0):
+    """The `kernels` table: two shapes, and whole models at every sparsity and window."""
+    rng = np.random.default_rng(seed)
+    rows = []
+
+    def add(name, level, path, setting, gain, batch=1):
+        ms = 10 / gain
+        columns = {"study": "made-up", "model": name, "level": level, "kernel": level}
+        columns |= {"path": path, "device": "a CPU", "shape": "1x1", "dtype": "float32"}
+        columns |= {"threads": 1, **setting, "batch": batch, "rounds": 9, "ms_p20": 0.9 * ms}
+        columns |= {"ms_p50": ms, "ms_p80": 1.1 * ms, "dense_ms_p50": 10, "bytes": 1}
+        columns |= {"speedup_p20": 0.9 * gain, "speedup_p50": gain, "speedup_p80": 1.1 * gain}
+        rows.append(columns | {"roofline_ms": 0.1})
+
+    def noise():
+        return 1 + 0.05 * rng.normal()
+
+    for kappa in SPARSITIES:
+        dynamic = _setting("dynamic", "magnitude", kappa, "1", "oracle")
+        static = _setting("static", "magnitude", kappa, "corpus", "none")
+        for name in ("opt-1.3b", "qwen2.5-1.5b"):
+            for path, share in (("bag", 0.7), ("select", 0.4), ("masked", 0.0)):
+                gain = 1 + share * (1 / (1 - kappa) - 1)
+                add(name, "kernel", path, dynamic, noise() * gain)
+            add(name, "ffn", "bag", dynamic, noise() / (1 - 0.4 * kappa))
+            add(name, "ffn", "held", static, noise() / (1 - 0.97 * kappa))
+            add(name, "ffn", "held", static, 0.1, batch=256)
+        for name in models or list(MODELS)[:3]:
+            add(name, "model", "bag", dynamic, noise() / (1 - 0.1 * kappa))
+            add(name, "model", "sliced", static, noise() / (1 - 0.5 * kappa))
+    for name in models or list(MODELS)[:3]:
+        for window in windows:
+            for choice in ("causal", "oracle"):
+                if (window, choice) != ("1", "oracle"):
+                    setting = _setting("windowed", "magnitude", sparsity, window, choice)
+                    cost = (1 + (choice == "causal")) / float(window)
+                    add(name, "model", "held", setting, noise() * 2 / (1 + cost))
+    return pd.DataFrame(rows).drop(columns="seed")

@@ -5,7 +5,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from keepset import generate as gen
+from keepset import models, settings, trace
 from keepset.cli import main
+from keepset.generate import parse_keep
+from keepset.sites import find_sites
 
 
 @pytest.fixture
@@ -60,6 +64,57 @@ def test_bad_arguments_end_with_a_message(capsys, passage, tiny_checkpoint, extr
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error.lower() if message == "cuda" else message in error
+
+
+def generate(checkpoint, keep, *extra):
+    return main(
+        ["generate", "--model", str(checkpoint), "--prompt", "The old mill", "--keep", keep,
+         "--tokens", "12", "--dtype", "float32", *extra]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("keep", ["dynamic:0.9", "windowed:4:0.9", "static:0.5"])
+def test_generates_the_masked_references_tokens(
+    capsys, tmp_path, tiny_checkpoint, tiny_tokenizer, keep
+):
+    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
+    info = models.prepare("model", settings.Model(path=str(tiny_checkpoint)), tmp_path)
+    moments = trace.record(
+        model, find_sites(model), torch.arange(4, 68)[None], gradients=False, batch_tokens=64
+    )
+    cache = tmp_path / "activations.safetensors"
+    trace.save(moments, cache, {"model": info["fingerprint"]})
+    rule = parse_keep(keep)
+    extra = ["--activations", str(cache)] if rule.window == "corpus" else []
+    assert generate(tiny_checkpoint, keep, "--check", "--threads", "1", *extra) == 0
+    output = capsys.readouterr().out
+    ids = tiny_tokenizer("The old mill", return_tensors="pt").input_ids
+    expected = gen.generate(model, ids, 12, rule, moments=moments, stop=gen.stops(model)).tokens
+    assert output.startswith("The old mill" + tiny_tokenizer.decode(expected))
+    assert "every token is the masked reference's" in output
+    rates = re.findall(r"([0-9.]+) tokens/s of CPU time", output)
+    speedup = float(re.search(r"speed-up ([0-9.]+)", output)[1])
+    assert speedup == pytest.approx(float(rates[1]) / float(rates[0]), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        ("dynamic", "write dynamic:SPARSITY"),
+        ("static:0.9", "give the activation cache"),
+        ("dynamic:1.0", "sparsity must be in"),
+    ],
+)
+def test_bad_keep_rules_end_with_a_message(capsys, tiny_checkpoint, keep, message):
+    assert generate(tiny_checkpoint, keep) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_wrong_token_fails_the_check(capsys, monkeypatch, tiny_checkpoint):
+    found = gen.Disagreement(at=3, token=5, expected=7, gap=0.25)
+    monkeypatch.setattr(gen, "disagreement", lambda *_: found)
+    assert generate(tiny_checkpoint, "dynamic:0.9", "--check") == 1
+    assert "new token 3 is 5; the masked reference prefers 7" in capsys.readouterr().err
 
 
 def test_check_names_the_models(capsys, tmp_path):

@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from keepset.errors import ConfigError
-from keepset.keep import Rule, n_kept, rank_units, spread_windows, top_mask, window_means
+from keepset.keep import (
+    Rule,
+    n_kept,
+    rank_units,
+    spread_windows,
+    top_mask,
+    top_units,
+    window_means,
+)
 
 # Few distinct values, so that ties are the rule and not the exception.
 tied_scores = hnp.arrays(
@@ -130,3 +138,18 @@ def test_sequence_is_one_window():
     values = torch.rand(2, 5, 3)
     torch.testing.assert_close(window_means(values, None, "sequence")[:, 0], values.mean(dim=1))
     assert spread_windows(torch.ones(2, 1, 3), 5, "sequence").shape == (2, 5, 3)
+
+
+@pytest.mark.parametrize("zeros", [True, False])
+def test_top_units_are_those_of_the_mask(zeros):
+    generator = torch.Generator().manual_seed(0)
+    for levels in (3, 1000):  # many ties, few
+        for k in (1, 5, 19, 20):
+            score = torch.randint(0, levels, (20,), generator=generator).float()
+            mask = top_mask(score[None], k)[0]
+            if not zeros:
+                mask &= score > 0
+            found = top_units(score, k, zeros=zeros)
+            assert found.sort().values.tolist() == mask.nonzero()[:, 0].tolist()
+    with pytest.raises(ConfigError, match="cannot keep 21 of 20"):
+        top_units(torch.zeros(20), 21)

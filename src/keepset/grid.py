@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from keepset.keep import Choice, Rule
 from keepset.settings import (
+    Benchmark,
     Capability,
     Dial,
     DynamicGrid,
@@ -98,3 +99,22 @@ def state_capability_rules(state: State, seeds: Sequence[int]) -> list[Rule]:
         if (window, choice) != (1, "causal")
     ]
     return [*state_static_rules(state.capability, seeds), *held]
+
+
+def benchmark_rules(benchmark: Benchmark) -> list[Rule]:
+    """What a whole model is timed under: dynamic and static at every sparsity, windows at one.
+
+    The oracle at W = 1 is the dynamic rule.
+    """
+    score, sparsity = benchmark.score, benchmark.sparsity
+    choices: tuple[Choice, ...] = ("causal", "oracle")
+    return [
+        *(Rule(score, kappa, 1) for kappa in benchmark.sparsities),
+        *(Rule(score, kappa, "corpus") for kappa in benchmark.sparsities),
+        *(
+            Rule(score, sparsity, window, choice)
+            for choice in choices
+            for window in benchmark.windows
+            if (window, choice) != (1, "oracle")
+        ),
+    ]

@@ -188,8 +188,8 @@ def sliced(sites: Sequence[Site], order: Mapping[str, Tensor], sparsity: float) 
             device = site.down_weight().device
             units = order[site.key][:kept].sort().values.to(device)
             for projection in site.up:
-                stack.enter_context(_swapped(projection.module, _slice_up(projection, units)))
-            stack.enter_context(_swapped(site.down, {"weight": _slice_down(site, units)}))
+                stack.enter_context(swapped(projection.module, slice_up(projection, units)))
+            stack.enter_context(swapped(site.down, {"weight": _slice_down(site, units)}))
         yield
 
 
@@ -198,14 +198,15 @@ def sliceable(site: Site) -> bool:
     return bool(site.up) and site.n_calls == 1
 
 
-def _slice_up(projection: Projection, units: Tensor) -> dict[str, Tensor]:
+def slice_up(projection: Projection, units: Tensor) -> dict[str, Tensor]:
+    """The weight, and the bias if any, of `units` alone, in the module's own layout."""
     module: Any = projection.module
     rows = torch.cat([units + offset for offset in projection.offsets])
     out_dim = 0 if isinstance(module, nn.Linear) else 1
-    swapped = {"weight": module.weight.index_select(out_dim, rows)}
+    parts = {"weight": module.weight.index_select(out_dim, rows)}
     if getattr(module, "bias", None) is not None:
-        swapped["bias"] = module.bias.index_select(0, rows)
-    return swapped
+        parts["bias"] = module.bias.index_select(0, rows)
+    return parts
 
 
 def _slice_down(site: Site, units: Tensor) -> Tensor:
@@ -214,7 +215,7 @@ def _slice_down(site: Site, units: Tensor) -> Tensor:
 
 
 @contextmanager
-def _swapped(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+def swapped(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
     """Stand `tensors` in for parameters of `module`; sizes that forward reads follow."""
     dense = {name: getattr(module, name) for name in tensors}
     width = getattr(module, "nf", None)

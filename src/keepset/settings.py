@@ -42,7 +42,16 @@ TextFormat = Literal["auto", "text", "jsonl", "parquet", "mediawiki", "pydoc", "
 _HYBRIDS = ("zamba2", "bamba", "falcon_h1", "granitemoehybrid", "nemotron_h")
 RESERVED_NAMES = frozenset(
     {
-        *("benchmarks", "corpora", "figures", "logs", "records", "significance", "tables"),
+        *(
+            "benchmarks",
+            "corpora",
+            "figures",
+            "kernels",
+            "logs",
+            "records",
+            "significance",
+            "tables",
+        ),
         *("tasks", "training"),
     }
 )
@@ -352,6 +361,32 @@ class Training(TrainingData):
     specimens: dict[Name, Specimen] = Field(min_length=1)
 
 
+class Shape(_Strict):
+    """The sizes of an FFN block."""
+
+    d_model: int = Field(ge=1, description="Width of the model.")
+    n_units: int = Field(ge=1, description="Neurons of the block.")
+    gated: bool = Field(False, description="Whether it has a gate beside the up projection.")
+
+
+class Benchmark(_Strict):
+    """What is timed, on `snakemake --cores 1 benchmarks` only."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    threads: int = Field(1, ge=1, description="CPU threads.")
+    shapes: dict[Name, Shape] = Field(default_factory=dict, description="Blocks, random weights.")
+    blocks: dict[Annotated[int, Field(ge=1)], list[Sparsity]] = Field(
+        default_factory=dict, description="Tokens at a time -> sparsities at which they are timed."
+    )
+    seconds: float = Field(0.5, ge=0, description="Per comparison; at least nine rounds are run.")
+    corpus: Name = Field(description="The corpus of the prompt and of the static sets.")
+    score: Literal["magnitude", "impact"] = "magnitude"
+    sparsities: list[Sparsity] = Field(min_length=1, description="Of dynamic and static decoding.")
+    sparsity: Sparsity = Field(0.9, description="Of windowed decoding: the frontier's.")
+    windows: list[Annotated[int, Field(ge=1, strict=True)]] = Field(min_length=1)
+    tokens: int = Field(24, ge=1, description="Decoded per rule; at least one whole window.")
+
+
 class Statistics(_Strict):
     """Intervals and tests."""
 
@@ -383,6 +418,7 @@ class Config(_Strict):
     ablation: Ablation
     state: State | None = Field(None, description="The study of recurrent states.")
     statistics: Statistics = Statistics()
+    benchmark: Benchmark | None = Field(None, description="What is timed, where it is asked for.")
 
     @model_validator(mode="after")
     def _names(self) -> Config:
@@ -398,6 +434,8 @@ class Config(_Strict):
             raise ValueError(f"training.corpora: unknown corpus {', '.join(sorted(unknown))}")
         if self.training and (clash := set(self.training.corpora) & set(self.training.text)):
             raise ValueError(f"training.text: {', '.join(sorted(clash))} is a corpus already")
+        if self.benchmark and self.benchmark.corpus not in corpora:
+            raise ValueError(f"benchmark.corpus: unknown corpus {self.benchmark.corpus}")
         if self.capability.corpus not in corpora:
             raise ValueError(f"capability.corpus: unknown corpus {self.capability.corpus}")
         if self.state and (unknown := set(self.state.corpora or ()) - corpora):

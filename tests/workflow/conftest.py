@@ -127,6 +127,15 @@ def study(folder: Path) -> dict[str, Any]:
         "capability": {"score": "magnitude", "sparsity": 0.9, "window": 8, "corpus": "letters"},
         "ablation": {"units": 16, "tokens": 32},
         "statistics": {"resamples": 199},
+        "benchmark": {
+            "shapes": {"tiny": {"d_model": 24, "n_units": 40, "gated": True}},
+            "blocks": {1: [0.5, 0.9], 2: [0.9]},
+            "seconds": 0.0,
+            "corpus": "letters",
+            "sparsities": sparsities,
+            "windows": [1, 4],
+            "tokens": 4,
+        },
     }
 
 

@@ -356,3 +356,18 @@ def test_a_killed_training_goes_on_from_its_checkpoint(finished):
     resumed = int(re.search(r"resumed at step (\d+)", log.read_text())[1])
     assert done <= resumed < 20_000
     assert resumed >= 10
+
+
+def test_speed_is_measured_on_demand_only(finished):
+    assert not (finished.results() / "kernels.parquet").exists()
+    finished.run("benchmarks")
+    for name in ("speedup", "frontier"):
+        assert (finished.results() / f"figures/{name}.png").stat().st_size > 1000
+    rows = table(finished, "kernels.parquet")
+    assert set(rows["model"]) == {"tiny", "llama", "relu"}
+    assert set(rows["level"]) == {"kernel", "ffn", "model"}
+    assert len(pd.read_csv(finished.results() / "kernels.csv")) == len(rows)
+    facts = json.loads((finished.results() / "kernels.json").read_text())["llama"]
+    assert facts["bandwidth_bytes_per_s"] > 0
+    assert facts["crossovers_ms"]
+    assert not finished.planned("benchmarks")

@@ -1,7 +1,8 @@
 from keepset.job import job
+from keepset.record import recording
 from keepset.steps import states
 
-with job(snakemake.log[0], snakemake.threads):
+with job(snakemake.log[0], snakemake.threads), recording(snakemake):
     states.correlate_state(
         snakemake.input.channels,
         snakemake.params.statistics,

@@ -3,4 +3,4 @@ from keepset.record import recording
 from keepset.steps import drawing
 
 with job(snakemake.log[0], snakemake.threads), recording(snakemake):
-    drawing.draw(snakemake.params.figure, snakemake.input[0], snakemake.output.png)
+    drawing.draw(snakemake.params.figure, list(snakemake.input), snakemake.output.png)

@@ -1,10 +1,11 @@
 from keepset.grid import state_windowed_rules
 from keepset.job import job
+from keepset.record import recording
 from keepset.settings import StateDial
 from keepset.steps import states
 from keepset.steps.common import Run
 
-with job(snakemake.log[0], snakemake.threads):
+with job(snakemake.log[0], snakemake.threads), recording(snakemake):
     settings = snakemake.params.settings
     states.evaluate_state(
         snakemake.input.model,

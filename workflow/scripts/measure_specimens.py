@@ -1,9 +1,10 @@
 from pathlib import Path
 
 from keepset.job import job
+from keepset.record import recording
 from keepset.steps import shipping
 
-with job(snakemake.log[0], snakemake.threads):
+with job(snakemake.log[0], snakemake.threads), recording(snakemake):
     shipping.measure_specimens(
         dict(zip(snakemake.params.names, snakemake.input.models, strict=True)),
         Path(snakemake.input.text).parent,

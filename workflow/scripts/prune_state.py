@@ -1,8 +1,9 @@
 from keepset.job import job
+from keepset.record import recording
 from keepset.steps import states
 from keepset.steps.common import Run
 
-with job(snakemake.log[0], snakemake.threads):
+with job(snakemake.log[0], snakemake.threads), recording(snakemake):
     states.prune_state(
         snakemake.input.model,
         snakemake.input.blocks,

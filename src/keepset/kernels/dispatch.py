@@ -1,4 +1,7 @@
-"""Which path a state-space mixer takes, and how another can stand in for it.
+"""Which path a feed-forward block or a state-space mixer takes, and how another can stand in.
+
+A sparse down projection has several paths (`down_paths`), which give the same answer; the fastest
+is found by timing them on the model's own weights (`down_path`).
 
 transformers binds the functions of a Mamba-2 mixer as globals of the family's module; a mixer
 looks them up at every call. Standing in for them there leaves the layer itself untouched.
@@ -8,14 +11,17 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import ModuleType
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from keepset.kernels import calibrate
 from keepset.kernels.scan import causal_conv, chunk_scan
+from keepset.kernels.torch_ffn import DOWN_PATHS, DownPath
 
 SCAN = "mamba2_chunk_scan"
 STEP = "mamba2_selective_state_update"
@@ -68,3 +74,51 @@ def scan_path(model: nn.Module) -> str:
     bound = inspect.getclosurevars(getattr(modules[0], SCAN)).nonlocals.get("implementation")
     package = bound.__module__.partition(".")[0] if bound is not None else "transformers"
     return "torch" if package == "transformers" else package
+
+
+ACCELERATED: dict[str, dict[str, DownPath]] = {}
+"""Further paths of a sparse down projection by device type, e.g. {"cuda": {"triton": ...}}: a
+module of kernels enters its own here. They are timed beside the torch paths."""
+
+
+def down_paths(device: torch.device) -> dict[str, DownPath]:
+    """Every path of a sparse down projection on `device`, by name."""
+    faster = ACCELERATED.get(device.type)
+    return {**DOWN_PATHS, **faster} if faster else DOWN_PATHS
+
+
+def setting(tensor: Tensor) -> tuple[str, str, str]:
+    """What a measured time depends on beside sizes: device, dtype, CPU threads."""
+    device = str(tensor.device) if tensor.device.type == "cpu" else _gpu(tensor.device)
+    return device, str(tensor.dtype).removeprefix("torch."), f"threads={torch.get_num_threads()}"
+
+
+def _gpu(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device).replace(" ", "-")
+
+
+def down_path(h: Tensor, kept: Tensor, weights: Sequence[Tensor], bias: Tensor | None) -> str:
+    """The fastest path of a sparse down projection, measured once per size and machine.
+
+    Args:
+        h: (n, n_units) activations.
+        kept: (n, n_units) bool, or (k,) int64, the units that all rows keep.
+        weights: Neuron-major weights (n_units, d_model) of one shape, one per layer: rounds take
+            them in turn, so that each finds its weights outside the cache, as decoding does.
+        bias: (d_model,) or None.
+
+    Returns:
+        A key of `down_paths`.
+    """
+    # Powers of two of rows, and of the share kept to a percent, are near enough to share times.
+    rows = 1 << (h.shape[0] - 1).bit_length()
+    n_kept = kept.sum() / h.shape[0] if kept.dtype == torch.bool else len(kept)
+    density = round(float(n_kept) / h.shape[1], 2)
+    shape = "x".join(map(str, weights[0].shape))
+    key = ("down", shape, f"rows={rows}", f"kept={density:g}", *setting(h))
+
+    def candidate(path: DownPath) -> calibrate.Candidate:
+        return lambda at: path(h, kept, weights[at % len(weights)], bias)
+
+    paths = down_paths(h.device)
+    return calibrate.fastest(key, {name: candidate(path) for name, path in paths.items()})

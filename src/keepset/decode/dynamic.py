@@ -1,0 +1,69 @@
+"""Dynamic rules: gate and up are dense, the down projection reads the kept rows only.
+
+The size of h_j is known only once gate and up of unit j are computed, so an exact choice at every
+token can skip nothing of them. What it skips is 1 - (share kept) of the down projection: a third of
+a gated block, half of another.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from keepset.intervene import output_norms
+from keepset.keep import Rule, n_kept, top_mask, top_units
+from keepset.kernels import dispatch
+from keepset.scores import token_score
+from keepset.sites import Site
+
+DownForward = Callable[[Tensor], Tensor]
+
+
+class SparseDown:
+    """The down projections of a model's sites with neuron-major weights and the fastest path."""
+
+    def __init__(self, rows: dict[str, Tensor], paths: Counter[str]) -> None:
+        """`rows`: site key -> (n_units, d_model); `paths` counts tokens x sites by path taken."""
+        self._rows = rows
+        self._paths = paths
+        self._known: dict[tuple[Any, ...], str] = {}
+
+    def rows(self, site: Site) -> Tensor:
+        """The neuron-major weights of a site: (n_units, d_model)."""
+        return self._rows[site.key]
+
+    def __call__(self, site: Site, h: Tensor, kept: Tensor) -> Tensor:
+        """(n, n_units) activations and kept units, as in `torch_ffn` -> (n, d_model)."""
+        rows, down = self._rows[site.key], cast(Any, site.down)
+        key = (rows.shape, len(h) if len(h) < 3 else 1 << (len(h) - 1).bit_length(), kept.dtype)
+        name = self._known.get(key)
+        if name is None:
+            alike = [other for other in self._rows.values() if other.shape == rows.shape]
+            name = self._known[key] = dispatch.down_path(h, kept, alike, down.bias)
+        self._paths[name] += len(h)
+        return dispatch.down_paths(h.device)[name](h, kept, rows, down.bias)
+
+
+def dynamic_forward(site: Site, rule: Rule, sparse: SparseDown) -> DownForward:
+    """What stands in for the forward of a site's down projection under a dynamic rule."""
+    n_units, k = site.n_units, n_kept(site.n_units, rule.sparsity)
+    norms = output_norms(site) if rule.score == "impact" else None
+    # A ReLU's zeros add nothing; other activations have next to none, and looking costs time.
+    relu = site.activation.startswith("relu")
+
+    def forward(h: Tensor) -> Tensor:
+        flat = h.reshape(-1, n_units)
+        score = token_score(rule.score, flat, norms, None)
+        if len(flat) == 1:
+            kept = top_units(score[0], k, zeros=not relu)
+        else:
+            kept = top_mask(score, k, zeros_matter=False)
+            if relu:
+                kept = torch.logical_and(kept, flat)
+        return sparse(site, flat, kept).view(*h.shape[:-1], -1)
+
+    return forward

@@ -1,0 +1,58 @@
+"""Where in its context a running forward pass stands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from keepset.errors import ConfigError
+
+
+class Position:
+    """The place of the tokens of the forward pass that is running.
+
+    Attributes:
+        start: Tokens of the context before them; 0 opens a new context.
+        batch: Rows of the batch.
+        tokens: New tokens per row.
+        passes: Forward passes so far.
+    """
+
+    def __init__(self) -> None:
+        self.start = self.batch = self.tokens = self.passes = 0
+
+    @contextmanager
+    def following(self, model: nn.Module) -> Iterator[None]:
+        """Keep up with every forward pass of `model`.
+
+        A forward pass of the model raises ConfigError where its key-value cache does not hold
+        exactly the tokens seen so far (it was cropped, or another context took turns), or where
+        rows are padded: windows are counted from the first token of a row.
+        """
+        handle = model.register_forward_pre_hook(self._on_forward, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _on_forward(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        batch, tokens = (kwargs["inputs_embeds"] if ids is None else ids).shape[:2]
+        cache = kwargs.get("past_key_values")
+        start = 0 if cache is None else int(cache.get_seq_length())
+        if start not in (0, self.start + self.tokens) or (start and batch != self.batch):
+            raise ConfigError(
+                f"the key-value cache holds {start} tokens of {batch} rows, but the keep sets have"
+                f" seen {self.start + self.tokens} of {self.batch}: decode one context after the"
+                " other, from its start, without cropping"
+            )
+        mask = kwargs.get("attention_mask")
+        if start == 0 and mask is not None and not bool(mask.all()):
+            raise ConfigError(
+                "padded rows cannot be decoded under a keep rule: decode rows of equal length"
+            )
+        self.start, self.batch, self.tokens = start, batch, tokens
+        self.passes += 1

@@ -1,0 +1,161 @@
+"""Hold a keep rule on a model that decodes. Everything is put back on exit."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from keepset.decode.dynamic import DownForward, SparseDown, dynamic_forward
+from keepset.decode.position import Position
+from keepset.decode.windowed import HeldSite, Shared
+from keepset.errors import ConfigError
+from keepset.evaluate import Runner, describe
+from keepset.keep import Rule
+from keepset.kernels.torch_ffn import neuron_major
+from keepset.scores import Moments
+from keepset.sites import Site, find_sites
+
+SCORES = ("magnitude", "impact")
+"""Scores that choose per token or window while decoding."""
+
+
+@dataclass
+class Session:
+    """What a model has run under `sparse_decoding`.
+
+    Attributes:
+        rule: The rule that is held.
+        paths: Tokens x sites by path: a path of the down projection (`keepset.kernels.dispatch`),
+            or `held` (gate, up and down of kept units only). Empty when dense, and under a static
+            rule, which cuts weights.
+    """
+
+    rule: Rule | None
+    paths: Counter[str] = field(default_factory=Counter)
+
+
+@contextmanager
+def sparse_decoding(
+    model: Any,
+    rule: Rule | None,
+    *,
+    moments: Mapping[str, Moments] | None = None,
+    sites: Sequence[Site] | None = None,
+    given: Mapping[str, Tensor] | None = None,
+) -> Iterator[Session]:
+    """Decode under `rule` without computing, or without reading, what it leaves out.
+
+    Within the block the model may run as usual, through `model.generate` too; a context starts
+    where its key-value cache is empty. The keep sets are those of `keepset.intervene.Windows` on
+    passages, and of `Static`, and outputs are equal to theirs up to rounding. Static and windowed
+    rules stand in for weights, dynamic ones for the forward of the down projections, whose
+    neuron-major copies take memory meanwhile. Of several paths the fastest one is taken, found by
+    timing them on the model's own weights at the first token.
+
+    Args:
+        model: A causal language model in eval mode.
+        rule: Dynamic, windowed with choice `causal`, or static; None is dense.
+        moments: Site key -> calibration sums (`keepset.trace`), for static rules.
+        sites: The sites; found if left out.
+        given: Site key -> (n_windows, n_units) bool, the sets of a windowed rule, known
+            beforehand (replayed). Then choice may be `oracle`, and batches have one row.
+
+    Raises:
+        ConfigError: the rule cannot be decoded under (the message says why), or a static rule has
+            no moments.
+    """
+    _check(rule, moments, given)
+    sites = find_sites(model) if sites is None else sites
+    session = Session(rule)
+    if rule is None or rule.sparsity == 0:
+        yield session
+        return
+    with ExitStack() as stack:
+        if rule.window == "corpus":
+            stack.enter_context(Runner(model, sites, moments=moments).holding(rule))
+        else:
+            sparse = SparseDown(_neuron_major(sites), session.paths)
+            if rule.method == "dynamic" and given is None:
+                for site in sites:
+                    stack.enter_context(_forward(site.down, dynamic_forward(site, rule, sparse)))
+            else:
+                _hold_windows(model, sites, Shared(rule, Position(), sparse), given, stack, session)
+        yield session
+
+
+def _hold_windows(
+    model: nn.Module,
+    sites: Sequence[Site],
+    shared: Shared,
+    given: Mapping[str, Tensor] | None,
+    stack: ExitStack,
+    session: Session,
+) -> None:
+    shared.paths = session.paths
+    stack.enter_context(shared.position.following(model))
+    for site in sites:
+        if site.n_calls > 1:
+            raise ConfigError(
+                f"{site.name}: a block shared over depths cannot be decoded in windows; use a"
+                " dynamic or a static rule"
+            )
+        held = HeldSite(site, shared, None if given is None else given[site.key])
+        shared.sites.append(held)
+        for projection in site.up:
+            hook = projection.module.register_forward_pre_hook(held.before_up)
+            stack.callback(hook.remove)
+        stack.enter_context(_forward(site.down, held.down))
+        stack.callback(held.release)
+
+
+def _neuron_major(sites: Sequence[Site]) -> dict[str, Tensor]:
+    """Neuron-major weights by site; depths that share parameters share the copy."""
+    copies: dict[int, Tensor] = {}
+    for site in sites:
+        weight: Any = site.down.weight
+        if id(weight) not in copies:
+            copies[id(weight)] = neuron_major(site.down_weight())
+    return {site.key: copies[id(site.down.weight)] for site in sites}
+
+
+@contextmanager
+def _forward(module: nn.Module, forward: DownForward) -> Iterator[None]:
+    """Let `forward` stand in for a module's own; its hooks go on as before."""
+    own = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
+
+
+def _check(
+    rule: Rule | None, moments: Mapping[str, Moments] | None, given: Mapping[str, Tensor] | None
+) -> None:
+    if rule is None:
+        return
+    if rule.window == "corpus":
+        if not moments:
+            raise ConfigError(
+                "a static rule chooses on calibration text: give the activation cache of the model"
+            )
+        return
+    name = describe(rule)
+    if rule.score not in SCORES:
+        raise ConfigError(
+            f"{name}: score {rule.score} cannot choose while decoding; use {' or '.join(SCORES)}"
+        )
+    if rule.window == "sequence":
+        raise ConfigError(f"{name}: a window has a number of tokens while the sequence still grows")
+    if rule.choice == "oracle" and rule.window != 1 and given is None:
+        raise ConfigError(
+            f"{name}: an oracle window is chosen on tokens that are yet to come; use choice causal"
+        )

@@ -1,0 +1,1 @@
+"""What leaving units out saves in time: one down projection, one FFN block, a whole model."""

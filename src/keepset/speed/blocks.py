@@ -1,0 +1,185 @@
+"""One down projection and one FFN block of a given shape, on random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from keepset.keep import n_kept, top_mask, top_units
+from keepset.kernels import dispatch
+from keepset.settings import Shape
+from keepset.speed.timing import Machine, Run, in_turn, must_agree, summary
+
+Row = dict[str, Any]
+_MOST_COPIES = 8
+
+
+@dataclass(frozen=True)
+class Block:
+    """The weights of one FFN block: `up` (n_units, d_model) each, `down` (d_model, n_units)."""
+
+    up: Sequence[Tensor]
+    down: Tensor
+    rows: Tensor
+
+    def units(self, x: Tensor) -> Tensor:
+        """h of x (n, d_model): (n, n_units)."""
+        outs = [F.linear(x, weight) for weight in self.up]
+        return F.silu(outs[0]) * outs[1] if len(outs) == 2 else F.relu(outs[0])
+
+    def dense(self, x: Tensor) -> Tensor:
+        """The whole block on x (n, d_model)."""
+        return F.linear(self.units(x), self.down)
+
+    def compact(self, units: Tensor) -> Block:
+        """The block of `units` (k,) alone."""
+        rows = self.rows.index_select(0, units)
+        return Block([weight.index_select(0, units) for weight in self.up], rows.T, rows)
+
+
+def random_blocks(shape: Shape, dtype: torch.dtype, machine: Machine) -> list[Block]:
+    """As many blocks as are four times the cache, two to eight, from a fixed seed."""
+    generator = torch.Generator(machine.device).manual_seed(0)
+    n_up = 2 if shape.gated else 1
+    size = (n_up + 1) * shape.d_model * shape.n_units * dtype.itemsize
+    copies = min(_MOST_COPIES, max(2, -(-4 * machine.cache // size)))
+
+    def weight(rows: int, columns: int) -> Tensor:
+        values = torch.empty(rows, columns, device=machine.device)
+        return values.uniform_(-1, 1, generator=generator).to(dtype) * (3 / columns) ** 0.5
+
+    blocks = []
+    for _ in range(copies):
+        down = weight(shape.d_model, shape.n_units)
+        up = [weight(shape.n_units, shape.d_model) for _ in range(n_up)]
+        blocks.append(Block(up, down, down.T.contiguous()))
+    return blocks
+
+
+def time_shape(
+    name: str,
+    shape: Shape,
+    batches: Mapping[int, Sequence[float]],
+    dtype: torch.dtype,
+    machine: Machine,
+    seconds: float,
+) -> Iterator[Row]:
+    """Rows of the `kernels` table for one shape.
+
+    `down` is the down projection alone, by every path, the sets given. `ffn dynamic` is a whole
+    block whose set is chosen exactly from h at every token; `ffn known` is a whole block whose set
+    is known beforehand, as in a window or statically, cut to the kept rows. `batches`: tokens at a
+    time -> sparsities.
+
+    Raises:
+        KeepsetError: a path gives another result than the reference.
+    """
+    blocks = random_blocks(shape, dtype, machine)
+    for batch, sparsities in batches.items():
+        for sparsity in sparsities:
+            with torch.inference_mode():
+                case = _Case(blocks, batch, n_kept(shape.n_units, sparsity))
+                timed = list(case.time(machine, seconds))
+            for level, kernel, path, window, bytes_, took, dense in timed:
+                yield {
+                    "model": name,
+                    "level": level,
+                    "kernel": kernel,
+                    "path": path,
+                    "shape": f"{shape.d_model}x{shape.n_units}",
+                    "method": "static" if window == "corpus" else "dynamic",
+                    "score": "magnitude",
+                    "sparsity": sparsity,
+                    "window": window,
+                    "choice": "none" if window == "corpus" else "oracle",
+                    "batch": batch,
+                    **summary(took, dense),
+                    "bytes": bytes_,
+                    "roofline_ms": 1e3 * bytes_ / machine.bandwidth,
+                }
+
+
+class _Case:
+    """One batch size and share kept."""
+
+    def __init__(self, blocks: Sequence[Block], batch: int, kept: int) -> None:
+        self.blocks, self.kept = blocks, kept
+        first = blocks[0].rows
+        generator = torch.Generator(first.device).manual_seed(kept)
+        self.x = torch.randn(batch, first.shape[1], generator=generator, device=first.device)
+        self.x = self.x.to(first.dtype)
+        self.h = [block.units(self.x) for block in blocks]
+        self.sets = [self._choose(h) for h in self.h]
+        self.shared = [top_units(h.float().abs().sum(dim=0), kept) for h in self.h]
+        self.compact = [
+            block.compact(units) for block, units in zip(blocks, self.shared, strict=True)
+        ]
+
+    def _choose(self, h: Tensor) -> Tensor:
+        score = h.abs().float()
+        return top_units(score[0], self.kept) if len(h) == 1 else top_mask(score, self.kept)
+
+    def time(self, machine: Machine, seconds: float) -> Iterator[tuple[Any, ...]]:
+        """Level, kernel, path, window, bytes that must be read, seconds, seconds of dense."""
+        self._check()
+        paths = dispatch.down_paths(machine.device)
+        runs: dict[str, Run] = {"dense": self._dense_down}
+        runs |= {name: partial(self._down, name) for name in paths}
+        took = in_turn(runs, len(self.blocks), machine, seconds)
+        row = self.blocks[0].rows[0].nbytes
+        touched = len(torch.unique(self._touched())) * row
+        for name in paths:
+            yield "kernel", "down", name, "1", touched, took[name], took["dense"]
+        best = dispatch.down_path(
+            self.h[0], self.sets[0], [block.rows for block in self.blocks], None
+        )
+        runs = {"dense": lambda at: self.blocks[at].dense(self.x)}
+        runs |= {"dynamic": partial(self._dynamic, best), "known": self._known}
+        took = in_turn(runs, len(self.blocks), machine, seconds)
+        n_up, n_units = len(self.blocks[0].up), len(self.blocks[0].rows)
+        up = n_up * n_units * row
+        yield "ffn", "ffn dynamic", best, "1", up + touched, took["dynamic"], took["dense"]
+        cut = (n_up + 1) * self.kept * row
+        yield "ffn", "ffn known", "held", "corpus", cut, took["known"], took["dense"]
+
+    def _touched(self) -> Tensor:
+        kept = self.sets[0]
+        return kept.nonzero()[:, 1] if kept.dtype == torch.bool else kept
+
+    def _dense_down(self, at: int) -> Tensor:
+        return F.linear(self.h[at], self.blocks[at].down)
+
+    def _down(self, path: str, at: int) -> Tensor:
+        run = dispatch.down_paths(self.x.device)[path]
+        return run(self.h[at], self.sets[at], self.blocks[at].rows, None)
+
+    def _dynamic(self, path: str, at: int) -> Tensor:
+        block = self.blocks[at]
+        h = block.units(self.x)
+        return dispatch.down_paths(self.x.device)[path](h, self._choose(h), block.rows, None)
+
+    def _known(self, at: int) -> Tensor:
+        return self.compact[at].dense(self.x)
+
+    def _check(self) -> None:
+        rows, h = self.blocks[0].rows.double(), self.h[0].double()
+        expected = _only(h, self.sets[0]) @ rows
+        for path in dispatch.down_paths(self.x.device):
+            must_agree(self._down(path, 0), expected, f"down, path {path}")
+            must_agree(self._dynamic(path, 0), expected, f"ffn dynamic, path {path}")
+        must_agree(self._known(0), _only(h, self.shared[0]) @ rows, "ffn known")
+
+
+def _only(h: Tensor, kept: Tensor) -> Tensor:
+    """h with the units that are not kept set to zero, by the definition."""
+    mask = kept
+    if kept.dtype != torch.bool:
+        mask = torch.zeros(h.shape[1], dtype=torch.bool, device=h.device)
+        mask[kept] = True
+    return torch.where(mask, h, 0.0)

@@ -1,0 +1,140 @@
+"""A whole model that decodes: dense against rules that can be deployed, and the oracle's limit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from keepset.errors import KeepsetError
+from keepset.evaluate import describe
+from keepset.generate import Generation, compare, disagreement, generate
+from keepset.intervene import output_norms, watching
+from keepset.keep import Rule, n_kept, spread_windows, top_mask, window_means
+from keepset.scores import Moments, token_score
+from keepset.sites import Site, find_sites
+from keepset.speed.timing import Machine, summary
+
+Row = dict[str, Any]
+# A token that is not the reference's choice may be due to rounding if the two are this near.
+NEAR = {torch.float64: 1e-6, torch.float32: 5e-2}
+NEAR_LOW_PRECISION = 0.5
+
+
+def time_decoding(
+    model: Any,
+    ids: Tensor,
+    rules: Sequence[Rule],
+    tokens: int,
+    machine: Machine,
+    moments: Mapping[str, Moments] | None,
+) -> Iterator[Row]:
+    """Rows of the `kernels` table, level `model`, one per rule.
+
+    Dense and sparse take turns, token by token. Times are per token, averaged within windows, so
+    that the turn of a window counts. An oracle window is chosen on tokens that are yet to come: it
+    is timed on a text that is given, with sets from a pass before, and says what a rule could at
+    most save that knew them.
+
+    Args:
+        model: A causal language model in eval mode.
+        ids: The prompt (1, n); n a multiple of every window.
+        rules: What to time.
+        tokens: Decoded tokens per rule, at least; whole windows are decoded.
+        machine: What it runs on.
+        moments: For static rules.
+
+    Raises:
+        KeepsetError: a token is not the masked reference's, beyond rounding.
+    """
+    sites = find_sites(model)
+    for rule in rules:
+        width = rule.window if isinstance(rule.window, int) else 1
+        steps = -(-tokens // width) * width
+        dense, sparse = _run(model, ids, rule, steps + 1, moments, sites)
+        chunks = [run.steps_s.view(-1, width).mean(dim=1).numpy() for run in (dense, sparse)]
+        bytes_ = _bytes(model, sites, rule)
+        yield {
+            "level": "model",
+            "kernel": "decode",
+            "path": max(sparse.paths, key=sparse.paths.__getitem__, default="sliced"),
+            "shape": f"{sites[0].down_weight().shape[1]}x{sites[0].n_units}x{len(sites)}",
+            **{key: value for key, value in rule.columns.items() if key != "seed"},
+            "batch": 1,
+            **summary(chunks[1], chunks[0]),
+            "bytes": bytes_,
+            "roofline_ms": 1e3 * bytes_ / machine.bandwidth,
+        }
+
+
+def _run(
+    model: Any,
+    ids: Tensor,
+    rule: Rule,
+    tokens: int,
+    moments: Mapping[str, Moments] | None,
+    sites: Sequence[Site],
+) -> tuple[Generation, Generation]:
+    near = NEAR.get(model.dtype, NEAR_LOW_PRECISION)
+    if rule.method == "windowed" and rule.choice == "oracle":
+        text = generate(model, ids, tokens).tokens
+        sets, logits = oracle_sets(model, ids, text, rule, sites)
+        dense, sparse = compare(model, ids, tokens, rule, given=sets, follow=text)
+        picked = logits.gather(1, sparse.tokens[:, None])[:, 0]
+        gap = float((logits.max(dim=1).values - picked).max())
+    else:
+        dense, sparse = compare(model, ids, tokens, rule, moments=moments)
+        found = disagreement(model, ids, sparse.tokens, rule, moments)
+        gap = 0.0 if found is None else found.gap
+    if not gap <= near:
+        raise KeepsetError(
+            f"{describe(rule)}: the decoded tokens are not the masked reference's, by {gap:.3g} of"
+            f" logit (more than {near:g}); no time is reported for a wrong result"
+        )
+    return dense, sparse
+
+
+def oracle_sets(
+    model: Any, ids: Tensor, new: Tensor, rule: Rule, sites: Sequence[Site]
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The sets that an oracle chooses on prompt and new tokens, and its logits.
+
+    Returns:
+        Site key -> (n_windows, n_units) bool; logits before each of the new tokens, (m, words).
+    """
+    norms = {site.key: output_norms(site) for site in sites}
+    sets: dict[str, Tensor] = {}
+
+    def action(site: Site, h: Tensor) -> Tensor:
+        means = window_means(token_score(rule.score, h, norms[site.key], None), None, rule.window)
+        mask = top_mask(means, n_kept(site.n_units, rule.sparsity))
+        sets[site.key] = mask[0]
+        return h * spread_windows(mask, h.shape[1], rule.window)
+
+    whole = torch.cat([ids, new[None, :-1].to(ids.device)], dim=1)
+    with watching(model, sites, action), torch.inference_mode():
+        logits = model(input_ids=whole, use_cache=False).logits[0, ids.shape[1] - 1 :]
+    return sets, logits.cpu()
+
+
+def _bytes(model: Any, sites: Sequence[Site], rule: Rule) -> int:
+    """Bytes of weights that a token must read, by the rule."""
+    head = model.get_output_embeddings().weight
+    tables = {id(model.get_input_embeddings().weight)} - {id(head)}
+    total = sum(p.nbytes for p in model.parameters() if id(p) not in tables)
+    for site in sites:
+        down = site.down_weight().nbytes
+        up = down * (2 if site.gated else 1)
+        kept = n_kept(site.n_units, rule.sparsity) / site.n_units
+        if rule.method == "dynamic":
+            total -= int(down * (1 - kept))
+            continue
+        total -= int((up + down) * (1 - kept))
+        if rule.method == "windowed":
+            # Once in a window the kept rows are copied (read, written), and a causal rule reads
+            # gate and up of every unit.
+            turn = 2 * kept * (up + down) + (up if rule.choice == "causal" else 0)
+            total += int(turn / int(rule.window))
+    return total

@@ -1,0 +1,157 @@
+"""Time things that do the same work against each other, in one process, with cold weights."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from keepset.errors import KeepsetError
+from keepset.kernels import calibrate
+
+Run = Callable[[int], Any]
+"""Does the work once; gets the number of the weight copy to work on."""
+
+LEAST_ROUNDS, MOST_ROUNDS = 9, 100
+QUANTILES = (0.2, 0.5, 0.8)
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
+LOW_PRECISION = 5e-3
+_DEFAULT_CACHE = 64 << 20
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What runs are timed on.
+
+    Attributes:
+        device: Where.
+        cache: Bytes of the largest cache.
+        bandwidth: Bytes per second that a plain sum over more than the cache reads.
+    """
+
+    device: torch.device
+    cache: int
+    bandwidth: float
+
+
+def measure(device: torch.device) -> Machine:
+    """Look up the cache of `device`, and measure how fast it reads memory."""
+    cache = cache_bytes(device)
+    large = torch.ones(max(4 * cache, 128 << 20) // 4, device=device)
+    took = sorted(_seconds(large.sum) for _ in range(9))
+    return Machine(device, cache, large.numel() * 4 / took[1])
+
+
+def cache_bytes(device: torch.device) -> int:
+    """The largest cache of `device` in bytes; 64 MiB where it cannot be known."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).L2_cache_size)
+    sizes = [
+        path.read_text().strip()
+        for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    ]
+    units = {"K": 1 << 10, "M": 1 << 20}
+    known = [int(size[:-1]) * units[size[-1]] for size in sizes if size[-1:] in units]
+    return max(known, default=_DEFAULT_CACHE)
+
+
+def in_turn(
+    runs: Mapping[str, Run], copies: int, machine: Machine, seconds: float
+) -> dict[str, np.ndarray]:
+    """Time runs that take turns: a machine that is busy now and then slows all of them.
+
+    Before every call the cache is filled with other data, and calls take the copies of the weights
+    in turn, so that weights come from memory, as they do when a model decodes. One round warms up.
+    On a GPU each run and copy is captured as a CUDA graph and replayed. The clock is
+    `keepset.kernels.calibrate.clock`.
+
+    Args:
+        runs: What to time, by name.
+        copies: Copies of the weights.
+        machine: Where.
+        seconds: How long to go on, once there are `LEAST_ROUNDS`.
+
+    Returns:
+        Seconds per round, by name; the same rounds for all.
+    """
+    other = torch.ones(2 * machine.cache // 4, device=machine.device)
+    calls = {name: _calls(run, copies, machine.device) for name, run in runs.items()}
+    took: dict[str, list[float]] = {name: [] for name in runs}
+    end = float("inf")
+    for at in range(MOST_ROUNDS + 1):
+        for name, call in calls.items():
+            other.sum()
+            took[name].append(_seconds(call[at % copies]))
+        if at == 0:
+            end = time.perf_counter() + seconds
+        if at >= LEAST_ROUNDS and time.perf_counter() > end:
+            break
+    return {name: np.array(values[1:]) for name, values in took.items()}
+
+
+def _calls(run: Run, copies: int, device: torch.device) -> list[Callable[[], Any]]:
+    calls: list[Callable[[], Any]] = [lambda at=at: run(at) for at in range(copies)]  # type: ignore[misc]
+    return [_captured(call) for call in calls] if device.type == "cuda" else calls
+
+
+def _captured(call: Callable[[], Any]) -> Callable[[], Any]:
+    """`call` as a CUDA graph: launches would outweigh the work of one token."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    start = calibrate.clock()
+    call()
+    return calibrate.clock() - start
+
+
+def summary(took: np.ndarray, dense: np.ndarray) -> dict[str, float]:
+    """Quantiles of milliseconds, and of the speed-up over dense round by round."""
+    low, middle, high = np.quantile(1e3 * took, QUANTILES)
+    slow, median, fast = np.quantile(dense / took, QUANTILES)
+    return {
+        "ms_p20": low,
+        "ms_p50": middle,
+        "ms_p80": high,
+        "dense_ms_p50": float(np.median(1e3 * dense)),
+        "speedup_p20": slow,
+        "speedup_p50": median,
+        "speedup_p80": fast,
+        "rounds": len(took),
+    }
+
+
+def must_agree(found: Tensor, expected: Tensor, what: str) -> None:
+    """Refuse to time what is wrong.
+
+    Args:
+        found: The output of a fast path, in the dtype it runs in.
+        expected: The reference, float64.
+        what: For the message.
+
+    Raises:
+        KeepsetError: the relative root mean square error exceeds 1e-5 (float32), 1e-9 (float64) or
+            5e-3 (shorter formats), or a value is not finite.
+    """
+    error = float((found.double() - expected).norm() / expected.norm())
+    limit = TOLERANCE.get(found.dtype, LOW_PRECISION)
+    if not error <= limit:
+        raise KeepsetError(
+            f"{what}: its output is off by {error:.2g} (relative RMS), more than {limit:g}; no time"
+            " is reported for a wrong result"
+        )

@@ -1,0 +1,123 @@
+"""What leaving units out saves in time."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from keepset import models, provenance, store, text
+from keepset.errors import ConfigError
+from keepset.grid import benchmark_rules
+from keepset.kernels import calibrate
+from keepset.settings import Benchmark
+from keepset.speed import blocks, decoding, timing
+from keepset.steps.common import PathLike, Run, load, load_moments
+
+logger = logging.getLogger("keepset")
+
+COLUMNS = [
+    "study", "model", "level", "kernel", "path", "device", "shape", "dtype", "threads", "method",
+    "score", "sparsity", "window", "choice", "batch", "rounds", "ms_p20", "ms_p50", "ms_p80",
+    "dense_ms_p50", "speedup_p20", "speedup_p50", "speedup_p80", "bytes", "roofline_ms",
+]  # fmt: skip
+
+
+def benchmark_shapes(
+    study: str, settings: Mapping[str, Any], device: str, output: PathLike
+) -> None:
+    """Time the blocks of `settings` (a `Benchmark`) on random weights; writes the table."""
+    setting = Benchmark.model_validate(settings)
+    machine = timing.measure(models.resolve_device(device))
+    dtype = models.resolve_dtype(setting.dtype, machine.device)
+    rows = []
+    for name, shape in setting.shapes.items():
+        timed = blocks.time_shape(name, shape, setting.blocks, dtype, machine, setting.seconds)
+        rows += list(timed)
+    _write(rows, {"study": study}, setting, machine, output)
+
+
+def benchmark_model(
+    model: PathLike,
+    tokens: PathLike,
+    cache: PathLike,
+    identity: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    run: Mapping[str, Any],
+    output: PathLike,
+) -> None:
+    """Time a whole model that decodes; `run`: device, dtype of the cache, gradients."""
+    setting = Benchmark.model_validate(settings)
+    read = text.load_blocks(tokens)
+    moments = load_moments(cache, model, read, Run(run["device"], run["dtype"]), run["gradients"])
+    loaded = load(model, Run(run["device"], setting.dtype))
+    machine = timing.measure(models.resolve_device(run["device"]))
+    network = loaded.runner.model
+    prompt = _prompt(read.evaluation, setting).to(machine.device)
+    rules = benchmark_rules(setting)
+    rows = []
+    for row in decoding.time_decoding(network, prompt, rules, setting.tokens, machine, moments):
+        logger.info("%(method)s %(sparsity)g W=%(window)s %(choice)s: %(speedup_p50).3f", row)
+        rows.append(row)
+    _write(rows, identity, setting, machine, output)
+
+
+def _prompt(blocks: Tensor, setting: Benchmark) -> Tensor:
+    """The first tokens of the evaluation text, as many as end with a window of every rule."""
+    n = math.lcm(*setting.windows)
+    if blocks.numel() < n:
+        raise ConfigError(
+            f"benchmark.windows: the prompt must end with a window of each, which takes {n} tokens;"
+            f" the evaluation text has {blocks.numel()}. Choose windows that divide each other"
+        )
+    return blocks.flatten()[None, :n]
+
+
+def _write(
+    rows: list[dict[str, Any]],
+    identity: Mapping[str, Any],
+    setting: Benchmark,
+    machine: timing.Machine,
+    output: PathLike,
+) -> None:
+    found = {
+        "device": _device(machine.device),
+        "dtype": setting.dtype,
+        "threads": torch.get_num_threads(),
+    }
+    table = pd.DataFrame([{**identity, **row, **found} for row in rows]).reindex(columns=COLUMNS)
+    facts = {
+        **provenance.environment(),
+        **found,
+        "clock": calibrate.clock_name(),
+        "cache_bytes": machine.cache,
+        "bandwidth_bytes_per_s": machine.bandwidth,
+        "crossovers_ms": calibrate.measured(),
+        "settings": setting.model_dump(mode="json"),
+    }
+    store.write_table(table, output, facts)
+
+
+def _device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return "cpu"
+    return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), "cpu")
+
+
+def join_benchmarks(parts: Sequence[PathLike], output: PathLike, csv: PathLike) -> None:
+    """One `kernels` table, as Parquet with the facts of every part, and as CSV."""
+    table = pd.concat([pd.read_parquet(part) for part in parts], ignore_index=True)
+    facts = {Path(part).parent.name: store.read_json(store.sidecar(part)) for part in parts}
+    store.write_table(table, output, facts)
+    with store.replacing(csv) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.5g", lineterminator="\n")

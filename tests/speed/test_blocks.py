@@ -1,0 +1,50 @@
+import pandas as pd
+import pytest
+import torch
+
+from keepset.errors import KeepsetError
+from keepset.kernels import torch_ffn
+from keepset.settings import Shape
+from keepset.speed import blocks, timing
+
+MACHINE = timing.Machine(torch.device("cpu"), 1 << 14, 1e9)
+
+
+def table(**shape):
+    rows = blocks.time_shape(
+        "tiny", Shape(**shape), {1: [0.5, 0.9], 3: [0.9]}, torch.float32, MACHINE, 0.0
+    )
+    return pd.DataFrame(list(rows))
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_every_case_has_its_rows(gated):
+    found = table(d_model=24, n_units=40, gated=gated)
+    counts = found.groupby(["batch", "sparsity", "level"])["kernel"].count()
+    assert counts.to_dict() == {
+        (batch, sparsity, level): len(torch_ffn.DOWN_PATHS) if level == "kernel" else 2
+        for batch, sparsity in ((1, 0.5), (1, 0.9), (3, 0.9))
+        for level in ("ffn", "kernel")
+    }
+    assert (found[["ms_p20", "dense_ms_p50", "speedup_p50"]] > 0).all(axis=None)
+
+
+def test_bytes_are_those_of_kept_rows():
+    found = table(d_model=24, n_units=40, gated=True).query("batch == 1 and sparsity == 0.9")
+    row = 24 * 4
+    by_kernel = found.groupby("kernel")["bytes"].first()
+    assert by_kernel.to_dict() == {
+        "down": 4 * row,
+        "ffn dynamic": (2 * 40 + 4) * row,
+        "ffn known": 3 * 4 * row,
+    }
+    assert found["roofline_ms"].eq(1e3 * found["bytes"] / MACHINE.bandwidth).all()
+
+
+def test_a_path_that_drops_a_unit_is_caught(monkeypatch):
+    def dropping(h, kept, rows, bias):
+        return torch_ffn.bag(h, kept[:-1], rows, bias)
+
+    monkeypatch.setitem(torch_ffn.DOWN_PATHS, "bag", dropping)
+    with pytest.raises(KeepsetError, match="down, path bag: its output is off"):
+        table(d_model=24, n_units=40)

@@ -1,0 +1,11 @@
+from keepset.job import job
+from keepset.record import recording
+from keepset.steps import benchmark
+
+with job(snakemake.log[0], snakemake.threads), recording(snakemake):
+    benchmark.benchmark_shapes(
+        snakemake.params.study,
+        snakemake.params.settings,
+        snakemake.params.device,
+        snakemake.output[0],
+    )
