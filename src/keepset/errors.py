@@ -21,3 +21,7 @@ class TextError(KeepsetError):
 
 class CacheError(KeepsetError):
     """An activation cache is corrupt, or belongs to another model, corpus or setting."""
+
+
+class KernelError(KeepsetError):
+    """A kernel cannot run: a library is missing, or it was given tensors that it does not take."""
