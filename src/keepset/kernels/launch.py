@@ -117,9 +117,7 @@ def check_matrix(name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor
     Raises:
         KernelError: names the tensor and what to do.
     """
-    check(
-        tuple(tensor.shape) == shape, f"{name} has shape {tuple(tensor.shape)}, expected {shape}"
-    )
+    check(tuple(tensor.shape) == shape, f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
     check(tensor.dtype == like.dtype, f"{name} is {tensor.dtype}, x is {like.dtype}: convert one")
     check(tensor.device == like.device, f"{name} is on {tensor.device}, x on {like.device}")
     check(
@@ -158,10 +156,14 @@ def output(out: Tensor | None, rows: Tensor, width: int) -> Tensor:
     if out is None:
         return workspace((rows.shape[0], width), rows.dtype, rows)
     check(out.is_contiguous(), "out must be contiguous")
-    check(out.numel() == rows.shape[0] * width and out.shape[-1] == width,
-          f"out has shape {tuple(out.shape)}, expected (..., {width}) with {rows.shape[0]} rows")  # fmt: skip
-    check(out.dtype == rows.dtype and out.device == rows.device,
-          f"out is {out.dtype} on {out.device}, x {rows.dtype} on {rows.device}")  # fmt: skip
+    check(
+        out.numel() == rows.shape[0] * width and out.shape[-1] == width,
+        f"out has shape {tuple(out.shape)}, expected (..., {width}) and {rows.shape[0]} rows",
+    )
+    check(
+        out.dtype == rows.dtype and out.device == rows.device,
+        f"out is {out.dtype} on {out.device}, x {rows.dtype} on {rows.device}",
+    )
     return out.view(-1, width)
 
 

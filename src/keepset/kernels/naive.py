@@ -142,6 +142,8 @@ def sparse_ffn(
         choose: Score |h|, or |act(gate)|.
         norms: (n,) factors of the score.
 
+    One of threshold and k must be given.
+
     Returns:
         (..., d) float32.
     """
@@ -149,7 +151,11 @@ def sparse_ffn(
     score = (h if choose == "hidden" else gate_values(x, ffn)).abs()
     if norms is not None:
         score = score * norms.float()
-    keep = keep_best(score, k) if threshold is None else keep_above(score, threshold)
+    if threshold is not None:
+        keep = keep_above(score, threshold)
+    else:
+        assert k is not None
+        keep = keep_best(score, k)
     return down(h.where(keep, 0.0), ffn)
 
 
@@ -213,7 +219,7 @@ def state_step(
         The output (batch, heads, head_dim) and the new state, both float32. Channels of the state
         beyond a group's `kept` are as they were.
     """
-    batch, heads, head_dim, n = state.shape
+    batch, heads, _, n = state.shape
     groups = B.shape[1]
     if index is not None:
         rows = index.long().clamp(0, B.shape[2] - 1).expand(batch, groups, n)

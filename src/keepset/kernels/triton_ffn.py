@@ -8,9 +8,9 @@
 rows go to `keepset.kernels.triton_prefill`. Nothing waits for the device and every workspace has
 a size that the shapes alone decide, so the calls can be captured in a CUDA graph.
 
-How it works. A program of `_up_compact` computes a tile of neurons for all rows, applies the
+How it works. A program of `up_compact` computes a tile of neurons for all rows, applies the
 activation, and writes the kept ones to the front of the tile's slots: values, indices and a count.
-`_rows_down` cuts the list of all kept neurons into equal shares, finds each share's slots by a
+`rows_down` cuts the list of all kept neurons into equal shares, finds each share's slots by a
 running sum of the counts, and adds up rows of down_t. With several rows the list is the union of
 their keep sets, and a row that does not keep a neuron holds a zero there. The shares' sums are
 added in a fixed order by the program that finishes last: equal inputs give equal bits.
@@ -25,6 +25,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from keepset.kernels.launch import (
@@ -38,14 +39,9 @@ from keepset.kernels.launch import (
     rows_of,
     workspace,
 )
-from keepset.kernels.triton_device import activate, compact, find_slot, project, tile_ends
-from keepset.kernels.triton_topk import MAX_UNITS, select
+from keepset.kernels.triton_decode import compact_kept, row_keep, rows_down, rows_up, up_compact
+from keepset.kernels.triton_topk import MAX_UNITS
 from keepset.kernels.weights import FfnWeights
-
-# isort: split
-import torch
-import triton
-import triton.language as tl
 
 MAX_ROWS = 16
 
@@ -88,193 +84,7 @@ def decode_config(rows: int, n: int, d: int) -> DecodeConfig:
     shares = min(max(PROGRAMS // cdiv(d, block_out), 1), 8)
     block_list = 16
     programs = min(PROGRAMS, cdiv(n, block_list))
-    return DecodeConfig(
-        tile, max(block_in, 16), block_list, max(block_out, 16), shares, programs
-    )
-
-
-@triton.jit
-def _up_compact(
-    x, up, gate, up_bias, gate_bias, norms, threshold, value, index, count, arrivals,
-    n_rows, D, F, n_arrivals, x_row, up_row, gate_row, value_row,
-    ACT: tl.constexpr, CHOOSE: tl.constexpr, GATED: tl.constexpr, UP_BIAS: tl.constexpr,
-    GATE_BIAS: tl.constexpr, NORMS: tl.constexpr, TILE: tl.constexpr, BLOCK_B: tl.constexpr,
-    BLOCK_D: tl.constexpr, ARRIVALS: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
-    tile = tl.program_id(0)
-    j = tile * TILE + tl.arange(0, TILE)
-    live = j < F
-    if tile == 0:
-        # Cleared here, a launch ahead of their use, so that no launch of its own is needed.
-        a = tl.arange(0, ARRIVALS)
-        tl.store(arrivals + a, tl.zeros((ARRIVALS,), dtype=tl.int32), mask=a < n_arrivals)
-    if GATED:
-        h = project(x, gate, j, live, n_rows, D, x_row, gate_row, TILE, BLOCK_B, BLOCK_D, STAGES)
-        if GATE_BIAS:
-            h += tl.load(gate_bias + j, mask=live, other=0.0).to(tl.float32)[:, None]
-        h = activate(h, ACT)
-    if (not GATED) or CHOOSE == "hidden":
-        u = project(x, up, j, live, n_rows, D, x_row, up_row, TILE, BLOCK_B, BLOCK_D, STAGES)
-        if UP_BIAS:
-            u += tl.load(up_bias + j, mask=live, other=0.0).to(tl.float32)[:, None]
-        if GATED:
-            h *= u
-        else:
-            h = activate(u, ACT)
-    # The rule sees what a dense layer would have handed on: h in its stored precision.
-    h = h.to(value.dtype.element_ty).to(tl.float32)
-    score = tl.abs(h)
-    if NORMS:
-        score *= tl.load(norms + j, mask=live, other=0.0).to(tl.float32)[:, None]
-    b = tl.arange(0, BLOCK_B)
-    # Not "score > threshold": a NaN must reach the output, not vanish.
-    keep = (score <= threshold) == 0
-    keep = keep & live[:, None] & (b < n_rows)[None, :]
-    compact(h, keep, j, tile, value, index, count, n_rows, value_row, TILE, BLOCK_B)
-
-
-@triton.jit
-def _row_keep(
-    value, norms, keep, n, k, value_row,
-    NORMS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    b = tl.program_id(0)
-    j = tl.arange(0, BLOCK)
-    live = j < n
-    score = tl.abs(tl.load(value + b * value_row + j, mask=live, other=0.0).to(tl.float32))
-    if NORMS:
-        score *= tl.load(norms + j, mask=live, other=0.0).to(tl.float32)
-    chosen = select(score, live, k, BLOCK)
-    tl.store(keep + b * n + j, chosen.to(tl.int8), mask=live)
-
-
-@triton.jit
-def _compact_kept(
-    dense, keep, value, index, count, n_rows, F, dense_row, value_row,
-    TILE: tl.constexpr, BLOCK_B: tl.constexpr,
-):  # fmt: skip
-    tile = tl.program_id(0)
-    j = tile * TILE + tl.arange(0, TILE)
-    b = tl.arange(0, BLOCK_B)
-    live = (j < F)[:, None] & (b < n_rows)[None, :]
-    h = tl.load(dense + b[None, :] * dense_row + j[:, None], mask=live, other=0.0)
-    chosen = tl.load(keep + b[None, :] * F + j[:, None], mask=live, other=0) != 0
-    compact(h, chosen, j, tile, value, index, count, n_rows, value_row, TILE, BLOCK_B)
-
-
-@triton.jit
-def _rows_up(
-    x, up, gate, up_bias, gate_bias, value, index, count, arrivals,
-    n_rows, D, n_tiles, n_kept, n_arrivals, x_row, up_row, gate_row, value_row,
-    ACT: tl.constexpr, MODE: tl.constexpr, UP_BIAS: tl.constexpr, GATE_BIAS: tl.constexpr,
-    TILE: tl.constexpr, TILES: tl.constexpr, PROGRAMS: tl.constexpr, BLOCK_B: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, ARRIVALS: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
-    # MODE "multiply": value holds act(gate) in a tiled list. "gated", "plain": value is written.
-    program = tl.program_id(0)
-    if MODE == "multiply":
-        ends = tile_ends(count, n_tiles, TILES)
-        total = tl.max(ends, axis=0)
-    else:
-        total = n_kept
-        if program == 0:
-            a = tl.arange(0, ARRIVALS)
-            tl.store(arrivals + a, tl.zeros((ARRIVALS,), dtype=tl.int32), mask=a < n_arrivals)
-    b = tl.arange(0, BLOCK_B)
-    for start in range(program * BLOCK_K, total, PROGRAMS * BLOCK_K):
-        position = start + tl.arange(0, BLOCK_K)
-        live = position < total
-        slot = position
-        if MODE == "multiply":
-            slot = find_slot(position, ends, TILE)
-        j = tl.load(index + slot, mask=live, other=0)
-        at = value + b[None, :] * value_row + slot[:, None]
-        written = live[:, None] & (b < n_rows)[None, :]
-        u = project(x, up, j, live, n_rows, D, x_row, up_row, BLOCK_K, BLOCK_B, BLOCK_D, STAGES)
-        if UP_BIAS:
-            u += tl.load(up_bias + j, mask=live, other=0.0).to(tl.float32)[:, None]
-        if MODE == "multiply":
-            h = u * tl.load(at, mask=written, other=0.0).to(tl.float32)
-        elif MODE == "gated":
-            g = project(
-                x, gate, j, live, n_rows, D, x_row, gate_row, BLOCK_K, BLOCK_B, BLOCK_D, STAGES
-            )
-            if GATE_BIAS:
-                g += tl.load(gate_bias + j, mask=live, other=0.0).to(tl.float32)[:, None]
-            h = activate(g, ACT) * u
-        else:
-            h = activate(u, ACT)
-        tl.store(at, h.to(value.dtype.element_ty), mask=written)
-
-
-@triton.jit
-def _rows_down(
-    value, index, count, down_t, down_bias, partial, arrivals, out,
-    n_rows, D, n_tiles, n_kept, down_row, value_row,
-    BIAS: tl.constexpr, TILED: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr,
-    SHARES: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    block = tl.program_id(0)
-    share = tl.program_id(1)
-    c = block * BLOCK_D + tl.arange(0, BLOCK_D)
-    b = tl.arange(0, BLOCK_B)
-    inside = c < D
-    if TILED:
-        ends = tile_ends(count, n_tiles, TILES)
-        total = tl.max(ends, axis=0)
-    else:
-        total = n_kept
-    size = tl.cdiv(tl.cdiv(total, SHARES), BLOCK_K) * BLOCK_K
-    stop = tl.minimum(share * size + size, total)
-    if BLOCK_B == 1:
-        acc = tl.zeros((BLOCK_K, BLOCK_D), dtype=tl.float32)
-    else:
-        acc = tl.zeros((BLOCK_B, BLOCK_D), dtype=tl.float32)
-    for start in range(share * size, stop, BLOCK_K):
-        position = start + tl.arange(0, BLOCK_K)
-        live = position < stop
-        slot = position
-        if TILED:
-            slot = find_slot(position, ends, TILE)
-        j = tl.load(index + slot, mask=live, other=0).to(tl.int64)
-        w = tl.load(
-            down_t + j[:, None] * down_row + c[None, :],
-            mask=live[:, None] & inside[None, :],
-            other=0.0,
-        )
-        if BLOCK_B == 1:
-            h = tl.load(value + slot, mask=live, other=0.0)
-            acc += h.to(tl.float32)[:, None] * w.to(tl.float32)
-        else:
-            h = tl.load(
-                value + b[:, None] * value_row + slot[None, :],
-                mask=(b < n_rows)[:, None] & live[None, :],
-                other=0.0,
-            )
-            acc = tl.dot(h, w, acc, input_precision="ieee")
-    y = acc
-    if BLOCK_B == 1:
-        y = tl.sum(acc, axis=0)[None, :]
-
-    at = b[:, None] * D + c[None, :]
-    written = (b < n_rows)[:, None] & inside[None, :]
-    last = True
-    if SHARES > 1:
-        tl.store(partial + share * n_rows * D + at, y, mask=written)
-        # Every thread's sums must be in memory before the ticket says so.
-        tl.debug_barrier()
-        last = tl.atomic_add(arrivals + block, 1, sem="acq_rel", scope="gpu") == SHARES - 1
-    if last:
-        if SHARES > 1:
-            y = tl.zeros((BLOCK_B, BLOCK_D), dtype=tl.float32)
-            for s in range(SHARES):
-                # .cg: from the L2 cache, where the other programs' sums are.
-                y += tl.load(
-                    partial + s * n_rows * D + at, mask=written, other=0.0, cache_modifier=".cg"
-                )
-        if BIAS:
-            y += tl.load(down_bias + c, mask=inside, other=0.0).to(tl.float32)[None, :]
-        tl.store(out + at, y.to(out.dtype.element_ty), mask=written)
+    return DecodeConfig(tile, max(block_in, 16), block_list, max(block_out, 16), shares, programs)
 
 
 @dataclass(frozen=True)
@@ -328,7 +138,9 @@ def sparse_decode(
     check_vector("norms", norms, ffn.n, x)
     rows, y, config = _prepared(x, ffn, out, config)
     if rows.shape[0]:
-        kept = _compacted(rows, ffn, -1.0 if threshold is None else threshold, choose, norms, config)
+        kept = _compacted(
+            rows, ffn, -1.0 if threshold is None else threshold, choose, norms, config
+        )
         if k is not None:
             kept = _best(kept, ffn.n, k, norms, config)
         if choose == "gate":
@@ -388,7 +200,7 @@ def check_keep(keep: Tensor, n: int, x: Tensor) -> None:
     check(keep.device == x.device, f"keep is on {keep.device}, x on {x.device}")
     check(keep.is_contiguous(), "keep is not contiguous: use .contiguous()")
     if keep.device.type == "cpu" and keep.numel():
-        check(0 <= int(keep.min()) and int(keep.max()) < n, f"keep has an index outside 0..{n - 1}")
+        check(int(keep.min()) >= 0 and int(keep.max()) < n, f"keep has an index outside 0..{n - 1}")
 
 
 def _prepared(
@@ -431,7 +243,7 @@ def _compacted(
     kept = _new_list(rows, ffn, _arrivals(rows, ffn, config), config)
     gate = ffn.up if ffn.gate is None else ffn.gate
     launch(
-        _up_compact, (kept.n_tiles,),
+        up_compact, (kept.n_tiles,),
         rows, ffn.up, gate, ffn.up_bias, ffn.gate_bias, norms, float(threshold),
         kept.value, kept.index, kept.count, kept.arrivals,
         rows.shape[0], ffn.d, ffn.n, kept.arrivals.shape[0],
@@ -451,7 +263,7 @@ def _best(dense: _List, n: int, k: int, norms: Tensor | None, config: DecodeConf
     keep = workspace((rows, n), torch.int8, dense.value)
     block = power_of_two(n)
     launch(
-        _row_keep, (rows,), dense.value, norms, keep, n, k, dense.value.stride(0),
+        row_keep, (rows,), dense.value, norms, keep, n, k, dense.value.stride(0),
         NORMS=norms is not None, BLOCK=block, num_warps=min(max(block // 512, 4), 16),
     )  # fmt: skip
     kept = _List(
@@ -459,7 +271,7 @@ def _best(dense: _List, n: int, k: int, norms: Tensor | None, config: DecodeConf
         workspace((dense.n_tiles,), torch.int32, dense.value), dense.arrivals, dense.n_tiles,
     )  # fmt: skip
     launch(
-        _compact_kept, (kept.n_tiles,),
+        compact_kept, (kept.n_tiles,),
         dense.value, keep, kept.value, kept.index, kept.count,
         rows, n, dense.value.stride(0), kept.value.stride(0),
         TILE=config.tile, BLOCK_B=_block_rows(dense.value), num_warps=config.warps,
@@ -473,7 +285,7 @@ def _up(rows: Tensor, ffn: FfnWeights, kept: _List, mode: str, config: DecodeCon
         programs = min(programs, max(cdiv(kept.n_kept, config.block_list), 1))
     gate = ffn.up if ffn.gate is None else ffn.gate
     launch(
-        _rows_up, (programs,),
+        rows_up, (programs,),
         rows, ffn.up, gate, ffn.up_bias, ffn.gate_bias,
         kept.value, kept.index, kept.count, kept.arrivals,
         rows.shape[0], ffn.d, kept.n_tiles, kept.n_kept, kept.arrivals.shape[0],
@@ -490,7 +302,7 @@ def _down(rows: Tensor, ffn: FfnWeights, kept: _List, y: Tensor, config: DecodeC
     shares = config.shares
     partial = workspace((shares, rows.shape[0], ffn.d), torch.float32, rows)
     launch(
-        _rows_down, (kept.arrivals.shape[0], shares),
+        rows_down, (kept.arrivals.shape[0], shares),
         kept.value, kept.index, kept.count, ffn.down_t, ffn.down_bias, partial, kept.arrivals, y,
         rows.shape[0], ffn.d, kept.n_tiles, kept.n_kept, ffn.down_t.stride(0), kept.value.stride(0),
         BIAS=ffn.down_bias is not None, TILED=kept.count is not None, TILE=config.tile,

@@ -215,9 +215,7 @@ def state_step(
 def _check_rows(name: str, tensor: Tensor | None, shape: tuple[int, ...], state: Tensor) -> None:
     if tensor is None:
         return
-    check(
-        tuple(tensor.shape) == shape, f"{name} has shape {tuple(tensor.shape)}, expected {shape}"
-    )
+    check(tuple(tensor.shape) == shape, f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
     check(tensor.dtype in DTYPES, f"{name} is {tensor.dtype}; use float32, float16 or bfloat16")
     check(tensor.device == state.device, f"{name} is on {tensor.device}, state on {state.device}")
     check(

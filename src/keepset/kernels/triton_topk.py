@@ -34,14 +34,14 @@ MAX_UNITS = 65_536
 
 
 @triton.jit
-def select(score, live, k, BLOCK: tl.constexpr):
+def select(score, live, k):
     """Mark the k largest live scores; ties to the lowest index.
 
     Args:
-        score: (BLOCK,) float32; live: (BLOCK,) bool, at least k of them True.
+        score: (n,) float32; live: (n,) bool, at least k of them True.
 
     Returns:
-        keep (BLOCK,) bool.
+        keep (n,) bool.
     """
     key = order_key(score).to(tl.uint32, bitcast=True) ^ 0x80000000
     bins = tl.arange(0, 256)
@@ -76,7 +76,7 @@ def _window_top(
         row += h_row
     if NORMS:
         score *= tl.load(norms + j, mask=live, other=0.0).to(tl.float32)
-    keep = select(score, live, k, BLOCK)
+    keep = select(score, live, k)
     place = tl.cumsum(keep.to(tl.int32), axis=0) - 1
     tl.store(index + w.to(tl.int64) * k + place, j, mask=keep)
 
