@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from checks import DEVICE, DTYPES, check_window_topk, kernels
+from checks import DEVICE, DTYPES, check_any_float, check_window_topk, kernels
 
 from keepset.errors import KernelError
 from keepset.kernels import naive
@@ -30,12 +30,7 @@ def test_norms(draw) -> None:
 
 
 def test_any_float(draw) -> None:
-    """Tiny, huge, infinite and equal up to the last bit."""
-    h = torch.randn(2, 400, generator=draw).exp2() ** 30
-    h[0, :200] = 1.0 + torch.randint(0, 3, (200,), generator=draw) * 2.0**-23
-    h[1, 7], h[1, 9] = float("inf"), -0.0
-    found = window_topk(h.to(DEVICE), 100).cpu()
-    assert found.tolist() == naive.window_topk(h, 100).tolist()
+    check_any_float(K, draw)
 
 
 def test_every_score_is_zero() -> None:
@@ -45,7 +40,7 @@ def test_every_score_is_zero() -> None:
 
 def test_rows_that_lie_apart(draw) -> None:
     h = torch.randint(-3, 4, (4, 12), generator=draw).float().to(DEVICE)
-    for view in (h[::2], h.t(), h[:, 3:]):
+    for view in (h[::2], h.t()[:3], h[1:3, 3:]):
         assert window_topk(view, 3).tolist() == naive.window_topk(view, 3).tolist()
 
 

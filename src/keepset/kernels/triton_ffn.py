@@ -267,9 +267,12 @@ def _best(dense: _List, n: int, k: int, norms: Tensor | None, config: DecodeConf
         NORMS=norms is not None, BLOCK=block, num_warps=min(max(block // 512, 4), 16),
     )  # fmt: skip
     kept = _List(
-        torch.empty_like(dense.value), torch.empty_like(dense.index),
-        workspace((dense.n_tiles,), torch.int32, dense.value), dense.arrivals, dense.n_tiles,
-    )  # fmt: skip
+        workspace(tuple(dense.value.shape), dense.value.dtype, dense.value),
+        workspace(tuple(dense.index.shape), torch.int32, dense.value),
+        workspace((dense.n_tiles,), torch.int32, dense.value),
+        dense.arrivals,
+        dense.n_tiles,
+    )
     launch(
         compact_kept, (kept.n_tiles,),
         dense.value, keep, kept.value, kept.index, kept.count,

@@ -180,12 +180,15 @@ def _pack(
     kept = (keep & live[None, :]).to(tl.int32)
     place = tl.cumsum(kept, axis=1) - kept
     token = m < n_tokens
-    tile_of = m.to(tl.int64) * n_tiles + tile
-    tl.store(count + tile_of, tl.sum(kept, axis=1), mask=token)
-    at = tile_of[:, None] * CAPACITY + place
+    # Within a block offsets are 32 bit: half the registers of addresses.
+    first = row.to(tl.int64) * BLOCK_M * n_tiles + tile
+    within = tl.arange(0, BLOCK_M) * n_tiles
+    tl.store(count + first + within, tl.sum(kept, axis=1), mask=token)
+    at = within[:, None] * CAPACITY + place
     written = token[:, None] & (kept > 0) & (place < CAPACITY)
-    tl.store(value + at, h, mask=written)
-    tl.store(index + at, tl.broadcast_to(j[None, :], (BLOCK_M, TILE)), mask=written)
+    tl.store(value + first * CAPACITY + at, h, mask=written)
+    j = tl.broadcast_to(j[None, :], (BLOCK_M, TILE))
+    tl.store(index + first * CAPACITY + at, j, mask=written)
 
 
 @triton.jit
