@@ -16,7 +16,13 @@ def pins(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["requirements.txt", "requirements-dev.txt", "requirements-data.txt"]
+    "name",
+    [
+        "requirements.txt",
+        "requirements-dev.txt",
+        "requirements-data.txt",
+        "requirements-mamba-ssm.txt",
+    ],
 )
 def test_every_requirement_is_pinned_exactly(name):
     for pin in pins(name):
