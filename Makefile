@@ -20,7 +20,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .PHONY: all study report test lint check benchmark clean
-.PHONY: test-crash test-report test-cluster test-conda
+.PHONY: test-crash test-report test-cluster test-conda compile-kernels test-mamba-ssm
 .DEFAULT_GOAL := all
 
 all: report
@@ -77,5 +77,18 @@ test-conda: .venv/.test
 benchmark: .venv/.study
 	python benchmarks/masked_evaluation.py
 
+# Every Triton kernel for sm_90, without a GPU: registers, stack and shared memory.
+compile-kernels: .venv/.test
+	env -u TRITON_INTERPRET python -m keepset.kernels.compile --out benchmarks/kernel_registers.csv
+
+# mamba-ssm in a folder of its own, on the path of this one command only.
+.mamba-ssm/.installed: requirements-mamba-ssm.txt .venv/.test
+	MAMBA_FORCE_BUILD=TRUE MAMBA_SKIP_CUDA_BUILD=TRUE $(PIP) install --no-deps \
+		--no-build-isolation --upgrade --target .mamba-ssm -r requirements-mamba-ssm.txt
+	touch $@
+
+test-mamba-ssm: .mamba-ssm/.installed
+	PYTHONPATH=.mamba-ssm pytest tests/kernels/check_mamba_ssm.py
+
 clean:
-	rm -rf .venv results .snakemake
+	rm -rf .venv .mamba-ssm results .snakemake

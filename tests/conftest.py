@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import interpreter  # noqa: F401
+
+# isort: split
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -25,3 +25,7 @@ class CacheError(KeepsetError):
 
 class RecordError(KeepsetError):
     """A job's record is missing, damaged, or cannot be made; the message names the file."""
+
+
+class KernelError(KeepsetError):
+    """A kernel cannot run: a library is missing, or it was given tensors that it does not take."""

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from keepset.kernels.weights import FfnWeights
 
 
 def time_steps(
@@ -73,3 +78,164 @@ def scan(
     if D is not None:
         y = y + x * D[:, None]
     return y, held, state
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+}
+
+
+def _project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    y = x.float() @ weight.float().t()
+    return y if bias is None else y + bias.float()
+
+
+def gate_values(x: Tensor, ffn: FfnWeights) -> Tensor:
+    """act(x gate^T + gate_bias), (..., d) -> (..., n) float32; the layer must have a gate."""
+    assert ffn.gate is not None
+    return _ACTIVATIONS[ffn.act](_project(x, ffn.gate, ffn.gate_bias))
+
+
+def hidden(x: Tensor, ffn: FfnWeights) -> Tensor:
+    """What a dense FFN hands to its down projection, (..., d) -> (..., n) float32."""
+    up = _project(x, ffn.up, ffn.up_bias)
+    return _ACTIVATIONS[ffn.act](up) if ffn.gate is None else gate_values(x, ffn) * up
+
+
+def down(h: Tensor, ffn: FfnWeights) -> Tensor:
+    """h down_t + down_bias, (..., n) -> (..., d) float32."""
+    y = h.float() @ ffn.down_t.float()
+    return y if ffn.down_bias is None else y + ffn.down_bias.float()
+
+
+def keep_above(score: Tensor, threshold: float) -> Tensor:
+    """Mark the scores above a threshold. A NaN is kept, so that it is seen in the output."""
+    return ~(score <= threshold)
+
+
+def keep_best(score: Tensor, k: int) -> Tensor:
+    """Mark the k largest of each row, ties to the lowest index: (..., n) -> (..., n) bool."""
+    order = torch.argsort(score, dim=-1, descending=True, stable=True)[..., :k]
+    return torch.zeros_like(score, dtype=torch.bool).scatter_(-1, order, True)
+
+
+def sparse_ffn(
+    x: Tensor,
+    ffn: FfnWeights,
+    *,
+    threshold: float | None = None,
+    k: int | None = None,
+    choose: Literal["hidden", "gate"] = "hidden",
+    norms: Tensor | None = None,
+) -> Tensor:
+    """A dense FFN whose h is zero wherever a row does not keep a neuron.
+
+    Args:
+        x: (..., d).
+        ffn: The layer.
+        threshold: Keep scores above it.
+        k: Or the k largest of each row.
+        choose: Score |h|, or |act(gate)|.
+        norms: (n,) factors of the score.
+
+    One of threshold and k must be given.
+
+    Returns:
+        (..., d) float32.
+    """
+    h = hidden(x, ffn)
+    score = (h if choose == "hidden" else gate_values(x, ffn)).abs()
+    if norms is not None:
+        score = score * norms.float()
+    if threshold is not None:
+        keep = keep_above(score, threshold)
+    else:
+        assert k is not None
+        keep = keep_best(score, k)
+    return down(h.where(keep, 0.0), ffn)
+
+
+def shared_set_ffn(x: Tensor, ffn: FfnWeights, keep: Tensor) -> Tensor:
+    """The FFN of the neurons `keep` (k,) alone, for every row of x: (..., d) float32."""
+    return down(hidden(x, ffn.take(keep)), ffn.take(keep))
+
+
+def window_topk(h: Tensor, k: int, *, window: int = 1, norms: Tensor | None = None) -> Tensor:
+    """The k units with the largest summed score in every window of tokens.
+
+    Args:
+        h: (tokens, n); a unit's score at a token is |h|, or |h| norms.
+        k: How many to keep.
+        window: Tokens per window; the last window may be shorter.
+        norms: (n,).
+
+    Returns:
+        (ceil(tokens / window), k) int32, ascending in each window; ties go to the lowest index.
+    """
+    factor = 1.0 if norms is None else norms.float()
+    sums = torch.stack([part.float().abs().sum(dim=0) * factor for part in h.split(window)])
+    order = torch.argsort(sums, dim=1, descending=True, stable=True)[:, :k]
+    return order.sort(dim=1).values.int()
+
+
+def state_step(
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    D: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = False,
+    dt_limit: tuple[float, float] = (0.0, float("inf")),
+    z: Tensor | None = None,
+    kept: Tensor | None = None,
+    index: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One token of `scan`, with the state channels that are kept.
+
+    Args:
+        state: (batch, heads, head_dim, n), not changed.
+        x: (batch, heads, head_dim).
+        dt: (batch, heads) before bias and softplus.
+        A: (heads,) negative.
+        B: (batch, groups, n) what is written, or (batch, groups, all channels) with `index`.
+        C: Likewise, what is read.
+        D: (heads,) skip connection.
+        dt_bias: (heads,).
+        dt_softplus: Whether dt goes through softplus.
+        dt_limit: Smallest and largest step.
+        z: (batch, heads, head_dim); the output is multiplied by silu(z).
+        kept: (groups,) how many of the n channels each group holds; all without it.
+        index: (groups, n) which channels of B and C they are; the first ones without it.
+
+    Returns:
+        The output (batch, heads, head_dim) and the new state, both float32. Channels of the state
+        beyond a group's `kept` are as they were.
+    """
+    batch, heads, _, n = state.shape
+    groups = B.shape[1]
+    if index is not None:
+        rows = index.long().clamp(0, B.shape[2] - 1).expand(batch, groups, n)
+        B, C = B.gather(2, rows), C.gather(2, rows)
+    B, C = (v[..., :n].float().repeat_interleave(heads // groups, dim=1) for v in (B, C))
+    held = torch.ones(groups, n, dtype=torch.bool, device=state.device)
+    if kept is not None:
+        held = torch.arange(n, device=state.device) < kept[:, None]
+    held = held.repeat_interleave(heads // groups, dim=0)[:, None, :]
+    step = time_steps(dt, dt_bias, dt_softplus, dt_limit)
+    new = torch.exp(step * A.float())[..., None, None] * state.float()
+    new = new + (step[..., None] * x.float())[..., None] * B[:, :, None, :]
+    read = new.where(held, 0.0) * C[:, :, None, :].where(held, 0.0)
+    y = read.sum(dim=-1)
+    if D is not None:
+        y = y + x.float() * D.float()[:, None]
+    if z is not None:
+        y = y * F.silu(z.float())
+    return y, new.where(held, state.float())

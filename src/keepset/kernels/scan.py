@@ -20,7 +20,7 @@ from keepset.kernels.naive import time_steps
 CHUNK = 64
 
 
-def chunk_scan(  # noqa: PLR0913, PLR0917
+def chunk_scan(
     hidden_states: Tensor,
     dt: Tensor,
     A: Tensor,

@@ -1,0 +1,249 @@
+"""Compile every Triton kernel for a GPU that need not be there, and record what it takes.
+
+    python -m keepset.kernels.compile                       all; a few minutes on one core
+    python -m keepset.kernels.compile --match qwen --out registers.csv
+
+What is compiled is what the host code launches: each case calls a public function on tensors of
+the meta device while its launches are recorded (`keepset.kernels.launch.recorded`), and each
+launch is specialised as Triton would specialise it. Registers and stack are read from the binary
+by cuobjdump where there is one; none of these kernels has a stack of its own, so stack is what
+did not fit into registers. No time is measured here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from keepset.kernels.launch import Launch, check, recorded
+from keepset.kernels.triton_ffn import shared_set_decode, sparse_decode
+from keepset.kernels.triton_prefill import compacted_prefill, shared_set_ffn
+from keepset.kernels.triton_state import new_state, state_step
+from keepset.kernels.triton_topk import window_topk
+from keepset.kernels.weights import FfnWeights
+from keepset.store import replacing
+
+# isort: split
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+TARGET = GPUTarget("cuda", 90, 32)
+_TYPES = {
+    torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16",
+    torch.int8: "i8", torch.int32: "i32", torch.int64: "i64",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call to compile the kernels of: a model's shape, an operation, and the call itself."""
+
+    model: str
+    operation: str
+    dtype: torch.dtype
+    call: Callable[[], object]
+
+
+def _meta(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+def _ffn(n: int, d: int, act: str, gated: bool, biases: bool, dtype: torch.dtype) -> FfnWeights:
+    def bias(length: int) -> Tensor | None:
+        return _meta(length, dtype=dtype) if biases else None
+
+    matrix = _meta(n, d, dtype=dtype)
+    return FfnWeights(
+        matrix, matrix, matrix if gated else None, act, bias(n), bias(n) if gated else None, bias(d)
+    )
+
+
+def _ffn_cases(model: str, ffn: FfnWeights) -> Iterator[Case]:
+    dtype, n, d = ffn.up.dtype, ffn.n, ffn.d
+    few = _meta(n // 10, dtype=torch.int32)
+    norms = _meta(n, dtype=torch.float32)
+    for rows in (1, 16):
+        x = _meta(rows, d, dtype=dtype)
+        calls: dict[str, Callable[[], object]] = {
+            "decode threshold": partial(sparse_decode, x, ffn, threshold=0.1),
+            "decode top-k": partial(sparse_decode, x, ffn, k=n // 10, norms=norms),
+            "decode shared set": partial(shared_set_decode, x, ffn, few),
+        }
+        if ffn.gate is not None:
+            calls["decode by gate"] = partial(sparse_decode, x, ffn, threshold=0.1, choose="gate")
+        for name, call in calls.items():
+            yield Case(model, f"{name}, {rows} rows", dtype, call)
+    for tokens in (64, 2048):
+        x = _meta(tokens, d, dtype=dtype)
+        yield Case(
+            model, f"shared set, {tokens} tokens", dtype, partial(shared_set_ffn, x, ffn, few)
+        )
+    many = _meta(131_072, d, dtype=dtype)
+    yield Case(model, "compacted prefill", dtype, lambda: compacted_prefill(many, ffn))
+    h = _meta(2048, n, dtype=dtype)
+    yield Case(model, "window top-k", dtype, lambda: window_topk(h, n // 10, window=128))
+
+
+def _state_cases(model: str, heads: int, head_dim: int) -> Iterator[Case]:
+    batch, activations = 64, torch.bfloat16
+    x = _meta(batch, heads, head_dim, dtype=activations)
+    dt, per_head = _meta(batch, heads, dtype=activations), _meta(heads, dtype=torch.float32)
+    vectors: dict[str, Any] = {"D": per_head, "dt_bias": per_head, "dt_softplus": True}
+    whole = _meta(batch, 1, 128, dtype=activations)
+    for dtype in (torch.float32, torch.bfloat16):
+        for n in (128, 64, 38, 13):
+            state = new_state(batch, heads, head_dim, n, dtype=dtype, device="meta")
+            bc = whole[..., :n].contiguous()
+            yield Case(model, f"state step, N = {n}", dtype,
+                       partial(state_step, state, x, dt, per_head, bc, bc, **vectors))  # fmt: skip
+        n = 38
+        state = new_state(batch, heads, head_dim, n, dtype=dtype, device="meta")
+        kept, index = _meta(1, dtype=torch.int32), _meta(1, n, dtype=torch.int32)
+        by_group: dict[str, Any] = {**vectors, "kept": kept, "index": index}
+        yield Case(
+            model, f"state step by index, N = {n}", dtype,
+            partial(state_step, state, x, dt, per_head, whole, whole, **by_group),
+        )  # fmt: skip
+        # As transformers lays it out: the channels of one number of the head side by side.
+        state = _meta(batch, heads, head_dim, n, dtype=dtype)
+        bc = whole[..., :n].contiguous()
+        yield Case(model, f"state step, usual layout, N = {n}", dtype,
+                   partial(state_step, state, x, dt, per_head, bc, bc, **vectors))  # fmt: skip
+
+
+def cases() -> Iterator[Case]:
+    """Every public operation at the shapes of the models that the study speaks of."""
+    bf16 = torch.bfloat16
+    yield from _ffn_cases("Qwen2.5-1.5B", _ffn(8960, 1536, "silu", True, False, bf16))
+    yield from _ffn_cases("OPT-2.7B", _ffn(10240, 2560, "relu", False, True, torch.float16))
+    sparse = _ffn(5632, 2048, "relu", True, False, bf16)
+    x = _meta(131_072, 2048, dtype=bf16)
+    yield Case("L1-trained 2B", "compacted prefill", bf16, lambda: compacted_prefill(x, sparse))
+    yield from _state_cases("Mamba2-1.3B", heads=64, head_dim=64)
+
+
+def source(launch: Launch) -> ASTSource:
+    """A launch as Triton's compiler takes it, specialised as a real launch would be.
+
+    Integers that are 1 become constants, and those and the pointers that 16 divides say so.
+    """
+    names = launch.kernel.arg_names
+    signature: dict[str, str] = {}
+    constants: dict[str, Any] = {}
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+    given = dict(zip(names, launch.arguments, strict=False)) | launch.constants
+    for at, name in enumerate(names):
+        value = given[name]
+        if isinstance(value, Tensor):
+            signature[name] = f"*{_TYPES[value.dtype]}"
+            attributes[(at,)] = [["tt.divisibility", 16]]
+        elif name in launch.constants or value is None or (value == 1 and isinstance(value, int)):
+            signature[name], constants[name] = "constexpr", value
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+        else:
+            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            if value % 16 == 0:
+                attributes[(at,)] = [["tt.divisibility", 16]]
+    return ASTSource(launch.kernel, signature, constants, attributes)
+
+
+def compiled(launch: Launch) -> Any:
+    """Compile one launch for `TARGET`.
+
+    Returns:
+        Triton's compiled kernel: `asm` holds "ptx" and "cubin", `metadata` the shared memory.
+
+    Raises:
+        KernelError: the kernels are interpreted in this process.
+    """
+    check(
+        isinstance(launch.kernel, triton.JITFunction),
+        "kernels are interpreted here: run this without TRITON_INTERPRET",
+    )
+    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    return triton.compile(source(launch), target=TARGET, options=options)
+
+
+def resources(cubin: bytes) -> dict[str, int | None]:
+    """Registers per thread and stack bytes of a binary; None where there is no cuobjdump."""
+    tool = triton.knobs.nvidia.cuobjdump.path
+    if not os.access(tool, os.X_OK):
+        return {"registers": None, "stack_bytes": None}
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], check=True, capture_output=True, text=True
+        ).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    check(found is not None, f"cuobjdump said nothing of registers: {usage!r}")
+    assert found is not None
+    return {"registers": int(found[1]), "stack_bytes": int(found[2])}
+
+
+def measured(chosen: Iterable[Case]) -> Iterator[dict[str, object]]:
+    """Compile the kernels of each case, equal ones once, and yield a row for each."""
+    seen = set()
+    for case in chosen:
+        with recorded() as launches:
+            case.call()
+        for step in launches:
+            key = source(step).hash(), step.num_warps, step.num_stages
+            if key in seen:
+                continue
+            seen.add(key)
+            kernel = compiled(step)
+            yield {
+                "model": case.model,
+                "operation": case.operation,
+                "dtype": str(case.dtype).removeprefix("torch."),
+                "kernel": step.kernel.__name__.lstrip("_"),
+                "programs": "x".join(map(str, step.grid)),
+                "warps": step.num_warps,
+                "stages": step.num_stages,
+                **resources(kernel.asm["cubin"]),
+                "shared_bytes": kernel.metadata.shared,
+                "target": f"sm_{TARGET.arch}",
+                "triton": triton.__version__,
+            }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Compile, print, and write the table if asked."""
+    parser = argparse.ArgumentParser(description="Compile the Triton kernels ahead of time.")
+    parser.add_argument("--match", default="", help="only cases whose model or operation has it")
+    parser.add_argument("--out", type=Path, help="a CSV file to write")
+    given = parser.parse_args(arguments)
+    chosen = [
+        case for case in cases() if given.match.lower() in f"{case.model} {case.operation}".lower()
+    ]
+    check(bool(chosen), f"no case matches {given.match!r}")
+    rows = []
+    for row in measured(chosen):
+        rows.append(row)
+        print(*row.values(), sep=", ", flush=True)
+    if given.out is not None:
+        with replacing(given.out) as path, path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,315 @@
+"""The feed-forward layer at decode: 1 to 16 tokens, kept neurons only.
+
+    sparse_decode(x, ffn, threshold=t)           keep a neuron where its score exceeds t
+    sparse_decode(x, ffn, k=k)                   keep the k best of each row, exactly
+    shared_set_decode(x, ffn, keep)              one known keep set for all rows
+
+`ffn` is `keepset.kernels.weights.FfnWeights`; x is (..., d) with at most `MAX_ROWS` rows. More
+rows go to `keepset.kernels.triton_prefill`. Nothing waits for the device and every workspace has
+a size that the shapes alone decide, so the calls can be captured in a CUDA graph.
+
+How it works. A program of `up_compact` computes a tile of neurons for all rows, applies the
+activation, and writes the kept ones to the front of the tile's slots: values, indices and a count.
+`rows_down` cuts the list of all kept neurons into equal shares, finds each share's slots by a
+running sum of the counts, and adds up rows of down_t. With several rows the list is the union of
+their keep sets, and a row that does not keep a neuron holds a zero there. The shares' sums are
+added in a fixed order by the program that finishes last: equal inputs give equal bits.
+
+With a gate there are two rules. choose="hidden" scores h itself, as the study's rules do: gate and
+up are dense and only the down projection is sparse. choose="gate" scores act(gate) before up is
+computed: both up and down read kept rows only, but it is another rule with other results.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from keepset.kernels.launch import (
+    cdiv,
+    check,
+    check_ffn,
+    check_vector,
+    launch,
+    output,
+    power_of_two,
+    rows_of,
+    workspace,
+)
+from keepset.kernels.triton_decode import compact_kept, row_keep, rows_down, rows_up, up_compact
+from keepset.kernels.triton_topk import MAX_UNITS
+from keepset.kernels.weights import FfnWeights
+
+MAX_ROWS = 16
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """Block sizes; `decode_config` chooses them from the shape.
+
+    Args:
+        tile: Neurons per program of the dense projection, a power of two.
+        block_in: Inputs per step of a projection.
+        block_list: Kept neurons per step over the list; at least 16 with more than one row.
+        block_out: Outputs per program of the down projection.
+        shares: Into how many shares the list is cut for the down projection.
+        programs: Programs of the up projection of kept rows.
+        warps: Of every kernel.
+        stages: Loads in flight.
+    """
+
+    tile: int
+    block_in: int
+    block_list: int
+    block_out: int
+    shares: int
+    programs: int
+    warps: int = 4
+    stages: int = 3
+
+
+PROGRAMS = 264
+"""Two per multiprocessor of an H100: enough loads in flight to fill its memory bandwidth."""
+
+
+def decode_config(rows: int, n: int, d: int) -> DecodeConfig:
+    """Block sizes for `rows` tokens, n neurons and d inputs. Estimates: not tuned on a device."""
+    # The search for slots compares with every tile, so there are at most 256 of them.
+    tile = max(32, power_of_two(cdiv(n, 256)))
+    block_in = min(power_of_two(d), 128 if rows == 1 else 64)
+    block_out = min(power_of_two(d), 64)
+    shares = min(max(PROGRAMS // cdiv(d, block_out), 1), 8)
+    block_list = 16
+    programs = min(PROGRAMS, cdiv(n, block_list))
+    return DecodeConfig(tile, max(block_in, 16), block_list, max(block_out, 16), shares, programs)
+
+
+@dataclass(frozen=True)
+class _List:
+    """Kept neurons on the device: tiles of slots with counts, or n_kept slots in a row."""
+
+    value: Tensor
+    index: Tensor
+    count: Tensor | None
+    arrivals: Tensor
+    n_tiles: int = 0
+    n_kept: int = 0
+
+
+def sparse_decode(
+    x: Tensor,
+    ffn: FfnWeights,
+    *,
+    threshold: float | None = None,
+    k: int | None = None,
+    choose: Literal["hidden", "gate"] = "hidden",
+    norms: Tensor | None = None,
+    out: Tensor | None = None,
+    config: DecodeConfig | None = None,
+) -> Tensor:
+    """Run the FFN with the down projection (and, by the gate, the up projection) sparse.
+
+    A neuron's score in a row is |h|, or |act(gate)| with choose="gate", times its norm if given.
+
+    Args:
+        x: (..., d), 0 to 16 rows; float32, float16 or bfloat16, the dtype of the weights.
+        ffn: The layer's weights on the device of x.
+        threshold: Keep scores above it; 0 is exact for ReLU.
+        k: Or keep the k largest of each row, ties to the lowest index; two more launches.
+        choose: What is scored, where the layer has a gate.
+        norms: (n,) ||w_j||_2, for the score `impact`.
+        out: Where to write, contiguous; new memory otherwise.
+        config: Block sizes instead of `decode_config`'s.
+
+    Returns:
+        (..., d), the dtype of x.
+
+    Raises:
+        KernelError: neither or both of threshold and k, too many rows, or tensors that do not fit.
+    """
+    check((threshold is None) != (k is None), "give either threshold or k")
+    check(choose in ("hidden", "gate"), f"choose must be 'hidden' or 'gate', got {choose!r}")
+    check(choose == "hidden" or ffn.gate is not None, "choose='gate' needs a layer with a gate")
+    check(k is None or 0 <= k <= ffn.n, f"cannot keep {k} of {ffn.n} neurons")
+    check(k is None or ffn.n <= MAX_UNITS, f"{ffn.n} neurons: top-k takes at most {MAX_UNITS}")
+    check_vector("norms", norms, ffn.n, x)
+    rows, y, config = _prepared(x, ffn, out, config)
+    if rows.shape[0]:
+        kept = _compacted(
+            rows, ffn, -1.0 if threshold is None else threshold, choose, norms, config
+        )
+        if k is not None:
+            kept = _best(kept, ffn.n, k, norms, config)
+        if choose == "gate":
+            _up(rows, ffn, kept, "multiply", config)
+        _down(rows, ffn, kept, y, config)
+    return y.view(x.shape)
+
+
+def shared_set_decode(
+    x: Tensor,
+    ffn: FfnWeights,
+    keep: Tensor,
+    *,
+    out: Tensor | None = None,
+    config: DecodeConfig | None = None,
+) -> Tensor:
+    """Run the FFN with one known keep set: up, gate and down read kept rows only.
+
+    Args:
+        x: (..., d), 0 to 16 rows.
+        ffn: The layer's weights on the device of x.
+        keep: (k,) int32 or int64 indices below n, each once; ascending reads fastest. Only on
+            the CPU are they looked at: elsewhere that would wait for the device.
+        out: Where to write, contiguous; new memory otherwise.
+        config: Block sizes instead of `decode_config`'s.
+
+    Returns:
+        (..., d), the dtype of x.
+
+    Raises:
+        KernelError: too many rows, or tensors that do not fit.
+    """
+    check_keep(keep, ffn.n, x)
+    rows, y, config = _prepared(x, ffn, out, config)
+    if rows.shape[0]:
+        n_kept = keep.shape[0]
+        kept = _List(
+            workspace((rows.shape[0], n_kept), x.dtype, x),
+            keep, None, _arrivals(rows, ffn, config), n_kept=n_kept,
+        )  # fmt: skip
+        _up(rows, ffn, kept, "plain" if ffn.gate is None else "gated", config)
+        _down(rows, ffn, kept, y, config)
+    return y.view(x.shape)
+
+
+def check_keep(keep: Tensor, n: int, x: Tensor) -> None:
+    """Check a keep set of indices.
+
+    Raises:
+        KernelError: it is a mask, lies elsewhere, or (on the CPU) points outside the layer.
+    """
+    check(
+        keep.ndim == 1 and keep.dtype in (torch.int32, torch.int64),
+        f"keep must be (k,) int32 or int64 indices, got {tuple(keep.shape)} {keep.dtype};"
+        " turn a mask into indices once, with mask.nonzero()[:, 0]",
+    )
+    check(keep.device == x.device, f"keep is on {keep.device}, x on {x.device}")
+    check(keep.is_contiguous(), "keep is not contiguous: use .contiguous()")
+    if keep.device.type == "cpu" and keep.numel():
+        check(int(keep.min()) >= 0 and int(keep.max()) < n, f"keep has an index outside 0..{n - 1}")
+
+
+def _prepared(
+    x: Tensor, ffn: FfnWeights, out: Tensor | None, config: DecodeConfig | None
+) -> tuple[Tensor, Tensor, DecodeConfig]:
+    rows = rows_of(x, ffn.d)
+    check(
+        rows.shape[0] <= MAX_ROWS,
+        f"{rows.shape[0]} rows: decode takes at most {MAX_ROWS}; use"
+        " keepset.kernels.triton_prefill for more",
+    )
+    check_ffn(rows, ffn)
+    config = config or decode_config(rows.shape[0], ffn.n, ffn.d)
+    return rows, output(out, rows, ffn.d), config
+
+
+def _block_rows(rows: Tensor) -> int:
+    return 1 if rows.shape[0] == 1 else MAX_ROWS
+
+
+def _arrivals(rows: Tensor, ffn: FfnWeights, config: DecodeConfig) -> Tensor:
+    return workspace((cdiv(ffn.d, config.block_out),), torch.int32, rows)
+
+
+def _new_list(rows: Tensor, ffn: FfnWeights, arrivals: Tensor, config: DecodeConfig) -> _List:
+    tiles = cdiv(ffn.n, config.tile)
+    return _List(
+        workspace((rows.shape[0], tiles * config.tile), rows.dtype, rows),
+        workspace((tiles * config.tile,), torch.int32, rows),
+        workspace((tiles,), torch.int32, rows),
+        arrivals,
+        n_tiles=tiles,
+    )
+
+
+def _compacted(
+    rows: Tensor, ffn: FfnWeights, threshold: float, choose: str, norms: Tensor | None,
+    config: DecodeConfig,
+) -> _List:  # fmt: skip
+    kept = _new_list(rows, ffn, _arrivals(rows, ffn, config), config)
+    gate = ffn.up if ffn.gate is None else ffn.gate
+    launch(
+        up_compact, (kept.n_tiles,),
+        rows, ffn.up, gate, ffn.up_bias, ffn.gate_bias, norms, float(threshold),
+        kept.value, kept.index, kept.count, kept.arrivals,
+        rows.shape[0], ffn.d, ffn.n, kept.arrivals.shape[0],
+        rows.stride(0), ffn.up.stride(0), gate.stride(0), kept.value.stride(0),
+        ACT=ffn.act, CHOOSE=choose, GATED=ffn.gate is not None, UP_BIAS=ffn.up_bias is not None,
+        GATE_BIAS=ffn.gate_bias is not None, NORMS=norms is not None, TILE=config.tile,
+        BLOCK_B=_block_rows(rows), BLOCK_D=config.block_in,
+        ARRIVALS=power_of_two(kept.arrivals.shape[0]), STAGES=config.stages,
+        num_warps=config.warps, num_stages=config.stages,
+    )  # fmt: skip
+    return kept
+
+
+def _best(dense: _List, n: int, k: int, norms: Tensor | None, config: DecodeConfig) -> _List:
+    """The k best of each row out of a list that holds every neuron at its own slot."""
+    rows = dense.value.shape[0]
+    keep = workspace((rows, n), torch.int8, dense.value)
+    block = power_of_two(n)
+    launch(
+        row_keep, (rows,), dense.value, norms, keep, n, k, dense.value.stride(0),
+        NORMS=norms is not None, BLOCK=block, num_warps=min(max(block // 512, 4), 16),
+    )  # fmt: skip
+    kept = _List(
+        workspace(tuple(dense.value.shape), dense.value.dtype, dense.value),
+        workspace(tuple(dense.index.shape), torch.int32, dense.value),
+        workspace((dense.n_tiles,), torch.int32, dense.value),
+        dense.arrivals,
+        dense.n_tiles,
+    )
+    launch(
+        compact_kept, (kept.n_tiles,),
+        dense.value, keep, kept.value, kept.index, kept.count,
+        rows, n, dense.value.stride(0), kept.value.stride(0),
+        TILE=config.tile, BLOCK_B=_block_rows(dense.value), num_warps=config.warps,
+    )  # fmt: skip
+    return kept
+
+
+def _up(rows: Tensor, ffn: FfnWeights, kept: _List, mode: str, config: DecodeConfig) -> None:
+    programs = config.programs
+    if kept.count is None:
+        programs = min(programs, max(cdiv(kept.n_kept, config.block_list), 1))
+    gate = ffn.up if ffn.gate is None else ffn.gate
+    launch(
+        rows_up, (programs,),
+        rows, ffn.up, gate, ffn.up_bias, ffn.gate_bias,
+        kept.value, kept.index, kept.count, kept.arrivals,
+        rows.shape[0], ffn.d, kept.n_tiles, kept.n_kept, kept.arrivals.shape[0],
+        rows.stride(0), ffn.up.stride(0), gate.stride(0), kept.value.stride(0),
+        ACT=ffn.act, MODE=mode, UP_BIAS=ffn.up_bias is not None,
+        GATE_BIAS=ffn.gate_bias is not None, TILE=config.tile, TILES=power_of_two(kept.n_tiles),
+        PROGRAMS=programs, BLOCK_B=_block_rows(rows), BLOCK_K=config.block_list,
+        BLOCK_D=config.block_in, ARRIVALS=power_of_two(kept.arrivals.shape[0]),
+        STAGES=config.stages, num_warps=config.warps, num_stages=config.stages,
+    )  # fmt: skip
+
+
+def _down(rows: Tensor, ffn: FfnWeights, kept: _List, y: Tensor, config: DecodeConfig) -> None:
+    shares = config.shares
+    partial = workspace((shares, rows.shape[0], ffn.d), torch.float32, rows)
+    launch(
+        rows_down, (kept.arrivals.shape[0], shares),
+        kept.value, kept.index, kept.count, ffn.down_t, ffn.down_bias, partial, kept.arrivals, y,
+        rows.shape[0], ffn.d, kept.n_tiles, kept.n_kept, ffn.down_t.stride(0), kept.value.stride(0),
+        BIAS=ffn.down_bias is not None, TILED=kept.count is not None, TILE=config.tile,
+        TILES=power_of_two(kept.n_tiles), SHARES=shares, BLOCK_B=_block_rows(rows),
+        BLOCK_K=max(config.block_list, 32), BLOCK_D=config.block_out,
+        num_warps=config.warps, num_stages=config.stages,
+    )  # fmt: skip

@@ -1,0 +1,70 @@
+"""mamba-ssm's Triton functions against our references. Not a part of `make test`: where mamba-ssm
+can be imported, transformers calls it for CPU tensors too. `make test-mamba-ssm` runs this file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import types
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    # One autotuning configuration each, and nothing that asks for a device.
+    os.environ["MAMBA_DETERMINISTIC"] = "1"
+    sys.modules["selective_scan_cuda"] = types.ModuleType("selective_scan_cuda")
+    torch.cuda.device = lambda _: contextlib.nullcontext()  # type: ignore[assignment,misc]
+
+from checks import DEVICE, assert_close, tokens
+from mamba_ssm.ops.triton.selective_state_update import selective_state_update
+from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+
+from keepset.kernels import naive
+from keepset.kernels.triton_state import state_step
+
+
+def per_head(vector: torch.Tensor, *shape: int) -> torch.Tensor:
+    return vector.view(-1, *[1] * len(shape)).expand(-1, *shape)
+
+
+@pytest.mark.parametrize("n", [128, 38, 13, 1])
+def test_state_update(draw, n: int) -> None:
+    batch, groups, heads, head_dim = 1, 2, 2, 8
+    state = tokens(draw, batch, heads, head_dim, n)
+    x, dt = tokens(draw, batch, heads, head_dim), tokens(draw, batch, heads)
+    A, D, bias = -tokens(draw, heads).abs() - 0.1, tokens(draw, heads), tokens(draw, heads)
+    B, C = tokens(draw, batch, groups, n), tokens(draw, batch, groups, n)
+    z = tokens(draw, batch, heads, head_dim)
+    given = {"D": D, "dt_bias": bias, "dt_softplus": True, "z": z}
+    expected, new = naive.state_step(state, x, dt, A, B, C, **given)
+    theirs, ours = state.clone(), state.clone()
+    y = selective_state_update(
+        theirs, x, dt[..., None].expand(-1, -1, head_dim), per_head(A, head_dim, n), B, C,
+        D=per_head(D, head_dim), dt_bias=per_head(bias, head_dim), dt_softplus=True, z=z,
+    )  # fmt: skip
+    assert_close(y, expected, torch.float32)
+    assert_close(theirs, new, torch.float32)
+    assert_close(state_step(ours, x, dt, A, B, C, **given), y, torch.float32)
+    assert_close(ours, theirs, torch.float32)
+
+
+@pytest.mark.parametrize("n", [64, 38])
+def test_chunk_scan(draw, n: int) -> None:
+    batch, length, groups, heads, head_dim = 1, 40, 1, 2, 8
+    x, dt = tokens(draw, batch, length, heads, head_dim), tokens(draw, batch, length, heads)
+    A, D, bias = -tokens(draw, heads).abs() - 0.1, tokens(draw, heads), tokens(draw, heads)
+    B, C = tokens(draw, batch, length, groups, n), tokens(draw, batch, length, groups, n)
+    first = tokens(draw, batch, heads, head_dim, n)
+    steps = naive.time_steps(dt, bias, True, (0.0, float("inf")))
+    expected, _, last = naive.scan(x, steps, A, B, C, D=D, initial_states=first)
+    y, state = mamba_chunk_scan_combined(
+        x, dt, A, B, C, chunk_size=32, D=D, dt_bias=bias, dt_softplus=True, initial_states=first,
+        return_final_states=True,
+    )  # fmt: skip
+    assert y.device.type == DEVICE
+    # Their products over a chunk round more than 1e-5 allows; 5e-5 still tells a wrong term.
+    assert (y - expected).norm() <= 5e-5 * expected.norm()
+    assert (state - last).norm() <= 5e-5 * last.norm()

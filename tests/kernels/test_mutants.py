@@ -1,0 +1,176 @@
+"""Kernels that are wrong on purpose: for each mistake a check must fail.
+
+A mistake is made in the source. The changed files are imported as a package of their own and go
+through the checks that the real kernels pass.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from checks import (
+    Kernels,
+    check_any_float,
+    check_best,
+    check_compacted,
+    check_decode,
+    check_shared_decode,
+    check_shared_gemm,
+    check_state,
+    check_window_topk,
+    kernels,
+)
+
+import keepset.kernels
+from keepset.kernels import launch
+
+SOURCES = sorted(Path(keepset.kernels.__path__[0]).glob("triton_*.py"))
+Check = Callable[[Kernels, torch.Generator], None]
+
+decode = partial(check_decode, rows=1, n=90, d=72)
+decode_rows = partial(check_decode, rows=3, n=90, d=72)
+gate = partial(check_decode, rows=1, n=90, d=40, gated=True, choose="gate", act="silu")
+shared_decode = partial(check_shared_decode, kept=41, rows=1, n=90, d=72, act="silu")
+shared_gated = partial(check_shared_decode, kept=41, rows=1, n=90, d=40, gated=True, act="gelu")
+best = partial(check_best, kept=13, rows=2, n=90)
+shared_gemm = partial(check_shared_gemm, rows=33, n=90, act="silu")
+compacted = partial(check_compacted, rows=2, n=90, gated=True)
+overflow = partial(check_compacted, capacity=4, rows=2, n=90, natural=True)
+top = partial(check_window_topk, kept=20, n=90)
+state = partial(check_state, batch=1, groups=1)
+ragged = partial(check_state, batch=1, groups=2, ragged=True)
+
+# (file, what is written there, what is written instead, the check that must notice). None of them
+# leaves the memory that the kernel was given: that could end the process before a check fails.
+MISTAKES = [
+    # the dense projection
+    ("device", "range(0, D, BLOCK_D", "range(0, D - BLOCK_D, BLOCK_D", decode),
+    ("device", "tl.sum(partial, axis=1)", "tl.max(partial, axis=1)", decode),
+    ("device", "acc = tl.dot(w, v, acc, ", "acc = tl.dot(w, v, ", decode_rows),
+    ("device", "b[None, :] * x_row", "b[None, :] * 0", decode_rows),
+    ("device", "tl.where(x < 0, 0.0, x)", "tl.where(x < 0, x, x)", decode),
+    ("decode", "j = tile * TILE + tl.arange",
+     "j = tl.maximum(tile * TILE - 9, 0) + tl.arange", decode),
+    ("decode", "u += tl.load(up_bias + j,", "u -= tl.load(up_bias + j,", decode),
+    ("decode", "(score <= threshold) == 0", "(score < 2 * threshold) == 0", decode),
+    # compaction and its list
+    ("device", "tl.cumsum(any_row, axis=0) - any_row", "tl.cumsum(any_row, axis=0)", decode),
+    ("device", "tl.where(keep, h, 0.0)", "h", decode_rows),
+    ("device", "tl.store(count + tile, tl.sum(any_row, axis=0))",
+     "tl.store(count + tile, tl.maximum(tl.sum(any_row, axis=0) - 1, 0))", decode),
+    ("device", "tile * TILE + position - start", "tile * TILE", decode),
+    ("device", "before = ends[None, :] <=", "before = ends[None, :] <", decode),
+    # kept rows up
+    ("decode", "range(program * BLOCK_K, total, PROGRAMS", "range(0, total, 2 * PROGRAMS", gate),
+    ("decode", "h = u * tl.load(at", "h = u + tl.load(at", gate),
+    ("decode", "h = activate(g, ACT) * u", "h = g * u", shared_gated),
+    ("decode", "j = tl.load(index + slot, mask=live, other=0)\n        at",
+     "j = tl.maximum(tl.load(index + slot, mask=live, other=0) - 1, 0)\n        at", shared_decode),
+    # kept rows down
+    ("decode", "stop = tl.minimum(share * size + size, total)",
+     "stop = tl.minimum(share * size + size, total - 1)", shared_decode),
+    ("decode", "range(share * size, stop, BLOCK_K)", "range(share * size, stop - BLOCK_K, BLOCK_K)",
+     shared_decode),
+    ("decode", "for s in range(SHARES):", "for s in range(1, SHARES):", shared_decode),
+    ("decode", "== SHARES - 1", "== SHARES - 2", shared_decode),
+    ("decode", "tl.store(arrivals + a, tl.zeros", "tl.store(arrivals + a, 1 + tl.zeros", decode),
+    ("decode", "j[:, None] * down_row", "(j[:, None] ^ 1) * down_row", shared_decode),
+    ("decode", "y += tl.load(down_bias + c,", "y += 2 * tl.load(down_bias + c,", decode),
+    # exact top-k
+    ("topk", "<= wanted", "< wanted", top),
+    ("device", "0x7FFFFFFF, key)", "0x7FFFFFFF, key & -2)", check_any_float),
+    ("topk", "at_least - held, 0", "at_least, 0", top),
+    ("topk", "place = tl.cumsum(keep.to(tl.int32), axis=0) - 1",
+     "place = (k - tl.cumsum(keep.to(tl.int32), axis=0)) % k", top),
+    ("topk", "tl.minimum(first + window, tokens)", "tl.minimum(first + window, tokens - 1)", top),
+    ("topk", "score *= tl.load(norms", "score += tl.load(norms", partial(top, norms=True)),
+    ("decode", "chosen.to(tl.int8)", "live.to(tl.int8)", best),
+    # many tokens
+    ("prefill", "for start in range(0, D, BLOCK_D)",
+     "for start in range(0, D - BLOCK_D, BLOCK_D)", shared_gemm),
+    ("prefill", "for start in range(0, K, BLOCK_K)", "for start in range(BLOCK_K, K, BLOCK_K)",
+     shared_gemm),
+    ("prefill", "(program % width) // size", "(program % width) // GROUP",
+     partial(check_shared_gemm, rows=70)),
+    ("prefill", "h *= activate(g, ACT)", "h *= g", partial(shared_gemm, gated=True)),
+    ("prefill", "place = tl.cumsum(kept, axis=1) - kept", "place = tl.cumsum(kept, axis=1)",
+     compacted),
+    ("prefill", "j = tl.broadcast_to(j[None, :]",
+     "j = tl.broadcast_to(j[None, :] ^ 1", compacted),
+    ("prefill", "h *= u\n        y +=", "h += u\n        y +=", compacted),
+    ("prefill", "if tl.max(full.to(tl.int32), axis=0) > 0:", "if total < 0:", overflow),
+    ("prefill", "tl.where(full, 0, held)", "tl.minimum(held, CAPACITY)", overflow),
+    ("prefill", "for start in range(0, TILE, BLOCK_K)",
+     "for start in range(BLOCK_K, TILE, BLOCK_K)", overflow),
+    # the state
+    ("state", "for start in range(0, channels, BLOCK_N)",
+     "for start in range(0, channels - BLOCK_N, BLOCK_N)", state),
+    ("state", "h = h * decay + written", "h = h + decay * written", state),
+    ("state", "y += h * r", "y += h * b", state),
+    ("state", "group = head // heads_per_group", "group = head % 2", ragged),
+    ("state", "index + group * n + c", "index + c", ragged),
+    ("state", "tl.minimum(tl.load(kept + group), n)", "tl.maximum(tl.load(kept + group) - 1, 0)",
+     ragged),
+    ("state", "tl.store(at, h.to(state", "tl.store(at, 0 * h.to(state", state),
+    ("state", "total += v * tl.load(D", "total += tl.load(D", state),
+    ("state", "tl.minimum(tl.maximum(step, dt_min), dt_max)", "tl.maximum(step, dt_min)", state),
+]  # fmt: skip
+
+
+@pytest.fixture
+def draw() -> torch.Generator:
+    """The same numbers in every run: whether a mistake is noticed is no matter of luck."""
+    return torch.Generator().manual_seed(20)
+
+
+@pytest.fixture
+def mutant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str, str], Kernels]:
+    """Import the kernels with one of their files changed."""
+
+    def workspace(shape: tuple[int, ...], dtype: torch.dtype, like: torch.Tensor) -> torch.Tensor:
+        # An index that nobody wrote would end the process, not the test.
+        fill = float("nan") if dtype.is_floating_point else 0
+        return torch.full(shape, fill, dtype=dtype, device=like.device)
+
+    monkeypatch.setattr(launch, "workspace", workspace)
+
+    def build(file: str, right: str, wrong: str) -> Kernels:
+        package = f"mutant_{tmp_path.name}"
+        (tmp_path / package).mkdir()
+        for source in SOURCES:
+            text = source.read_text()
+            if source.stem == f"triton_{file}":
+                assert text.count(right) >= 1, f"{right!r} is no longer in {source.name}"
+                text = text.replace(right, wrong)
+            text = text.replace("keepset.kernels.triton_", f"{package}.triton_")
+            (tmp_path / package / source.name).write_text(text)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        for name in [name for name in sys.modules if name.startswith(package)]:
+            monkeypatch.delitem(sys.modules, name)
+        importlib.invalidate_caches()
+        return kernels(package)
+
+    return build
+
+
+def test_without_a_mistake_every_check_passes(draw, mutant) -> None:
+    copied = mutant("device", "import triton\n", "import triton\n")
+    for check in {id(check): check for *_, check in MISTAKES}.values():
+        check(copied, draw)
+
+
+@pytest.mark.parametrize(
+    ("file", "right", "wrong", "check"),
+    MISTAKES,
+    ids=[f"{file}: {wrong}"[:60].replace("\n", " ") for file, _, wrong, _ in MISTAKES],
+)
+def test_a_mistake_is_noticed(draw, mutant, file, right, wrong, check: Check) -> None:
+    wrong_kernels = mutant(file, right, wrong)
+    with pytest.raises(AssertionError):
+        check(wrong_kernels, draw)
