@@ -78,24 +78,24 @@ class TestFiles:
 class TestContents:
     def test_perplexity(self, folder, found):
         rows = body((folder / "perplexity.tex").read_text())
-        assert [row[:2] + row[3:5] for row in rows] == [
-            ["relu", "docs", "magnitude", "static"],
-            ["relu", "docs", "magnitude", "dynamic"],
+        assert [row[:2] + row[3:7] for row in rows] == [
+            ["relu", "docs", "ffn", "--", "magnitude", "static"],
+            ["relu", "docs", "ffn", "--", "magnitude", "dynamic"],
         ]
         one = found["ratios"].query("method == 'static' and sparsity == 0.9").iloc[0]
         ends = f"[{one['ci_low']:.3f}, {one['ci_high']:.3f}]"
-        assert rows[0][7] == rf"\shortstack{{{one['ratio']:.3f}\\{{\scriptsize {ends}}}}}"
+        assert rows[0][9] == rf"\shortstack{{{one['ratio']:.3f}\\{{\scriptsize {ends}}}}}"
 
     def test_dial(self, folder):
         rows = body((folder / "dial.tex").read_text())
-        assert [row[4] for row in rows] == [*made_up.WINDOWS]
-        assert all("shortstack" in cell for row in rows for cell in row[5:])
+        assert [row[6] for row in rows] == [*made_up.WINDOWS]
+        assert all("shortstack" in cell for row in rows for cell in row[7:])
 
     def test_capability(self, folder):
         rows = body((folder / "capability.tex").read_text())
-        assert rows[0][3:7] == ["dense", r"0\%", "--", "--"]
+        assert rows[0][3:10] == ["ffn", "--", "dense", "--", r"0\%", "--", "--"]
         assert rows[0][-2:] == ["--", "--"]
-        assert rows[3][3:7] == ["windowed", r"90\%", "32", "oracle"]
+        assert rows[3][5:10] == ["windowed", "magnitude", r"90\%", "32", "oracle"]
 
     def test_correlations(self, folder):
         assert r"wiki\_en" in (folder / "correlations.tex").read_text()
@@ -104,7 +104,7 @@ class TestContents:
     def test_equivalent_is_marked(self, found, tmp_path):
         same = found["ratios"].assign(equivalent=True)
         tables.write_tables({"ratios": same}, tmp_path)
-        assert all("$^{=}$" in row[5] for row in body((tmp_path / "perplexity.tex").read_text()))
+        assert all("$^{=}$" in row[7] for row in body((tmp_path / "perplexity.tex").read_text()))
 
     def test_unknown_interval_leaves_the_number(self, found, tmp_path):
         one_block = found["ratios"].assign(ci_low=np.nan, ci_high=np.nan, equivalent=False)

@@ -144,6 +144,10 @@ def _ratio(row: Any) -> str:
     return _with_interval(row.ratio, row.ci_low, row.ci_high, "$^{=}$" if row.equivalent else "")
 
 
+def _text(name: str) -> str:
+    return _NOTHING if name == "none" else escape(name)
+
+
 def _percent(sparsity: float) -> str:
     return f"{100 * sparsity:g}%"
 
@@ -171,56 +175,57 @@ def _wide(
 
 def _perplexity(table: pd.DataFrame) -> tuple[list[str], Cells]:
     sparsities = sorted(table["sparsity"].unique())
-    keys = ["model", "corpus", "ppl_dense", "score", "method"]
+    keys = ["model", "corpus", "ppl_dense", "site", "access", "score", "method"]
     heads, cells = _wide(table, keys, "sparsity", sparsities)
     rows = [
-        [escape(model), escape(corpus), number(dense), escape(score), escape(method), *own]
-        for (model, corpus, dense, score, method), own in zip(heads, cells, strict=True)
+        [_text(model), _text(corpus), number(dense), *map(_text, rest), *own]
+        for (model, corpus, dense, *rest), own in zip(heads, cells, strict=True)
     ]
-    head = ["model", "corpus", "dense", "score", "method"]
+    head = ["model", "corpus", "dense", *keys[3:]]
     return [*head, *(_percent(s) for s in sparsities)], rows
 
 
 def _dial(table: pd.DataFrame) -> tuple[list[str], Cells]:
     choices = _in_order(sorted(table["choice"], reverse=True))  # oracle before causal
-    keys = ["model", "corpus", "score", "sparsity", "window"]
+    keys = ["model", "corpus", "site", "access", "score", "sparsity", "window"]
     order = table["window"].map(lambda w: np.inf if w == "sequence" else float(w))
     dial = table.groupby(keys[:-1], sort=False).ngroup()
     table = table.assign(dial=dial, order=order).sort_values(["dial", "order"], kind="stable")
     heads, cells = _wide(table, keys, "choice", choices)
     rows = [
-        [*map(escape, (model, corpus, score, _percent(sparsity), window)), *own]
-        for (model, corpus, score, sparsity, window), own in zip(heads, cells, strict=True)
+        [*map(_text, (*names, _percent(sparsity), window)), *own]
+        for (*names, sparsity, window), own in zip(heads, cells, strict=True)
     ]
-    return ["model", "corpus", "score", "sparsity", "W", *choices], rows
+    return [*keys[:-1], "W", *choices], rows
 
 
 def _on_the_dial(ratios: pd.DataFrame) -> pd.DataFrame:
-    keys = ["model", "corpus", "score", "sparsity"]
+    keys = ["model", "corpus", "site", "access", "score", "sparsity"]
     windowed = ratios.loc[ratios["method"] == "windowed", keys].drop_duplicates()
     return ratios[ratios["method"].isin(["dynamic", "windowed"])].merge(windowed, on=keys)
 
 
 def _capability(table: pd.DataFrame) -> tuple[list[str], Cells]:
-    head = ["model", "task", "n", "method", "sparsity", "W", "choice", "accuracy", "difference"]
+    head = ["model", "task", "n", "site", "access", "method", "score", "sparsity", "W", "choice"]
     rows = []
     for row in _records(table):
         accuracy = _with_interval(row.accuracy, row.ci_low, row.ci_high)
         same = row.equivalent is not pd.NA and bool(row.equivalent)
         mark = "$^{=}$" if same else ""
         difference = _with_interval(row.difference, row.diff_low, row.diff_high, mark)
-        names = (row.model, row.task, str(row.n), row.method, _percent(row.sparsity))
-        own = [*names, row.window, row.choice]
-        own = [_NOTHING if value == "none" else escape(value) for value in own]
-        rows.append([*own, accuracy, difference, p_value(row.p_holm)])
-    return [*head, "p"], rows
+        score = f"{row.score} ({row.seed})" if row.score == "random" else row.score
+        names = (row.model, row.task, str(row.n), row.site, row.access, row.method, score)
+        own = [*names, _percent(row.sparsity), row.window, row.choice]
+        rows.append([*map(_text, own), accuracy, difference, p_value(row.p_holm)])
+    return [*head, "accuracy", "difference", "p"], rows
 
 
 def _trend(table: pd.DataFrame) -> tuple[list[str], Cells]:
-    head = ["model", "corpus", "score", "sparsity", "choice", "blocks", "L", "p", "monotone"]
-    return head, [
+    names = ["model", "corpus", "site", "access", "score"]
+    return [*names, "sparsity", "choice", "blocks", "L", "p", "monotone"], [
         [
-            *map(escape, (row.model, row.corpus, row.score, _percent(row.sparsity), row.choice)),
+            *(_text(getattr(row, name)) for name in names),
+            *map(_text, (_percent(row.sparsity), row.choice)),
             str(row.n_blocks),
             number(row.statistic),
             p_value(row.p_holm),
@@ -233,15 +238,14 @@ def _trend(table: pd.DataFrame) -> tuple[list[str], Cells]:
 def _correlations(table: pd.DataFrame) -> tuple[list[str], Cells]:
     impacts = _in_order(table["impact"])
     rows = []
-    for (model, corpus), group in table.groupby(["model", "corpus"], sort=False):
+    keys = ["model", "corpus", "site", "size"]
+    for names, group in table.groupby(keys, sort=False):
         found = {
             row.impact: _with_interval(row.spearman, row.ci_low, row.ci_high)
             for row in _records(group)
         }
-        rows.append(
-            [escape(str(model)), escape(str(corpus)), *(found.get(i, _NOTHING) for i in impacts)]
-        )
-    return ["model", "corpus", *impacts], rows
+        rows.append([*map(_text, names), *(found.get(i, _NOTHING) for i in impacts)])
+    return [*keys, *impacts], rows
 
 
 _SAME = "$^{{=}}$: equivalent to dense within the study's margin."
@@ -265,7 +269,7 @@ _LAYOUTS = {
         "capability",
         lambda t: t,
         _capability,
-        "Last-word accuracy with Wilson's {level}intervals; its difference from dense on the same"
+        "Accuracy in each task with Wilson's {level}intervals; its difference from dense on the same"
         " items with Tango's; $p$: exact McNemar, Holm over model and task. " + _SAME,
     ),
     "trend": _Layout(
@@ -279,7 +283,9 @@ _LAYOUTS = {
         "correlation",
         lambda t: t[t["layer"] == -1],
         _correlations,
-        "Spearman's correlation of mean $|h|$ with each notion of impact: mean over layers, with"
-        " {level}intervals of a two-stage bootstrap over layers and neurons.",
+        "Spearman's correlation of size with each notion of impact: mean over layers, with"
+        " {level}intervals of a two-stage bootstrap over layers and units. Size of a neuron"
+        " (ffn): mean $|h|$; of a state channel: magnitude, the product of its weights' norms,"
+        " or controllability, the root mean square of the state.",
     ),
 }

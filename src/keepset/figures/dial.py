@@ -27,8 +27,8 @@ def draw(ratios: pd.DataFrame, score: str = "magnitude") -> Figure:
     """Perplexity relative to dense against the window; a panel per model and corpus.
 
     Args:
-        ratios: The `ratios` table of keepset.significance. W = 1 of the oracle is the dynamic
-            run; the static run stands at the right edge.
+        ratios: The `ratios` table of keepset.significance; its FFN sites are shown. W = 1 of the
+            oracle is the dynamic run; the static run stands at the right edge.
         score: The score whose keep sets are shown.
 
     Returns:
@@ -37,7 +37,8 @@ def draw(ratios: pd.DataFrame, score: str = "magnitude") -> Figure:
     Raises:
         KeepsetError: there is no windowed run of this score.
     """
-    table = _on_the_dial(ratios[ratios["score"] == score])
+    ffn = style.of_site(ratios, "ffn")
+    table = _on_the_dial(ffn[ffn["score"] == score])
     style.need(table, "dial", f"windowed run of the score {score}")
     at = _positions(table["window"])
     sparsities = sorted(table["sparsity"].unique())

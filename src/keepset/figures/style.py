@@ -107,6 +107,11 @@ def need(table: pd.DataFrame, figure: str, what: str) -> None:
         raise KeepsetError(f"figure {figure}: there is no {what}; add it to the grid and run again")
 
 
+def of_site(table: pd.DataFrame, site: str) -> pd.DataFrame:
+    """The rows of one kind of site: ffn or state."""
+    return table[table["site"] == site]
+
+
 def in_order(values: Iterable[Any]) -> list[Any]:
     """Distinct values, in the order in which they first appear."""
     return list(dict.fromkeys(values))
