@@ -20,8 +20,8 @@ include: "workflow/rules/activations.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/states.smk"
 include: "workflow/rules/statistics.smk"
-include: "workflow/rules/figures.smk"
 include: "workflow/rules/training.smk"
+include: "workflow/rules/figures.smk"
 
 
 report: "workflow/report/workflow.rst"

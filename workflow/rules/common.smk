@@ -128,6 +128,11 @@ def correlation_parts():
     ]
 
 
+HAS_FFN = any(CONFIG.studies(model, "ffn") for model in MODELS)
+HAS_STATE = bool(per_corpus("", "state"))
+HAS_RECALL = any(task.kind == "recall" for task in CONFIG.tasks.values())
+
+
 def state_settings(wildcards):
     """What keep sets of states are chosen by."""
     return {"static": CONFIG.state.static.model_dump(), "seeds": CONFIG.seeds()}

@@ -26,8 +26,8 @@ def draw(ratios: pd.DataFrame) -> Figure:
     """Perplexity relative to dense by sparsity, a line per score.
 
     Args:
-        ratios: The `ratios` table of keepset.significance. Of its FFN sites, shown are the models and corpora on
-            which more than one score was run; where none has two, all are.
+        ratios: The `ratios` table of keepset.significance. Of its FFN sites, those models and
+            corpora are shown on which more than one score was run; where none has two, all are.
 
     Returns:
         The figure: a row per model and corpus, static on the left and dynamic on the right.

@@ -1,0 +1,10 @@
+from keepset.job import job
+from keepset.steps import comparison
+
+with job(snakemake.log[0], snakemake.threads):
+    comparison.compare_settings(
+        dict(snakemake.input.items()),
+        snakemake.params.statistics,
+        snakemake.params.seed,
+        dict(snakemake.output.items()),
+    )

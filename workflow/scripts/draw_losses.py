@@ -1,0 +1,5 @@
+from keepset.job import job
+from keepset.steps import drawing
+
+with job(snakemake.log[0], snakemake.threads):
+    drawing.draw_losses(list(snakemake.input), snakemake.output.png)
