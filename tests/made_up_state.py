@@ -105,7 +105,7 @@ def lengths(models=None, corpora=("wiki",), factors=(1, 2, 4), seed=0):
     """Joined `length` tables: four scores on joined blocks, word and byte counts unknown."""
     whole = perplexity(models, corpora, 16, seed).drop(columns=["n_words", "n_bytes"])
     whole = whole[whole["score"].isin([*TASK_SCORES, "none"])]
-    whole = whole[whole["method"].isin(["dense", "static"])]
+    whole = whole[whole["method"].isin(["dense", "static"]) & (whole["site"] != "ffn")]
     parts = []
     for factor in factors:
         part = whole.assign(block=whole["block"] // factor)

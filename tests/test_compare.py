@@ -43,7 +43,8 @@ class TestRecall:
             items = items if distance == compare.POOLED else pick(items, distance=distance)
             right, n = int(items["correct"].sum()), len(items)
             assert (row["n"], row["accuracy"], row["chance"]) == (n, right / n, 1 / 64)
-            assert (row["ci_low"], row["ci_high"]) == stats.wilson(right, n, 0.95)
+            expected = tuple(stats.wilson(right, n, 0.95))
+            assert (row["ci_low"], row["ci_high"]) == pytest.approx(expected)
 
     def test_every_setting_number_and_distance_once(self, found):
         keys = ["model", "site", *significance.SETTING, "n_facts", "distance"]

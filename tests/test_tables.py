@@ -183,7 +183,7 @@ class TestComparisons:
 
     def test_recall(self, folder, found):
         rows = body((folder / "recall.tex").read_text())
-        assert rows[0][2:10] == ["ffn", "--", "dense", "--", r"0\%", "--", "--", "all"]
+        assert rows[0][2:10] == ["state", "--", "dense", "--", r"0\%", "--", "--", "all"]
         one = found["recall"].iloc[0]
         assert rows[0][10].startswith(rf"\shortstack{{{one['accuracy']:.3f}\\")
 

@@ -10,10 +10,10 @@ from matplotlib.lines import Line2D
 from keepset.figures import style
 
 _PANELS = {
-    "text_nll": ("loss on text (nats per token)", "faint: training; solid: held-out"),
-    "answer_nll": ("loss on answers (nats per token)", "training episodes of recall"),
-    "answer_accuracy": ("answers right (share of tokens)", "training episodes of recall"),
-    "zeros_mean": ("zeros in FFN activations (share)", "mean; dotted: layer with the fewest"),
+    "text_nll": ("text loss (nats/token)", "text; faint: training, solid: held-out"),
+    "answer_nll": ("answer loss (nats/token)", "answers in training episodes of recall"),
+    "answer_accuracy": ("share right", "answer tokens in training episodes"),
+    "zeros_mean": ("share of zeros", "FFN activations; dotted: layer with the fewest zeros"),
 }
 
 

@@ -43,7 +43,8 @@ def draw(recall: pd.DataFrame) -> Figure:
     found = {row: _panels(own) for (row,), own in style.split(table, "row")}
     columns = style.in_order(name for panels in found.values() for name in panels)
     columns = sorted(columns, key=lambda name: (not name.startswith("FFN"), "held" in name))
-    keys = [(row, name) for row, panels in found.items() for name in columns if name in panels]
+    # Column by column, since panels stand in the order in which their columns first appear.
+    keys = [(row, name) for name in columns for row, panels in found.items() if name in panels]
     figure, axes = style.panels(keys, height=1.35)
     for (row, name), ax in axes.items():
         _draw(ax, found[row][name], facts, float(table["chance"].iloc[0]))
@@ -100,7 +101,8 @@ def _state(part: pd.DataFrame) -> Iterator[tuple[str, list[Series]]]:
 def _held(access: str, window: str, choice: str, rows: pd.DataFrame) -> Series:
     colour = {"read": style.GREEN, "write": style.PURPLE}[access]
     lost = {"read": "not read", "write": "forgotten"}[access]
-    label = f"state {lost}, W = {window}" + ("" if window == "1" else f", {choice}")
+    dynamic = (window, choice) == ("1", "oracle")
+    label = f"state {lost}, " + ("dynamic" if dynamic else f"W = {window}, {choice}")
     marker = "o" if window == "1" else "^"
     return label, (colour, marker, "--" if choice == "causal" else "-"), rows
 

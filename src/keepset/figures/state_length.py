@@ -24,6 +24,7 @@ def draw(lengths: pd.DataFrame) -> Figure:
     Raises:
         KeepsetError: no length was evaluated.
     """
+    lengths = style.of_site(lengths, "state")
     style.need(lengths, "state_length", "evaluation of a recurrent state by length")
     shares = sorted(lengths["sparsity"].unique())[-3:]
     table = lengths[lengths["sparsity"].isin(shares)]
