@@ -25,8 +25,8 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/states.smk"
 include: "workflow/rules/statistics.smk"
 include: "workflow/rules/claims.smk"
-include: "workflow/rules/figures.smk"
 include: "workflow/rules/training.smk"
+include: "workflow/rules/figures.smk"
 include: "workflow/rules/benchmark.smk"
 
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import made_up
-from keepset import significance, tables
+import made_up_state
+from keepset import compare, significance, tables
 from keepset.errors import KeepsetError
 from keepset.settings import Statistics
 
@@ -35,6 +36,15 @@ def body(text: str) -> list[list[str]]:
     return [line.removesuffix(r" \\").split(" & ") for line in lines]
 
 
+def assert_whole(text: str) -> None:
+    assert text.count("{") == text.count("}")
+    assert text.count("$") % 2 == 0
+    # An unescaped percent sign would hide the rest of its line.
+    assert not re.search(r"(?<!\\)%", text.split("\n", 1)[1])
+    columns = re.search(r"\\begin\{longtable\}\{(l+)\}", text).group(1)
+    assert {len(row) for row in body(text)} == {len(columns)}
+
+
 class TestFiles:
     def test_names(self, folder):
         names = {"perplexity", "dial", "capability", "trend", "correlations"}
@@ -53,13 +63,7 @@ class TestFiles:
 
     @pytest.mark.parametrize("name", ["perplexity", "dial", "capability", "trend", "correlations"])
     def test_latex_is_whole(self, folder, name):
-        text = (folder / f"{name}.tex").read_text()
-        assert text.count("{") == text.count("}")
-        assert text.count("$") % 2 == 0
-        # An unescaped percent sign would hide the rest of its line.
-        assert not re.search(r"(?<!\\)%", text.split("\n", 1)[1])
-        columns = re.search(r"\\begin\{longtable\}\{(l+)\}", text).group(1)
-        assert {len(row) for row in body(text)} == {len(columns)}
+        assert_whole((folder / f"{name}.tex").read_text())
 
     def test_nothing_measured(self, tmp_path):
         for path in tables.write_tables({"capability": pd.DataFrame(columns=["n"])}, tmp_path):
@@ -78,24 +82,24 @@ class TestFiles:
 class TestContents:
     def test_perplexity(self, folder, found):
         rows = body((folder / "perplexity.tex").read_text())
-        assert [row[:2] + row[3:5] for row in rows] == [
-            ["relu", "docs", "magnitude", "static"],
-            ["relu", "docs", "magnitude", "dynamic"],
+        assert [row[:2] + row[3:7] for row in rows] == [
+            ["relu", "docs", "ffn", "--", "magnitude", "static"],
+            ["relu", "docs", "ffn", "--", "magnitude", "dynamic"],
         ]
         one = found["ratios"].query("method == 'static' and sparsity == 0.9").iloc[0]
         ends = f"[{one['ci_low']:.3f}, {one['ci_high']:.3f}]"
-        assert rows[0][7] == rf"\shortstack{{{one['ratio']:.3f}\\{{\scriptsize {ends}}}}}"
+        assert rows[0][9] == rf"\shortstack{{{one['ratio']:.3f}\\{{\scriptsize {ends}}}}}"
 
     def test_dial(self, folder):
         rows = body((folder / "dial.tex").read_text())
-        assert [row[4] for row in rows] == [*made_up.WINDOWS]
-        assert all("shortstack" in cell for row in rows for cell in row[5:])
+        assert [row[6] for row in rows] == [*made_up.WINDOWS]
+        assert all("shortstack" in cell for row in rows for cell in row[7:])
 
     def test_capability(self, folder):
         rows = body((folder / "capability.tex").read_text())
-        assert rows[0][3:7] == ["dense", r"0\%", "--", "--"]
+        assert rows[0][3:10] == ["ffn", "--", "dense", "--", r"0\%", "--", "--"]
         assert rows[0][-2:] == ["--", "--"]
-        assert rows[3][3:7] == ["windowed", r"90\%", "32", "oracle"]
+        assert rows[3][5:10] == ["windowed", "magnitude", r"90\%", "32", "oracle"]
 
     def test_correlations(self, folder):
         assert r"wiki\_en" in (folder / "correlations.tex").read_text()
@@ -104,7 +108,7 @@ class TestContents:
     def test_equivalent_is_marked(self, found, tmp_path):
         same = found["ratios"].assign(equivalent=True)
         tables.write_tables({"ratios": same}, tmp_path)
-        assert all("$^{=}$" in row[5] for row in body((tmp_path / "perplexity.tex").read_text()))
+        assert all("$^{=}$" in row[7] for row in body((tmp_path / "perplexity.tex").read_text()))
 
     def test_unknown_interval_leaves_the_number(self, found, tmp_path):
         one_block = found["ratios"].assign(ci_low=np.nan, ci_high=np.nan, equivalent=False)
@@ -150,3 +154,75 @@ class TestNumber:
 
 def test_escape():
     assert tables.escape(r"a_b 5% \x~") == r"a\_b 5\% \textbackslash{}x\textasciitilde{}"
+
+
+class TestComparisons:
+    @pytest.fixture(scope="class")
+    def found(self) -> dict[str, pd.DataFrame]:
+        settings = Statistics(resamples=99)
+        perplexity = made_up_state.perplexity(["hybrid"], blocks=4)
+        perplexity = perplexity[perplexity["method"] != "windowed"]
+        items = made_up_state.recall(["hybrid"], each=3)
+        ratios = significance.test_significance(perplexity, pd.DataFrame(), settings, 0)["ratios"]
+        return {
+            "recall": compare.recall_table(items, settings, 1 / 64),
+            "state_pairs": compare.state_pairs(perplexity, items, settings, 0),
+            "side_by_side": compare.side_by_side(ratios),
+            "lengths": compare.length_ratios(made_up_state.lengths(["mamba2"]), settings, 0),
+        }
+
+    @pytest.fixture(scope="class")
+    def folder(self, found, tmp_path_factory):
+        path = tmp_path_factory.mktemp("tables")
+        tables.write_tables(found, path, 0.95)
+        return path
+
+    @pytest.mark.parametrize("name", ["recall", "state_pairs", "side_by_side", "lengths"])
+    def test_latex_is_whole(self, folder, name):
+        assert_whole((folder / f"{name}.tex").read_text())
+
+    def test_recall(self, folder, found):
+        rows = body((folder / "recall.tex").read_text())
+        assert rows[0][2:10] == ["state", "--", "dense", "--", r"0\%", "--", "--", "all"]
+        one = found["recall"].iloc[0]
+        assert rows[0][10].startswith(rf"\shortstack{{{one['accuracy']:.3f}\\")
+
+    def test_state_pairs(self, folder, found):
+        rows = body((folder / "state_pairs.tex").read_text())
+        assert len(rows) == len(found["state_pairs"])
+        assert rows[0][:6] == ["hybrid", "wiki", "perplexity", r"30\%", "ghost", "magnitude"]
+        assert rows[2][5] == "random"
+        assert rows[-1][5] == "random (2030)"
+
+    def test_side_by_side(self, folder, found):
+        rows = body((folder / "side_by_side.tex").read_text())
+        assert [row[2:5] for row in rows[:4]] == [
+            [r"50\%", "memory", "size"],
+            [r"50\%", "memory", "impact"],
+            [r"50\%", "scratch", "size"],
+            [r"50\%", "scratch", "impact"],
+        ]
+        assert [row[7] == "--" for row in rows[:4]] == [False, False, True, True]
+        ratio = found["side_by_side"].query(
+            "sparsity == 0.5 and part == 'scratch' and persistence == 'static' and by == 'size'"
+        )["ratio"]
+        assert f"{ratio.item():.3f}" in rows[2][5]
+
+    def test_lengths(self, folder):
+        rows = body((folder / "lengths.tex").read_text())
+        assert len(rows) == 4 * 5
+        assert all("shortstack" in cell for cell in rows[0][4:7])
+
+    def test_states_and_neurons_are_told_apart(self, tmp_path):
+        perplexity = made_up_state.perplexity(["hybrid"], blocks=4).query("sparsity in (0, 0.5)")
+        found = significance.test_significance(
+            perplexity, pd.DataFrame(), Statistics(resamples=99), 0
+        )
+        tables.write_tables({"ratios": found["ratios"], "trend": found["trend"]}, tmp_path)
+        names = {tuple(row[3:5]) for row in body((tmp_path / "perplexity.tex").read_text())}
+        assert names == {("state", "both"), ("state", "read"), ("state", "write"), ("ffn", "--")}
+        dials = [tuple(row[2:5]) for row in body((tmp_path / "trend.tex").read_text())]
+        assert ("state", "write", "impact") in dials
+        assert ("ffn", "--", "magnitude") in dials
+        windows = [row[6] for row in body((tmp_path / "dial.tex").read_text())]
+        assert windows == 5 * [*made_up_state.WINDOWS]

@@ -66,9 +66,9 @@ def test_significance(
     _need(perplexity, "perplexity", ["n_words", "n_bytes"])
     _need(capability, "capability", [*TASK_CELL, *SETTING, "seed", "item", "correct", "logprob"])
     return {
-        "ratios": _adjust(_ratios(perplexity, statistics, seed), RATIO_COLUMNS, "corpus"),
-        "capability": _adjust(_capability(capability, statistics), CAPABILITY_COLUMNS, "task"),
-        "trend": _adjust(_trends(perplexity), TREND_COLUMNS, "corpus"),
+        "ratios": adjust(ratio_rows(perplexity, statistics, seed), RATIO_COLUMNS, "corpus"),
+        "capability": adjust(_capability(capability, statistics), CAPABILITY_COLUMNS, "task"),
+        "trend": adjust(_trends(perplexity), TREND_COLUMNS, "corpus"),
     }
 
 
@@ -77,7 +77,7 @@ def _need(table: pd.DataFrame, name: str, columns: Sequence[str]) -> None:
         raise KeepsetError(f"{name} table: missing column {', '.join(missing)}; make it again")
 
 
-def _adjust(rows: Iterator[Row], columns: list[str], family: str) -> pd.DataFrame:
+def adjust(rows: Iterator[Row], columns: list[str], family: str) -> pd.DataFrame:
     """Rows to a table, with `p_holm` over each model x `family`."""
     table = pd.DataFrame(list(rows)).reindex(columns=columns)
     # Dense rows have no test: nullable types keep their columns free of objects.
@@ -91,14 +91,16 @@ def _adjust(rows: Iterator[Row], columns: list[str], family: str) -> pd.DataFram
     return table
 
 
-def _groups(table: pd.DataFrame, keys: list[str]) -> Iterator[tuple[Row, pd.DataFrame]]:
+def groups(table: pd.DataFrame, keys: list[str]) -> Iterator[tuple[Row, pd.DataFrame]]:
+    """Each group as its keys and its rows, in the order of appearance."""
     if not len(table):
         return
     for values, group in table.groupby(keys, sort=False):
         yield dict(zip(keys, values, strict=True)), group
 
 
-def _name(*parts: Row) -> str:
+def name_of(*parts: Row) -> str:
+    """What a message calls a setting."""
     return " ".join(str(v) for part in parts for v in part.values() if v != "none")
 
 
@@ -121,7 +123,7 @@ def cells(
     Raises:
         KeepsetError: there is no dense row, or one appears twice.
     """
-    for shared, group in _groups(table, [key for key in keys if key != "site"]):
+    for shared, group in groups(table, [key for key in keys if key != "site"]):
         runs, rest = group[group["method"] == "dense"], group[group["method"] != "dense"]
         for site in (rest if len(rest) else runs)["site"].unique():
             cell = {key: {**shared, "site": site}[key] for key in keys}
@@ -134,14 +136,15 @@ def _dense(runs: pd.DataFrame, cell: Row, unit: str) -> pd.DataFrame:
     site = next((s for s in (cell["site"], "none", *known) if s in known), None)
     dense = runs[runs["site"] == site].set_index(unit).sort_index()
     if not len(dense) or not dense.index.is_unique:
-        raise KeepsetError(f"{_name(cell)}: one dense row per {unit} is needed; run it again")
+        raise KeepsetError(f"{name_of(cell)}: one dense row per {unit} is needed; run it again")
     return dense
 
 
-def _ratios(perplexity: pd.DataFrame, statistics: Statistics, seed: int) -> Iterator[Row]:
+def ratio_rows(perplexity: pd.DataFrame, statistics: Statistics, seed: int) -> Iterator[Row]:
+    """The rows of `ratios`, without their adjusted p; words and bytes may be unknown."""
     for cell, dense, table in cells(perplexity, TEXT_CELL, "block"):
-        for setting, group in _groups(table, SETTING):
-            nll = by_seed(group, dense, _name(cell, setting))
+        for setting, group in groups(table, SETTING):
+            nll = by_seed(group, dense, name_of(cell, setting))
             yield {**cell, **setting, **_ratio(nll, dense, statistics, seed)}
 
 
@@ -190,24 +193,24 @@ def _ratio(nll: pd.DataFrame, dense: pd.DataFrame, statistics: Statistics, seed:
 
 
 def _levels(nll: pd.Series, dense: pd.DataFrame) -> dict[str, float]:
-    """Perplexity by token and by word, and bits per byte; infinite where exp overflows."""
+    """Perplexity by token and by word, and bits per byte, as far as those are counted."""
     total = nll.sum()
-    with np.errstate(over="ignore"):
-        return {
-            "ppl": float(np.exp(total / dense["n_tokens"].sum())),
-            "word_ppl": float(np.exp(total / dense["n_words"].sum())),
-            "bits_per_byte": float(total / np.log(2) / dense["n_bytes"].sum()),
-        }
+    levels = {"ppl": stats.perplexity(total, dense["n_tokens"].sum())}
+    if "n_words" in dense:
+        levels["word_ppl"] = stats.perplexity(total, dense["n_words"].sum())
+    if "n_bytes" in dense:
+        levels["bits_per_byte"] = float(total / np.log(2) / dense["n_bytes"].sum())
+    return levels
 
 
 def _capability(capability: pd.DataFrame, statistics: Statistics) -> Iterator[Row]:
     for cell, dense, table in cells(capability, TASK_CELL, "item"):
         everything = pd.concat([dense.reset_index(), table])
-        for setting, group in _groups(everything, [*SETTING, "seed"]):
+        for setting, group in groups(everything, [*SETTING, "seed"]):
             here = group.set_index("item").sort_index()
             if not here.index.equals(dense.index):
                 raise KeepsetError(
-                    f"{_name(cell, setting)}: its items are not those of dense; run both again"
+                    f"{name_of(cell, setting)}: its items are not those of dense; run both again"
                 )
             row = {**cell, **setting, **_accuracy(here, statistics)}
             if setting["method"] != "dense":
@@ -248,9 +251,9 @@ def _against_dense(here: pd.Series, dense: pd.Series, statistics: Statistics) ->
 
 
 def _trends(perplexity: pd.DataFrame) -> Iterator[Row]:
-    for cell, table in _groups(perplexity, TEXT_CELL):
+    for cell, table in groups(perplexity, TEXT_CELL):
         dial = table[table["method"].isin(["dynamic", "windowed"])]
-        for setting, group in _groups(dial, DIAL):
+        for setting, group in groups(dial, DIAL):
             if not (group["method"] == "windowed").any():
                 continue
             per_token = (group["nll"] / group["n_tokens"]).rename("loss")
@@ -258,7 +261,7 @@ def _trends(perplexity: pd.DataFrame) -> Iterator[Row]:
             loss = seeds_pooled[sorted(seeds_pooled, key=_window_order)]
             if loss.isna().any(axis=None):
                 raise KeepsetError(
-                    f"{_name(cell, setting)}: windows have different blocks; evaluate them again"
+                    f"{name_of(cell, setting)}: windows have different blocks; evaluate them again"
                 )
             found = stats.page_trend(loss)
             total = group.groupby("window")["nll"].sum()[loss.columns]

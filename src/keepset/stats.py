@@ -52,7 +52,7 @@ class Trend(NamedTuple):
     p: float
 
 
-def wilson(count: int, n: int, confidence: float) -> Interval:
+def wilson(count: float, n: int, confidence: float) -> Interval:
     """Wilson score interval of a proportion (Wilson 1927); NaN for n = 0."""
     if n == 0:
         return Interval(np.nan, np.nan)
@@ -201,6 +201,12 @@ def minimum_detectable_difference(
     if n == 0 or discordant == 0 or surplus(discordant) < 0:
         return np.nan
     return float(optimize.brentq(surplus, 0.0, discordant))
+
+
+def perplexity(nll: float, n: float) -> float:
+    """exp(nats / n); infinite where that overflows."""
+    with np.errstate(over="ignore"):
+        return float(np.exp(np.float64(nll) / n))
 
 
 def log_ratios(nll_a: ArrayLike, nll_b: ArrayLike, n_tokens: ArrayLike) -> Floats:

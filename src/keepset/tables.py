@@ -32,11 +32,12 @@ class _Layout(NamedTuple):
 def write_tables(
     tables: dict[str, pd.DataFrame], folder: str | Path, confidence: float | None = None
 ) -> list[Path]:
-    """Write perplexity, dial, capability, trend and correlations, each as .csv and .tex.
+    """Write every table that the given ones hold, each as .csv and .tex.
 
     Args:
-        tables: Any of `ratios`, `capability` and `trend` (what keepset.significance returns) and
-            `correlation`. A table without rows gives files with a head only.
+        tables: Any of `ratios`, `capability` and `trend` (what keepset.significance returns),
+            `correlation`, and `recall`, `state_pairs`, `side_by_side` and `lengths` (what
+            keepset.compare returns). A table without rows gives files with a head only.
         folder: Where the files go.
         confidence: Level of the intervals, for the captions.
 
@@ -144,6 +145,10 @@ def _ratio(row: Any) -> str:
     return _with_interval(row.ratio, row.ci_low, row.ci_high, "$^{=}$" if row.equivalent else "")
 
 
+def _text(name: str) -> str:
+    return _NOTHING if name == "none" else escape(name)
+
+
 def _percent(sparsity: float) -> str:
     return f"{100 * sparsity:g}%"
 
@@ -171,56 +176,57 @@ def _wide(
 
 def _perplexity(table: pd.DataFrame) -> tuple[list[str], Cells]:
     sparsities = sorted(table["sparsity"].unique())
-    keys = ["model", "corpus", "ppl_dense", "score", "method"]
+    keys = ["model", "corpus", "ppl_dense", "site", "access", "score", "method"]
     heads, cells = _wide(table, keys, "sparsity", sparsities)
     rows = [
-        [escape(model), escape(corpus), number(dense), escape(score), escape(method), *own]
-        for (model, corpus, dense, score, method), own in zip(heads, cells, strict=True)
+        [_text(model), _text(corpus), number(dense), *map(_text, rest), *own]
+        for (model, corpus, dense, *rest), own in zip(heads, cells, strict=True)
     ]
-    head = ["model", "corpus", "dense", "score", "method"]
+    head = ["model", "corpus", "dense", *keys[3:]]
     return [*head, *(_percent(s) for s in sparsities)], rows
 
 
 def _dial(table: pd.DataFrame) -> tuple[list[str], Cells]:
     choices = _in_order(sorted(table["choice"], reverse=True))  # oracle before causal
-    keys = ["model", "corpus", "score", "sparsity", "window"]
+    keys = ["model", "corpus", "site", "access", "score", "sparsity", "window"]
     order = table["window"].map(lambda w: np.inf if w == "sequence" else float(w))
     dial = table.groupby(keys[:-1], sort=False).ngroup()
     table = table.assign(dial=dial, order=order).sort_values(["dial", "order"], kind="stable")
     heads, cells = _wide(table, keys, "choice", choices)
     rows = [
-        [*map(escape, (model, corpus, score, _percent(sparsity), window)), *own]
-        for (model, corpus, score, sparsity, window), own in zip(heads, cells, strict=True)
+        [*map(_text, (*names, _percent(sparsity), window)), *own]
+        for (*names, sparsity, window), own in zip(heads, cells, strict=True)
     ]
-    return ["model", "corpus", "score", "sparsity", "W", *choices], rows
+    return [*keys[:-1], "W", *choices], rows
 
 
 def _on_the_dial(ratios: pd.DataFrame) -> pd.DataFrame:
-    keys = ["model", "corpus", "score", "sparsity"]
+    keys = ["model", "corpus", "site", "access", "score", "sparsity"]
     windowed = ratios.loc[ratios["method"] == "windowed", keys].drop_duplicates()
     return ratios[ratios["method"].isin(["dynamic", "windowed"])].merge(windowed, on=keys)
 
 
 def _capability(table: pd.DataFrame) -> tuple[list[str], Cells]:
-    head = ["model", "task", "n", "method", "sparsity", "W", "choice", "accuracy", "difference"]
+    head = ["model", "task", "n", "site", "access", "method", "score", "sparsity", "W", "choice"]
     rows = []
     for row in _records(table):
         accuracy = _with_interval(row.accuracy, row.ci_low, row.ci_high)
         same = row.equivalent is not pd.NA and bool(row.equivalent)
         mark = "$^{=}$" if same else ""
         difference = _with_interval(row.difference, row.diff_low, row.diff_high, mark)
-        names = (row.model, row.task, str(row.n), row.method, _percent(row.sparsity))
-        own = [*names, row.window, row.choice]
-        own = [_NOTHING if value == "none" else escape(value) for value in own]
-        rows.append([*own, accuracy, difference, p_value(row.p_holm)])
-    return [*head, "p"], rows
+        score = f"{row.score} ({row.seed})" if row.score == "random" else row.score
+        names = (row.model, row.task, str(row.n), row.site, row.access, row.method, score)
+        own = [*names, _percent(row.sparsity), row.window, row.choice]
+        rows.append([*map(_text, own), accuracy, difference, p_value(row.p_holm)])
+    return [*head, "accuracy", "difference", "p"], rows
 
 
 def _trend(table: pd.DataFrame) -> tuple[list[str], Cells]:
-    head = ["model", "corpus", "score", "sparsity", "choice", "blocks", "L", "p", "monotone"]
-    return head, [
+    names = ["model", "corpus", "site", "access", "score"]
+    return [*names, "sparsity", "choice", "blocks", "L", "p", "monotone"], [
         [
-            *map(escape, (row.model, row.corpus, row.score, _percent(row.sparsity), row.choice)),
+            *(_text(getattr(row, name)) for name in names),
+            *map(_text, (_percent(row.sparsity), row.choice)),
             str(row.n_blocks),
             number(row.statistic),
             p_value(row.p_holm),
@@ -233,15 +239,73 @@ def _trend(table: pd.DataFrame) -> tuple[list[str], Cells]:
 def _correlations(table: pd.DataFrame) -> tuple[list[str], Cells]:
     impacts = _in_order(table["impact"])
     rows = []
-    for (model, corpus), group in table.groupby(["model", "corpus"], sort=False):
+    keys = ["model", "corpus", "site", "size"]
+    for names, group in table.groupby(keys, sort=False):
         found = {
             row.impact: _with_interval(row.spearman, row.ci_low, row.ci_high)
             for row in _records(group)
         }
-        rows.append(
-            [escape(str(model)), escape(str(corpus)), *(found.get(i, _NOTHING) for i in impacts)]
+        rows.append([*map(_text, names), *(found.get(i, _NOTHING) for i in impacts)])
+    return [*keys, *impacts], rows
+
+
+def _recall(table: pd.DataFrame) -> tuple[list[str], Cells]:
+    facts = sorted(table["n_facts"].unique())
+    keys = ["model", "task", "site", "access", "method", "score", "sparsity", "window", "choice"]
+    cells = []
+    for values, group in table.groupby([*keys, "distance"], sort=False):
+        found = {
+            row.n_facts: _with_interval(row.accuracy, row.ci_low, row.ci_high)
+            for row in _records(group)
+        }
+        *names, distance = (_percent(v) if isinstance(v, float) else v for v in values)
+        place = "all" if distance == -1 else str(distance)
+        cells.append([*map(_text, names), place, *(found.get(n, _NOTHING) for n in facts)])
+    return [*keys[:7], "W", "choice", "distance", *(f"{n} facts" for n in facts)], cells
+
+
+def _state_pairs(table: pd.DataFrame) -> tuple[list[str], Cells]:
+    head = ["model", "text", "measure", "sparsity", "score", "rival"]
+    rows = []
+    for row in _records(table):
+        rival = (
+            f"{row.rival} ({row.seed})" if row.rival == "random" and row.seed >= 0 else row.rival
         )
-    return ["model", "corpus", *impacts], rows
+        names = (row.model, row.text, row.measure, _percent(row.sparsity), row.score, rival)
+        effect = _with_interval(row.effect, row.ci_low, row.ci_high)
+        values = (number(row.value), number(row.value_rival), effect, p_value(row.p_holm))
+        rows.append([*map(_text, names), *values, row.verdict])
+    return [*head, "value", "rival's", "effect", "p", "verdict"], rows
+
+
+def _side_by_side(table: pd.DataFrame) -> tuple[list[str], Cells]:
+    table = table.assign(place=table["persistence"] + " " + table["access"])
+    places = {
+        ("static both", "static none"): "static",
+        ("dynamic read", "dynamic none"): "dynamic",
+        ("dynamic write",): "dynamic, forgotten",
+    }
+    names = {place: name for own, name in places.items() for place in own}
+    table = table.assign(place=table["place"].map(names))
+    keys = ["model", "corpus", "sparsity", "part", "by"]
+    heads, cells = _wide(table.sort_values("sparsity", kind="stable"), keys, "place",
+                         list(places.values()))  # fmt: skip
+    rows = [
+        [*map(_text, (model, corpus, _percent(sparsity), *rest)), *own]
+        for (model, corpus, sparsity, *rest), own in zip(heads, cells, strict=True)
+    ]
+    return [*keys, *places.values()], rows
+
+
+def _lengths(table: pd.DataFrame) -> tuple[list[str], Cells]:
+    lengths = sorted(table["length"].unique())
+    keys = ["model", "corpus", "score", "sparsity"]
+    heads, cells = _wide(table.assign(equivalent=False), keys, "length", lengths)
+    rows = [
+        [*map(_text, (*names, _percent(sparsity))), *own]
+        for (*names, sparsity), own in zip(heads, cells, strict=True)
+    ]
+    return [*keys, *(f"{n} tokens" for n in lengths)], rows
 
 
 _SAME = "$^{{=}}$: equivalent to dense within the study's margin."
@@ -265,8 +329,8 @@ _LAYOUTS = {
         "capability",
         lambda t: t,
         _capability,
-        "Last-word accuracy with Wilson's {level}intervals; its difference from dense on the same"
-        " items with Tango's; $p$: exact McNemar, Holm over model and task. " + _SAME,
+        "Accuracy in each task with Wilson's {level}intervals; its difference from dense on the"
+        " same items with Tango's; $p$: exact McNemar, Holm over model and task. " + _SAME,
     ),
     "trend": _Layout(
         "trend",
@@ -279,7 +343,44 @@ _LAYOUTS = {
         "correlation",
         lambda t: t[t["layer"] == -1],
         _correlations,
-        "Spearman's correlation of mean $|h|$ with each notion of impact: mean over layers, with"
-        " {level}intervals of a two-stage bootstrap over layers and neurons.",
+        "Spearman's correlation of size with each notion of impact: mean over layers, with"
+        " {level}intervals of a two-stage bootstrap over layers and units. Size of a neuron"
+        " (ffn): mean $|h|$; of a state channel: magnitude, the product of its weights' norms,"
+        " or controllability, the root mean square of the state.",
+    ),
+    "recall": _Layout(
+        "recall",
+        lambda t: t,
+        _recall,
+        "Recall: share of answers that are right, by the number of facts stated and the distance"
+        " in words between facts and question, with Wilson's {level}intervals. The random score"
+        " is the mean over its seeds.",
+    ),
+    "state_pairs": _Layout(
+        "state_pairs",
+        lambda t: t,
+        _state_pairs,
+        "Scores of state channels against each other, static, on the same blocks or items, with"
+        " {level}intervals. Perplexity: ratio to the rival's (BCa bootstrap over blocks), paired"
+        " $t$-test. Accuracy: difference (Tango), exact McNemar test, a row per seed of a random"
+        " rival. $p$: Holm over model and text.",
+    ),
+    "side_by_side": _Layout(
+        "side_by_side",
+        lambda t: t,
+        _side_by_side,
+        "Memory (recurrent state) and scratch (FFN neurons) of one model: token perplexity"
+        " relative to dense, with {level}intervals of a paired bootstrap (BCa) over blocks. Size"
+        " and impact of a state: $\\Vert W_B\\Vert\\,\\Vert W_C\\Vert$ and GHOST when static, $H^2$"
+        " and $H^2 C^2$ when dynamic; dynamic channels are not read, or (last column) forgotten. "
+        + _SAME,
+    ),
+    "lengths": _Layout(
+        "lengths",
+        lambda t: t,
+        _lengths,
+        "Token perplexity relative to dense of static states, by the length of the passages"
+        " evaluated; channels are chosen on passages of one block. {level}intervals of a paired"
+        " bootstrap (BCa) over passages.",
     ),
 }

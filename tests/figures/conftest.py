@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 import made_up
+import made_up_state
 from keepset import significance
 from keepset.settings import Statistics
 
@@ -69,3 +70,18 @@ def capability(tested) -> pd.DataFrame:
         part = tested["capability"][tested["capability"]["model"] == like]
         parts.append(part.assign(model=name, origin=origin))
     return pd.concat(parts, ignore_index=True)
+
+
+STATE_MODELS = ("mamba2", "hybrid", "zamba2-1.2b")
+
+
+@pytest.fixture(scope="session")
+def state_ratios(tested) -> pd.DataFrame:
+    """Ratios of states of three models, two of them hybrids, and of a model without a state."""
+    perplexity = made_up_state.perplexity(["hybrid"], blocks=4)
+    hybrid = significance.test_significance(
+        perplexity, pd.DataFrame(), Statistics(resamples=99), 0
+    )["ratios"]
+    parts = [hybrid.assign(model=m, origin=made_up_state.MODELS[m]) for m in STATE_MODELS]
+    parts[0] = parts[0][parts[0]["site"] == "state"]
+    return pd.concat([*parts, tested["ratios"]], ignore_index=True)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from clean import assert_clean, legend, titles
 
 import made_up
+import made_up_state
 from conftest import SIZES
 from keepset.errors import KeepsetError
 from keepset.figures import decoupling, style
@@ -33,7 +35,7 @@ def test_draws_what_the_table_says():
 def test_a_panel_per_notion_that_was_measured():
     correlation = table()
     assert [title.split("\n")[0] for title in titles(decoupling.draw(correlation))] == [
-        "weight", "output", "taylor", "loss",
+        "FFN: weight", "FFN: output", "FFN: taylor", "FFN: loss",
     ]  # fmt: skip
     two = correlation[correlation["impact"].isin(["weight", "output"])]
     figure = decoupling.draw(two)
@@ -55,3 +57,15 @@ def test_unknown_correlation():
 def test_nothing_to_draw():
     with pytest.raises(KeepsetError, match="figure decoupling"):
         decoupling.draw(table().iloc[:0])
+
+
+def test_states_stand_beside_neurons():
+    both = pd.concat([table(), made_up_state.correlation(["mamba2"])])
+    figure = decoupling.draw(both)
+    assert_clean(figure)
+    assert [title.split("\n")[0] for title in titles(figure)][-1] == "state: energy"
+    marks = [line for line in figure.axes[-1].get_lines() if line.get_marker() in ("o", "s", "^")]
+    ghost = both.query("size == 'magnitude' and impact == 'ghost' and layer == -1")
+    assert [line.get_xdata()[0] for line in marks] == pytest.approx(ghost["spearman"].tolist())
+    taylor = [line for line in figure.axes[2].get_lines() if line.get_marker() in ("o", "s", "^")]
+    assert len(taylor) == 9  # none of the state's, which has an impact of this name too

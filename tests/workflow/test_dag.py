@@ -30,10 +30,16 @@ def table(study, path):
 
 
 def test_everything_is_there(finished):
-    for name in ("decoupling", "static_dynamic", "scores", "dial", "capability", "claims"):
+    for name in (
+        "decoupling", "static_dynamic", "scores", "dial", "capability", "state_sweep", "phantom",
+        "memory_dial", "state_length", "side_by_side", "recall", "claims",
+    ):  # fmt: skip
         for ending in ("png", "svg", "pdf"):
             assert (finished.results() / f"figures/{name}.{ending}").stat().st_size > 1000
-    for name in ("perplexity", "dial", "capability", "trend", "correlations"):
+    for name in (
+        "perplexity", "dial", "capability", "trend", "correlations", "recall", "state_pairs",
+        "side_by_side", "lengths",
+    ):  # fmt: skip
         assert (finished.results() / f"tables/{name}.csv").read_text().count("\n") > 1
         assert "\\begin{longtable}" in (finished.results() / f"tables/{name}.tex").read_text()
     assert not [path for path in finished.results().rglob(".*.*") if path.is_file()]

@@ -113,6 +113,11 @@ def correlation_parts():
     ]
 
 
+HAS_FFN = any(CONFIG.studies(model, "ffn") for model in MODELS)
+HAS_STATE = bool(per_corpus("", "state"))
+HAS_RECALL = any(task.kind == "recall" for task in CONFIG.tasks.values())
+
+
 def state_settings(*parts):
     """What keep sets of states are chosen by, with `parts` of what is done with them."""
     chosen = parameters.state_parts(*parts)

@@ -2,26 +2,37 @@
 # Inputs: significance/*.parquet. Outputs: figures/{figure}.png, .svg, .pdf.
 
 
-FIGURE_TABLES = {
-    "decoupling": "correlation",
-    "static_dynamic": "ratios",
-    "scores": "ratios",
-    "dial": "ratios",
-    "capability": "capability",
-    "claims": "claims",
-}
-if not TASKS:
-    del FIGURE_TABLES["capability"]
+# Figure -> the tables that it is drawn from, in the order of its function's arguments.
+FIGURE_TABLES = {"decoupling": ["correlation"], "claims": ["claims"]}
+if HAS_FFN:
+    FIGURE_TABLES |= {
+        "static_dynamic": ["ratios"],
+        "scores": ["ratios"],
+        "dial": ["ratios"],
+    }
+if HAS_FFN and TASKS:
+    FIGURE_TABLES["capability"] = ["capability"]
+if HAS_STATE:
+    FIGURE_TABLES |= {
+        "state_sweep": ["ratios"],
+        "phantom": ["channels", "quadrants"],
+        "memory_dial": ["ratios"],
+        "state_length": ["lengths"],
+    }
+if HAS_STATE and HAS_FFN:
+    FIGURE_TABLES["side_by_side"] = ["side_by_side"]
+if HAS_RECALL:
+    FIGURE_TABLES["recall"] = ["recall"]
 
 
 # One rule per figure, since a caption cannot be chosen by a wildcard.
-for FIGURE, TABLE in FIGURE_TABLES.items():
+for FIGURE, SOURCES in FIGURE_TABLES.items():
 
     rule:
         name:
             f"draw_{FIGURE}"
         input:
-            f"{RESULTS}/significance/{TABLE}.parquet",
+            [f"{RESULTS}/significance/{table}.parquet" for table in SOURCES],
         output:
             png=report(
                 f"{RESULTS}/figures/{FIGURE}.png",
@@ -56,3 +67,4 @@ rule figures:
             figure=FIGURE_TABLES,
             ending=["png", "svg", "pdf"],
         ),
+        f"{RESULTS}/figures/loss_curve.png" if SHIPPED_LOSSES else [],

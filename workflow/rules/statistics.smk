@@ -1,6 +1,6 @@
 # Intervals, tests, and the tables of the paper.
 # Inputs: every perplexity, capability and correlation table of this run.
-# Outputs: significance/{ratios,capability,trend}.parquet, tables/*.csv and *.tex.
+# Outputs: significance/*.parquet, tables/*.csv and *.tex.
 
 
 rule test_significance:
@@ -57,15 +57,83 @@ rule join_correlations:
         "../scripts/join_tables.py"
 
 
-TABLE_NAMES = ["perplexity", "dial", "capability", "trend", "correlations"]
+rule compare_settings:
+    input:
+        perplexity=per_corpus("perplexity.parquet"),
+        capability=expand(
+            f"{RESULTS}/{{model}}/{{task}}/capability.parquet",
+            model=MODELS,
+            task=TASKS,
+        ),
+        ratios=[f"{RESULTS}/significance/ratios.parquet"],
+        lengths=per_corpus("length.parquet", "state"),
+    output:
+        recall=f"{RESULTS}/significance/recall.parquet",
+        state_pairs=f"{RESULTS}/significance/state_pairs.parquet",
+        side_by_side=f"{RESULTS}/significance/side_by_side.parquet",
+        lengths=f"{RESULTS}/significance/lengths.parquet",
+    log:
+        f"{LOGS}/compare_settings.log",
+    benchmark:
+        f"{BENCHMARKS}/compare_settings.tsv"
+    conda:
+        "../../envs/study.yaml"
+    resources:
+        mem_mb=memory(1000),
+        runtime=15,
+    params:
+        statistics=CONFIG.statistics.model_dump(),
+        seed=CONFIG.seed,
+        code=code_hash("keepset.steps.comparison"),
+    message:
+        "Comparing settings"
+    script:
+        "../scripts/compare_settings.py"
+
+
+rule sort_channels:
+    input:
+        per_corpus("channels.parquet", "state"),
+    output:
+        channels=f"{RESULTS}/significance/channels.parquet",
+        quadrants=f"{RESULTS}/significance/quadrants.parquet",
+    log:
+        f"{LOGS}/sort_channels.log",
+    benchmark:
+        f"{BENCHMARKS}/sort_channels.tsv"
+    conda:
+        "../../envs/study.yaml"
+    resources:
+        mem_mb=memory(500),
+        runtime=5,
+    params:
+        code=code_hash("keepset.steps.comparison"),
+    message:
+        "Sorting channels into quadrants"
+    script:
+        "../scripts/sort_channels.py"
+
+
+TABLES = {
+    "perplexity": "ratios",
+    "dial": "ratios",
+    "capability": "capability",
+    "trend": "trend",
+    "correlations": "correlation",
+}
+if HAS_RECALL:
+    TABLES["recall"] = "recall"
+if HAS_STATE:
+    TABLES |= {name: name for name in ("state_pairs", "side_by_side", "lengths")}
+TABLE_NAMES = list(TABLES)
 
 
 rule write_tables:
     input:
-        ratios=f"{RESULTS}/significance/ratios.parquet",
-        capability=f"{RESULTS}/significance/capability.parquet",
-        trend=f"{RESULTS}/significance/trend.parquet",
-        correlation=f"{RESULTS}/significance/correlation.parquet",
+        **{
+            source: f"{RESULTS}/significance/{source}.parquet"
+            for source in dict.fromkeys(TABLES.values())
+        },
     output:
         csv=report(
             expand(f"{RESULTS}/tables/{{table}}.csv", table=TABLE_NAMES),

@@ -105,6 +105,56 @@ rule measure_specimens:
         "../scripts/measure_specimens.py"
 
 
+# The curves of the specimens that the study uses, where their folders hold them.
+SHIPPED_LOSSES = [
+    str(Path(model.path) / "losses.parquet")
+    for name, model in CONFIG.active_models().items()
+    if model.origin == "specimen" and (Path(model.path) / "losses.parquet").is_file()
+]
+LOSSES = {
+    "training": expand(
+        f"{RESULTS}/training/{{specimen}}/losses.parquet", specimen=SPECIMENS
+    ),
+    "figures": SHIPPED_LOSSES,
+}
+LOSSES = {folder: tables for folder, tables in LOSSES.items() if tables}
+
+
+# The trainings of this run, and those of the specimens that the study came with.
+for FOLDER, TABLES_OF_LOSSES in LOSSES.items():
+
+    rule:
+        name:
+            f"draw_losses_{FOLDER}"
+        input:
+            TABLES_OF_LOSSES,
+        output:
+            png=report(
+                f"{RESULTS}/{FOLDER}/loss_curve.png",
+                caption="../report/loss_curve.rst",
+                category="Training",
+                labels={"figure": "loss curve"},
+            ),
+            svg=f"{RESULTS}/{FOLDER}/loss_curve.svg",
+            pdf=f"{RESULTS}/{FOLDER}/loss_curve.pdf",
+        log:
+            f"{LOGS}/draw_losses_{FOLDER}.log",
+        benchmark:
+            f"{BENCHMARKS}/draw_losses_{FOLDER}.tsv"
+        conda:
+            "../../envs/study.yaml"
+        resources:
+            mem_mb=memory(1000),
+            runtime=5,
+        params:
+            code=code_hash("keepset.figures.loss_curve"),
+        message:
+            f"Drawing the loss curves of {FOLDER}"
+        script:
+            "../scripts/draw_losses.py"
+
+
 rule train_specimens:
     input:
         f"{RESULTS}/training/gates.json",
+        f"{RESULTS}/training/loss_curve.png" if SPECIMENS else [],

@@ -1,4 +1,4 @@
-"""What is left of a skill: last-word accuracy under each way to choose."""
+"""What is left of a skill: accuracy under each way to choose FFN neurons."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ def draw(capability: pd.DataFrame) -> Figure:
     """Accuracy from dense to dynamic, windowed and static; a panel per task.
 
     Args:
-        capability: The `capability` table of keepset.significance.
+        capability: The `capability` table of keepset.significance; its FFN sites are shown.
 
     Returns:
         The figure: points with Wilson intervals joined to dense; n and p on the right of each
         panel. Hollow marks are specimens.
 
     Raises:
-        KeepsetError: the table has no rows.
+        KeepsetError: the table has no row of an FFN site.
     """
-    style.need(capability, "capability", "task")
+    capability = style.of_site(capability, "ffn")
+    style.need(capability, "capability", "task of an FFN site")
     rows = _rows(capability)
     tasks = style.in_order(capability["task"])
     height = 1.0 + _ROW_HEIGHT * (rows["place"].max() + 1)
@@ -41,7 +42,7 @@ def draw(capability: pd.DataFrame) -> Figure:
         ax.set_title(task)
     _name_rows(axes[0], rows)
     axes[0].set_xlim(-0.02, 1.02)
-    figure.supxlabel("accuracy: share of items with the whole last word right", fontsize=8)
+    figure.supxlabel("accuracy: share of items whose whole answer is right", fontsize=8)
     style.legend(figure, _handles(style.in_order(rows["method"])), capability)
     return figure
 

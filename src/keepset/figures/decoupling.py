@@ -9,21 +9,25 @@ from matplotlib.lines import Line2D
 
 from keepset.figures import style
 
-_IMPACTS = {
-    "weight": "weight\n$\\Vert w\\Vert$ (the paper's)",
-    "output": "output\nleave-one-out change",
-    "taylor": "taylor\n$|\\Sigma h\\,\\partial L/\\partial h|$",
-    "loss": "loss\nmeasured ablation",
+_PANELS = {
+    ("ffn", "weight"): "FFN: weight\n$\\Vert w\\Vert$ (the paper's)",
+    ("ffn", "output"): "FFN: output\nleave-one-out",
+    ("ffn", "taylor"): "FFN: taylor\n$|\\Sigma h\\,\\partial L/\\partial h|$",
+    ("ffn", "loss"): "FFN: loss\nmeasured",
+    ("state", "ghost"): "state: energy\n$\\sqrt{\\mathrm{mean}\\ H^2C^2}$",
 }
 _ROW = 0.16  # inches for one model and corpus
 
 
 @style.styled
 def draw(correlation: pd.DataFrame) -> Figure:
-    """Spearman's correlation of mean |h| with each notion of impact; a panel per notion.
+    """Spearman's correlation of size with each notion of impact; a panel per notion.
+
+    Size is mean |h| of a neuron and ||W_B|| ||W_C|| of a state channel.
 
     Args:
-        correlation: The `correlation` table; layer -1 holds the mean over layers.
+        correlation: The `correlation` table; layer -1 holds the mean over layers. Of a state's
+            rows, those of magnitude with the energy (GHOST's score) are shown.
 
     Returns:
         The figure: a mark with its interval per model and corpus, light dots for its layers.
@@ -31,10 +35,14 @@ def draw(correlation: pd.DataFrame) -> Figure:
     Raises:
         KeepsetError: the table has no rows.
     """
+    correlation = correlation[correlation["size"] == "magnitude"]
+    keys = zip(correlation["site"], correlation["impact"], strict=True)
+    correlation = correlation[[key in _PANELS for key in keys]]
     style.need(correlation, "decoupling", "correlation of size and impact")
     models = style.in_order(correlation["model"])
     corpora = style.in_order(correlation["corpus"])
-    impacts = [name for name in _IMPACTS if (correlation["impact"] == name).any()]
+    seen = set(zip(correlation["site"], correlation["impact"], strict=True))
+    notions = [key for key in _PANELS if key in seen]
     gap = 0.8
     row = {
         (model, corpus): at * (len(corpora) + gap) + inner
@@ -43,16 +51,17 @@ def draw(correlation: pd.DataFrame) -> Figure:
     }
     height = 1.4 + _ROW * len(models) * (len(corpora) + gap)
     figure = Figure(figsize=(style.WIDTH, height))
-    axes = figure.subplots(1, len(impacts), sharex=True, sharey=True, squeeze=False)[0]
+    axes = figure.subplots(1, len(notions), sharex=True, sharey=True, squeeze=False)[0]
     looks = dict(zip(corpora, zip(style.CYCLE, style.MARKERS, strict=True), strict=False))
-    for ax, impact in zip(axes, impacts, strict=True):
-        _panel(ax, correlation[correlation["impact"] == impact], row, looks)
-        ax.set_title(_IMPACTS[impact])
+    for ax, (site, impact) in zip(axes, notions, strict=True):
+        own = correlation[correlation["impact"] == impact]
+        _panel(ax, style.of_site(own, site), row, looks)
+        ax.set_title(_PANELS[site, impact])
     middle = (len(corpora) - 1) / 2
     axes[0].set_yticks([row[model, corpora[0]] + middle for model in models], models)
     axes[0].set_ylim(max(row.values()) + 0.8, -0.8)
     axes[0].set_xlim(-1.05, 1.05)
-    figure.supxlabel("Spearman's correlation of mean |h| with impact, over neurons", fontsize=8)
+    figure.supxlabel("Spearman's correlation of size with impact, over units", fontsize=8)
     style.legend(figure, _handles(looks), correlation)
     return figure
 

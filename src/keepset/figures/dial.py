@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 
 from keepset.figures import style
 
-_DASH: dict[str, Any] = {"oracle": "-", "causal": (0, (4, 2))}
-_WHEN = {
+DASH: dict[str, Any] = {"oracle": "-", "causal": (0, (4, 2))}
+WHEN = {
     "oracle": "oracle: chosen on the window itself",
     "causal": "causal: on the window before",
 }
@@ -27,8 +27,8 @@ def draw(ratios: pd.DataFrame, score: str = "magnitude") -> Figure:
     """Perplexity relative to dense against the window; a panel per model and corpus.
 
     Args:
-        ratios: The `ratios` table of keepset.significance. W = 1 of the oracle is the dynamic
-            run; the static run stands at the right edge.
+        ratios: The `ratios` table of keepset.significance; its FFN sites are shown. W = 1 of the
+            oracle is the dynamic run; the static run stands at the right edge.
         score: The score whose keep sets are shown.
 
     Returns:
@@ -37,9 +37,10 @@ def draw(ratios: pd.DataFrame, score: str = "magnitude") -> Figure:
     Raises:
         KeepsetError: there is no windowed run of this score.
     """
-    table = _on_the_dial(ratios[ratios["score"] == score])
+    ffn = style.of_site(ratios, "ffn")
+    table = on_the_dial(ffn[ffn["score"] == score])
     style.need(table, "dial", f"windowed run of the score {score}")
-    at = _positions(table["window"])
+    at = positions(table["window"])
     sparsities = sorted(table["sparsity"].unique())
     looks = dict(zip(sparsities, zip(style.CYCLE, style.MARKERS, strict=True), strict=False))
     keys = style.in_order(zip(table["model"], table["corpus"], strict=True))
@@ -51,19 +52,19 @@ def draw(ratios: pd.DataFrame, score: str = "magnitude") -> Figure:
     style.ratio_axes(axes.values())
     figure.supylabel("token perplexity / dense", fontsize=8)
     figure.supxlabel("window W (tokens for which one keep set is held)", fontsize=8)
-    choices = [c for c in _DASH if (table["choice"] == c).any()]
+    choices = [c for c in DASH if (table["choice"] == c).any()]
     style.legend(figure, _handles(looks, choices), table)
     return figure
 
 
-def _on_the_dial(table: pd.DataFrame) -> pd.DataFrame:
+def on_the_dial(table: pd.DataFrame) -> pd.DataFrame:
     """The rows at the sparsities that each model and corpus has windowed runs of."""
     keys = ["model", "corpus", "sparsity"]
     windowed = table.loc[table["method"] == "windowed", keys].drop_duplicates()
     return table.merge(windowed, on=keys)
 
 
-def _positions(windows: pd.Series) -> Positions:
+def positions(windows: pd.Series) -> Positions:
     """Where each window stands: log2 of its tokens, then the sequence, then static."""
     tokens = sorted({int(w) for w in windows if w not in ("sequence", "corpus")})
     at = {str(w): float(np.log2(w)) for w in tokens}
@@ -83,13 +84,14 @@ def _panel(ax: Axes, table: pd.DataFrame, at: Positions, looks: Looks) -> None:
             ends = (rows["ratio"], rows["ci_low"], rows["ci_high"])
             style.interval(ax, rows["at"], *ends, marker="_", markersize=9, linestyle="", **look)
             continue
-        ax.plot(rows["at"], rows["ratio"], marker=marker, markersize=3, ls=_DASH[choice], **look)
+        ax.plot(rows["at"], rows["ratio"], marker=marker, markersize=3, ls=DASH[choice], **look)
         band = (rows["ci_low"], rows["ci_high"])
         ax.fill_between(rows["at"], *band, color=colour, alpha=0.15, linewidth=0)
-    _window_ticks(ax, at)
+    window_ticks(ax, at)
 
 
-def _window_ticks(ax: Axes, at: Positions) -> None:
+def window_ticks(ax: Axes, at: Positions) -> None:
+    """Name the windows on the x axis."""
     names = {"sequence": "seq.", "corpus": "static"}
     tokens = [w for w in at if w not in names]
     # Labels of neighbours would run into each other on a narrow panel.
@@ -104,5 +106,5 @@ def _handles(looks: Looks, choices: list[str]) -> list[Line2D]:
         Line2D([], [], color=colour, marker=marker, label=f"{style.percent(s)} left out")
         for s, (colour, marker) in looks.items()
     ]
-    lines = [Line2D([], [], color=style.GREY, ls=_DASH[c], label=_WHEN[c]) for c in choices]
+    lines = [Line2D([], [], color=style.GREY, ls=DASH[c], label=WHEN[c]) for c in choices]
     return sparsities + lines

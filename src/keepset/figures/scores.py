@@ -1,4 +1,4 @@
-"""How units are chosen: every score, static and dynamic."""
+"""How FFN neurons are chosen: every score, static and dynamic."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def draw(ratios: pd.DataFrame) -> Figure:
     """Perplexity relative to dense by sparsity, a line per score.
 
     Args:
-        ratios: The `ratios` table of keepset.significance. Shown are the models and corpora on
-            which more than one score was run; where none has two, all are.
+        ratios: The `ratios` table of keepset.significance. Of its FFN sites, those models and
+            corpora are shown on which more than one score was run; where none has two, all are.
 
     Returns:
         The figure: a row per model and corpus, static on the left and dynamic on the right.
@@ -36,7 +36,8 @@ def draw(ratios: pd.DataFrame) -> Figure:
     Raises:
         KeepsetError: there is no static or dynamic run.
     """
-    table = ratios[ratios["method"].isin(["static", "dynamic"])]
+    ffn = style.of_site(ratios, "ffn")
+    table = ffn[ffn["method"].isin(["static", "dynamic"])]
     style.need(table, "scores", "static or dynamic run")
     several = table.groupby(["model", "corpus"])["score"].transform("nunique") > 1
     table = table[several] if several.any() else table

@@ -15,7 +15,7 @@ def draw(ratios: pd.DataFrame, score: str = "magnitude") -> Figure:
     """Perplexity relative to dense by sparsity; a panel per model and corpus.
 
     Args:
-        ratios: The `ratios` table of keepset.significance.
+        ratios: The `ratios` table of keepset.significance; its FFN sites are shown.
         score: The score whose keep sets are shown.
 
     Returns:
@@ -24,7 +24,8 @@ def draw(ratios: pd.DataFrame, score: str = "magnitude") -> Figure:
     Raises:
         KeepsetError: there is no static or dynamic run of this score.
     """
-    table = ratios[ratios["method"].isin(["static", "dynamic"]) & (ratios["score"] == score)]
+    ffn = style.of_site(ratios, "ffn")
+    table = ffn[ffn["method"].isin(["static", "dynamic"]) & (ffn["score"] == score)]
     style.need(table, "static_dynamic", f"static or dynamic run of the score {score}")
     sparsities = sorted(table["sparsity"].unique())
     keys = style.in_order(zip(table["model"], table["corpus"], strict=True))

@@ -11,6 +11,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
@@ -107,6 +108,19 @@ def need(table: pd.DataFrame, figure: str, what: str) -> None:
         raise KeepsetError(f"figure {figure}: there is no {what}; add it to the grid and run again")
 
 
+@styled
+def note(text: str) -> Figure:
+    """A page that says why there is nothing to see."""
+    figure = Figure(figsize=(WIDTH, 0.8))
+    figure.text(0.5, 0.5, text, ha="center", va="center", color=GREY)
+    return figure
+
+
+def of_site(table: pd.DataFrame, site: str) -> pd.DataFrame:
+    """The rows of one kind of site: ffn or state."""
+    return table[table["site"] == site]
+
+
 def in_order(values: Iterable[Any]) -> list[Any]:
     """Distinct values, in the order in which they first appear."""
     return list(dict.fromkeys(values))
@@ -123,15 +137,22 @@ def any_specimen(table: pd.DataFrame) -> bool:
 
 
 def panels(
-    keys: Sequence[tuple[str, str]], height: float = 1.6, *, share_y: bool = True
-) -> tuple[Figure, dict[tuple[str, str], Axes]]:
-    """One panel per (row, column) pair, all on one x axis; absent pairs leave a gap.
+    keys: Sequence[tuple[Any, Any]],
+    height: float = 1.6,
+    *,
+    share_x: bool = True,
+    share_y: bool = True,
+    width: float = 2.2,
+) -> tuple[Figure, dict[tuple[Any, Any], Axes]]:
+    """One panel per (row, column) pair, on one x axis; absent pairs leave a gap.
 
     Args:
         keys: The pairs that are there, in order. A single column is folded into rows of three,
             each panel with a y axis of its own.
         height: Of a row of panels, in inches.
+        share_x: Whether all panels share their x axis.
         share_y: Whether the panels of a row share their y axis.
+        width: Of a panel, in inches, where the page has room.
 
     Returns:
         The figure, and the axes of each pair.
@@ -144,11 +165,11 @@ def panels(
         for r, c in keys
     }
     n_rows = 1 + max(row for row, _ in place.values())
-    figure = Figure(figsize=(min(WIDTH, 1.4 + 2.2 * n_columns), 0.9 + height * n_rows))
+    figure = Figure(figsize=(min(WIDTH, 1.4 + width * n_columns), 0.9 + height * n_rows))
     axes = figure.subplots(
         n_rows,
         n_columns,
-        sharex=True,
+        sharex=share_x,
         sharey="row" if share_y and not folded else False,
         squeeze=False,
     )
@@ -167,19 +188,28 @@ def ratio_axes(axes: Iterable[Axes]) -> None:
         ax.set_yscale("log")
         ax.axhline(1, color=GREY, linewidth=0.7, linestyle=":", zorder=0)
     for ax in axes:
-        low, high = ax.get_ylim()
-        decades = np.log10(high / low)
-        # The default of a log axis, powers of ten, leaves a narrow range with one tick or none.
-        if decades < 1.7:
-            subs = (1, 1.5, 2, 3, 5) if decades < 0.8 else (1, 2, 5)
-            ax.yaxis.set_major_locator(MaxNLocator(5) if decades < 0.3 else LogLocator(subs=subs))
-            ax.yaxis.set_minor_locator(NullLocator())
-        ax.yaxis.set_major_formatter(FuncFormatter(_plain))
-        ax.yaxis.set_minor_formatter(NullFormatter())
+        log_ticks(ax.yaxis)
+
+
+def log_ticks(axis: Axis) -> None:
+    """Plain numbers for the ticks of a log axis, at least two of them."""
+    low, high = axis.get_view_interval()
+    decades = np.log10(high / low)
+    # The default of a log axis, powers of ten, leaves a narrow range with one tick or none.
+    if decades < 1.7:
+        subs = (1, 1.5, 2, 3, 5) if decades < 0.8 else (1, 2, 5)
+        axis.set_major_locator(MaxNLocator(5) if decades < 0.3 else LogLocator(subs=subs))
+        axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(_plain))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _plain(value: float, _: int) -> str:
-    return f"{value:g}" if value < 1e4 else f"$10^{{{np.log10(value):.0f}}}$"
+    if 1e-3 <= value < 1e4:
+        return f"{value:g}"
+    lead, power = f"{value:e}".split("e")
+    times = "" if float(lead) == 1 else rf"{float(lead):g} \cdot "
+    return f"${times}10^{{{int(power)}}}$"
 
 
 def interval(ax: Axes, x: Any, y: Any, low: Any, high: Any, **style: Any) -> None:

@@ -1,0 +1,55 @@
+"""Settings side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from keepset import compare, provenance, store
+from keepset.settings import Statistics
+from keepset.state import quadrants
+from keepset.text.recall import CHANCE
+
+PathLike = str | Path
+
+
+def compare_settings(
+    inputs: Mapping[str, Sequence[PathLike]],
+    statistics: Mapping[str, Any],
+    seed: int,
+    outputs: Mapping[str, PathLike],
+) -> None:
+    """Recall by facts, state scores in pairs, memory beside scratch, lengths.
+
+    `inputs` maps perplexity, capability, ratios and lengths to tables; `outputs` maps recall,
+    state_pairs, side_by_side and lengths to files.
+    """
+    found = {name: _joined(paths) for name, paths in inputs.items()}
+    settings = Statistics.model_validate(statistics)
+    made = {
+        "recall": compare.recall_table(found["capability"], settings, CHANCE),
+        "state_pairs": compare.state_pairs(
+            found["perplexity"], found["capability"], settings, seed
+        ),
+        "side_by_side": compare.side_by_side(found["ratios"]),
+        "lengths": compare.length_ratios(found["lengths"], settings, seed),
+    }
+    source = {**provenance.environment(), "statistics": dict(statistics), "seed": seed}
+    for name, path in outputs.items():
+        store.write_table(made[name], path, source)
+
+
+def sort_channels(inputs: Sequence[PathLike], channels: PathLike, shares: PathLike) -> None:
+    """Join the channels of all models, with their quadrants and the quadrants' shares."""
+    found = {str(path): store.read_json(store.sidecar(path)) for path in inputs}
+    table = quadrants.with_quadrants(_joined(inputs))
+    store.write_table(table, channels, found)
+    store.write_table(quadrants.shares(table), shares, found)
+
+
+def _joined(paths: Sequence[PathLike]) -> pd.DataFrame:
+    tables = [pd.read_parquet(path) for path in paths]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()

@@ -1,0 +1,6 @@
+from keepset.job import job
+from keepset.record import recording
+from keepset.steps import drawing
+
+with job(snakemake.log[0], snakemake.threads), recording(snakemake):
+    drawing.draw_losses(list(snakemake.input), snakemake.output.png)
