@@ -72,32 +72,26 @@ def recall_table(capability: pd.DataFrame, statistics: Statistics, chance: float
     for cell, dense, table in cells(asked, TASK_CELL, "item"):
         everything = pd.concat([dense.reset_index(), table])
         for setting, group in groups(everything, SETTING):
-            for kind, items in _kinds(group):
-                found = _pooled_accuracy(items, statistics)
-                rows.append({**cell, **setting, **kind, **found, "chance": chance})
+            for found in _by_kind(group, statistics):
+                rows.append({**cell, **setting, **found, "chance": chance})
     return pd.DataFrame(rows, columns=RECALL_COLUMNS)
 
 
-def _kinds(table: pd.DataFrame) -> Iterator[tuple[Row, pd.DataFrame]]:
-    for n_facts, own in table.groupby("n_facts"):
-        yield {"n_facts": int(n_facts), "distance": POOLED}, own
-        for distance, part in own.groupby("distance"):
-            yield {"n_facts": int(n_facts), "distance": int(distance)}, part
-
-
-def _pooled_accuracy(items: pd.DataFrame, statistics: Statistics) -> Row:
-    by_seeds = items.groupby("seed")["correct"].agg(["mean", "size"])
-    n, accuracy = int(by_seeds["size"].iloc[0]), float(by_seeds["mean"].mean())
-    low, high = stats.wilson(accuracy * n, n, statistics.confidence)
-    return {
-        "seeds": len(by_seeds),
-        "n": n,
-        "accuracy": accuracy,
-        "ci_low": low,
-        "ci_high": high,
-        "accuracy_min": by_seeds["mean"].min(),
-        "accuracy_max": by_seeds["mean"].max(),
-    }
+def _by_kind(items: pd.DataFrame, statistics: Statistics) -> Iterator[Row]:
+    """Accuracy of one setting at each number of facts: over all distances, then at each."""
+    both = pd.concat([items.assign(distance=POOLED), items])
+    kind = ["n_facts", "distance"]
+    seeds = both.groupby([*kind, "seed"])["correct"].agg(["mean", "size"])
+    found = seeds.groupby(kind).agg(
+        seeds=("mean", "size"),
+        n=("size", "first"),
+        accuracy=("mean", "mean"),
+        accuracy_min=("mean", "min"),
+        accuracy_max=("mean", "max"),
+    )
+    for row in found.reset_index().to_dict("records"):
+        low, high = stats.wilson(row["accuracy"] * row["n"], row["n"], statistics.confidence)
+        yield {**row, "ci_low": low, "ci_high": high}
 
 
 def state_pairs(
