@@ -91,7 +91,7 @@ def _by_kind(items: pd.DataFrame, statistics: Statistics) -> Iterator[Row]:
     )
     for row in found.reset_index().to_dict("records"):
         low, high = stats.wilson(row["accuracy"] * row["n"], row["n"], statistics.confidence)
-        yield {**row, "ci_low": low, "ci_high": high}
+        yield {**{str(key): value for key, value in row.items()}, "ci_low": low, "ci_high": high}
 
 
 def state_pairs(

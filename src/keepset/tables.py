@@ -240,6 +240,7 @@ def _correlations(table: pd.DataFrame) -> tuple[list[str], Cells]:
     impacts = _in_order(table["impact"])
     rows = []
     keys = ["model", "corpus", "site", "size"]
+    names: Any
     for names, group in table.groupby(keys, sort=False):
         found = {
             row.impact: _with_interval(row.spearman, row.ci_low, row.ci_high)
@@ -253,6 +254,7 @@ def _recall(table: pd.DataFrame) -> tuple[list[str], Cells]:
     facts = sorted(table["n_facts"].unique())
     keys = ["model", "task", "site", "access", "method", "score", "sparsity", "window", "choice"]
     cells = []
+    values: Any
     for values, group in table.groupby([*keys, "distance"], sort=False):
         found = {
             row.n_facts: _with_interval(row.accuracy, row.ci_low, row.ci_high)

@@ -74,7 +74,7 @@ def _panel(ax: Axes, table: pd.DataFrame, facts: Any) -> None:
     for quadrant, (x, y, across, up) in _CORNERS.items():
         share = f"{100 * facts[quadrant]:.0f}%"
         box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
-        place = {"ha": across, "va": up, "transform": ax.transAxes}
+        place: dict[str, Any] = {"ha": across, "va": up, "transform": ax.transAxes}
         ax.text(x, y, share, color=_LOOKS[quadrant][0], fontsize=8, bbox=box, **place)
 
 

@@ -94,7 +94,10 @@ def _state(part: pd.DataFrame) -> Iterator[tuple[str, list[Series]]]:
     held = rules[rules["method"].isin(["dynamic", "windowed"])]
     for (sparsity,), rows in style.split(held, "sparsity"):
         keys = ("access", "window", "choice")
-        series = [_held(*values, one) for values, one in style.split(rows, *keys)]
+        series = [
+            _held(access, window, choice, one)
+            for (access, window, choice), one in style.split(rows, *keys)
+        ]
         yield f"state held, {style.percent(sparsity)}", series
 
 

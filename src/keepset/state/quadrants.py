@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -50,6 +52,7 @@ def shares(channels: pd.DataFrame) -> pd.DataFrame:
     if not len(channels):
         return pd.DataFrame()
     rows = []
+    values: Any
     for values, own in channels.groupby(_CELL, sort=False):
         counts = own["quadrant"].value_counts(normalize=True)
         layers = own.groupby(["layer", "group"], sort=False).indices.values()
