@@ -24,7 +24,7 @@ def test_clean_at_every_size(table, models):
 
 def test_draws_what_the_table_says(table):
     figure = recall.draw(table)
-    ax = figure.axes[titles(figure).index("mamba2\nstate cut, 90%")]
+    ax = next(ax for ax in figure.axes if ax.get_title() == "mamba2\nstate cut, 90%")
     rows = table.query("model == 'mamba2' and sparsity == 0.9 and distance == -1")
     lines = {line.get_color(): line.get_ydata() for line in ax.get_lines()}
     ghost = rows.query("score == 'ghost'").sort_values("n_facts")["accuracy"]

@@ -26,7 +26,7 @@ def test_draws_what_the_table_says(cells):
     ax = figure.axes[titles(figure).index("hybrid, wiki: 90% left out")]
     rows = cells.query("model == 'hybrid' and sparsity == 0.9 and by == 'impact'")
     line = next(line for line in ax.get_lines() if line.get_color() == style.BLUE)
-    drawn = dict(zip(line.get_xdata().round().astype(int), line.get_ydata(), strict=True))
+    drawn = dict(zip(map(round, line.get_xdata()), line.get_ydata(), strict=True))
     for at, part, access, method in (
         (0, "memory", "both", "static"),
         (1, "memory", "read", "dynamic"),
