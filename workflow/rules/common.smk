@@ -118,6 +118,18 @@ HAS_STATE = bool(per_corpus("", "state"))
 HAS_RECALL = any(task.kind == "recall" for task in CONFIG.tasks.values())
 
 
+def chosen_units(wildcards):
+    """What the static sets of a task are read from, for the kinds of sites that are studied."""
+    corpus = CONFIG.capability.corpus
+    folder = f"{RESULTS}/{wildcards.model}/{corpus}"
+    found = {}
+    if CONFIG.studies(wildcards.model, "ffn", corpus):
+        found["cache"] = f"{folder}/activations.safetensors"
+    if CONFIG.studies(wildcards.model, "state", corpus):
+        found["sets"] = f"{folder}/state.safetensors"
+    return found
+
+
 def state_settings(*parts):
     """What keep sets of states are chosen by, with `parts` of what is done with them."""
     chosen = parameters.state_parts(*parts)

@@ -145,18 +145,6 @@ rule join_perplexity:
         "../scripts/join_tables.py"
 
 
-def chosen_units(wildcards):
-    """What the static sets of a task are read from, for the kinds of sites that are studied."""
-    corpus = CONFIG.capability.corpus
-    folder = f"{RESULTS}/{wildcards.model}/{corpus}"
-    found = {}
-    if CONFIG.studies(wildcards.model, "ffn", corpus):
-        found["cache"] = f"{folder}/activations.safetensors"
-    if CONFIG.studies(wildcards.model, "state", corpus):
-        found["sets"] = f"{folder}/state.safetensors"
-    return found
-
-
 rule evaluate_capability:
     input:
         unpack(chosen_units),
