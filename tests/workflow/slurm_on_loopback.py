@@ -91,7 +91,7 @@ class Slurm:
         for daemon in ("slurmd", "slurmctld"):
             _stop(STATE / f"{daemon}.pid")
         if self._own_munge:
-            subprocess.run(["runuser", "-u", "munge", "--", "munged", "--stop"], check=False)
+            _stop(Path("/run/munge/munged.pid"))
         for name in ("slurm.conf", "gres.conf"):
             (FOLDER / name).unlink(missing_ok=True)
         shutil.rmtree(STATE, ignore_errors=True)
@@ -134,7 +134,16 @@ def _stop(pid_file: Path) -> None:
     except (OSError, ValueError):
         return
     for _ in range(100):
-        if not Path(f"/proc/{pid}").exists():
+        if _ended(pid):
             return
         time.sleep(0.1)
     os.kill(pid, 9)
+
+
+def _ended(pid: int) -> bool:
+    """Whether a process is gone, or a zombie that nobody takes away."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return True
+    return stat.rpartition(")")[2].split()[0] == "Z"
