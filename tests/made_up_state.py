@@ -106,6 +106,7 @@ def lengths(models=None, corpora=("wiki",), factors=(1, 2, 4), seed=0):
     whole = perplexity(models, corpora, 16, seed).drop(columns=["n_words", "n_bytes"])
     whole = whole[whole["score"].isin([*TASK_SCORES, "none"])]
     whole = whole[whole["method"].isin(["dense", "static"]) & (whole["site"] != "ffn")]
+    whole = whole[whole["sparsity"].isin([0.0, *SPARSITIES[2:]])]
     parts = []
     for factor in factors:
         part = whole.assign(block=whole["block"] // factor)

@@ -30,15 +30,27 @@ def perplexity() -> pd.DataFrame:
     return table[~held & table["sparsity"].isin([0.0, 0.5, 0.7, 0.9])]
 
 
-class TestRecall:
-    @pytest.fixture(scope="class")
-    def found(self, recall) -> pd.DataFrame:
-        return compare.recall_table(recall, STATISTICS, 1 / 64)
+@pytest.fixture(scope="module")
+def recalled(recall) -> pd.DataFrame:
+    return compare.recall_table(recall, STATISTICS, 1 / 64)
 
-    def test_one_row_by_hand(self, found, recall):
+
+@pytest.fixture(scope="module")
+def pairs(perplexity, recall) -> pd.DataFrame:
+    return compare.state_pairs(perplexity, recall, STATISTICS, 1)
+
+
+@pytest.fixture(scope="module")
+def ratios(perplexity) -> pd.DataFrame:
+    tested = significance.test_significance(perplexity, pd.DataFrame(), STATISTICS, 0)
+    return tested["ratios"]
+
+
+class TestRecall:
+    def test_one_row_by_hand(self, recalled, recall):
         rule = {"model": "mamba2", "score": "ghost", "sparsity": 0.9, "n_facts": 4}
         for distance in (24, compare.POOLED):
-            row = pick(found, **rule, distance=distance).iloc[0]
+            row = pick(recalled, **rule, distance=distance).iloc[0]
             items = pick(recall, **rule)
             items = items if distance == compare.POOLED else pick(items, distance=distance)
             right, n = int(items["correct"].sum()), len(items)
@@ -46,15 +58,15 @@ class TestRecall:
             expected = tuple(stats.wilson(right, n, 0.95))
             assert (row["ci_low"], row["ci_high"]) == pytest.approx(expected)
 
-    def test_every_setting_number_and_distance_once(self, found):
+    def test_every_setting_number_and_distance_once(self, recalled):
         keys = ["model", "site", *significance.SETTING, "n_facts", "distance"]
-        assert not found.duplicated(keys).any()
-        assert set(found["distance"]) == {-1, 0, 24, 48}
-        assert len(pick(found, model="hybrid", method="dense")) == 2 * 4 * 4  # ffn and state
+        assert not recalled.duplicated(keys).any()
+        assert set(recalled["distance"]) == {-1, 0, 24, 48}
+        assert len(pick(recalled, model="hybrid", method="dense")) == 2 * 4 * 4  # ffn and state
 
-    def test_seeds_of_random_are_averaged(self, found, recall):
+    def test_seeds_of_random_are_averaged(self, recalled, recall):
         rule = {"model": "mamba2", "score": "random", "sparsity": 0.3, "n_facts": 2}
-        row = pick(found, **rule, distance=-1).iloc[0]
+        row = pick(recalled, **rule, distance=-1).iloc[0]
         means = pick(recall, **rule).groupby("seed")["correct"].mean()
         assert (row["seeds"], row["n"]) == (5, 30)
         assert row["accuracy"] == pytest.approx(means.mean())
@@ -67,12 +79,8 @@ class TestRecall:
 
 
 class TestPairs:
-    @pytest.fixture(scope="class")
-    def found(self, perplexity, recall) -> pd.DataFrame:
-        return compare.state_pairs(perplexity, recall, STATISTICS, 1)
-
-    def test_perplexity_by_hand(self, found, perplexity):
-        row = pick(found, model="mamba2", measure="perplexity", rival="magnitude", sparsity=0.9)
+    def test_perplexity_by_hand(self, pairs, perplexity):
+        row = pick(pairs, model="mamba2", measure="perplexity", rival="magnitude", sparsity=0.9)
         cell = pick(perplexity, model="mamba2", site="state", method="static", sparsity=0.9)
         a, b = (pick(cell, score=s)["nll"].to_numpy() for s in ("ghost", "magnitude"))
         expected = stats.paired_ratio(a, b, np.full(8, 127), confidence=0.95, resamples=99, seed=1)
@@ -80,28 +88,28 @@ class TestPairs:
         assert (got["effect"], got["ci_low"], got["ci_high"], got["p"]) == expected
         assert got["value"] / got["value_rival"] == pytest.approx(got["effect"])
 
-    def test_accuracy_by_hand(self, found, recall):
-        row = pick(found, model="hybrid", measure="accuracy", rival="taylor", sparsity=0.7).iloc[0]
+    def test_accuracy_by_hand(self, pairs, recall):
+        row = pick(pairs, model="hybrid", measure="accuracy", rival="taylor", sparsity=0.7).iloc[0]
         cell = pick(recall, model="hybrid", method="static", site="state", sparsity=0.7)
         a, b = (pick(cell, score=s)["correct"].to_numpy() for s in ("ghost", "taylor"))
         assert row["effect"] == pytest.approx(a.mean() - b.mean())
         assert (row["ci_low"], row["ci_high"]) == stats.paired_difference(a, b, 0.95)
         assert row["p"] == stats.mcnemar_exact(a, b).p
 
-    def test_every_sparsity_and_rival(self, found):
-        rows = pick(found, model="mamba2", measure="perplexity")
+    def test_every_sparsity_and_rival(self, pairs):
+        rows = pick(pairs, model="mamba2", measure="perplexity")
         assert len(rows) == 3 * 3
-        rows = pick(found, model="mamba2", measure="accuracy", rival="random")
+        rows = pick(pairs, model="mamba2", measure="accuracy", rival="random")
         assert len(rows) == 5 * 5  # sparsities x seeds
 
-    def test_holm_family_is_model_and_text(self, found):
-        for _, family in found.groupby(["model", "text"]):
+    def test_holm_family_is_model_and_text(self, pairs):
+        for _, family in pairs.groupby(["model", "text"]):
             assert family["p_holm"].to_numpy() == pytest.approx(stats.holm(family["p"]))
 
-    def test_verdicts(self, found):
-        better = pick(found, measure="perplexity", sparsity=0.9, rival="random")
+    def test_verdicts(self, pairs):
+        better = pick(pairs, measure="perplexity", sparsity=0.9, rival="random")
         assert set(better["verdict"]) == {"better"}
-        told = found[found["verdict"] != "not told apart"]
+        told = pairs[pairs["verdict"] != "not told apart"]
         assert (told["p_holm"] < 0.05).all()
         swapped = compare.state_pairs(
             made_up_state.perplexity(["mamba2"]).replace(
@@ -140,11 +148,6 @@ class TestLengths:
 
 
 class TestSideBySide:
-    @pytest.fixture(scope="class")
-    def ratios(self, perplexity) -> pd.DataFrame:
-        tested = significance.test_significance(perplexity, pd.DataFrame(), STATISTICS, 0)
-        return tested["ratios"]
-
     def test_the_eight_cells(self, ratios):
         found = compare.side_by_side(ratios)
         assert set(found["model"]) == {"hybrid"}

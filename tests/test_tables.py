@@ -156,46 +156,48 @@ def test_escape():
     assert tables.escape(r"a_b 5% \x~") == r"a\_b 5\% \textbackslash{}x\textasciitilde{}"
 
 
+@pytest.fixture(scope="module")
+def compared() -> dict[str, pd.DataFrame]:
+    settings = Statistics(resamples=99)
+    perplexity = made_up_state.perplexity(["hybrid"], blocks=4)
+    perplexity = perplexity[(perplexity["method"] != "windowed") & (perplexity["sparsity"] <= 0.5)]
+    items = made_up_state.recall(["hybrid"], each=3)
+    ratios = significance.test_significance(perplexity, pd.DataFrame(), settings, 0)["ratios"]
+    return {
+        "recall": compare.recall_table(items, settings, 1 / 64),
+        "state_pairs": compare.state_pairs(perplexity, items, settings, 0),
+        "side_by_side": compare.side_by_side(ratios),
+        "lengths": compare.length_ratios(made_up_state.lengths(["mamba2"]), settings, 0),
+    }
+
+
+@pytest.fixture(scope="module")
+def comparisons(compared, tmp_path_factory):
+    path = tmp_path_factory.mktemp("tables")
+    tables.write_tables(compared, path, 0.95)
+    return path
+
+
 class TestComparisons:
-    @pytest.fixture(scope="class")
-    def found(self) -> dict[str, pd.DataFrame]:
-        settings = Statistics(resamples=99)
-        perplexity = made_up_state.perplexity(["hybrid"], blocks=4)
-        perplexity = perplexity[perplexity["method"] != "windowed"]
-        items = made_up_state.recall(["hybrid"], each=3)
-        ratios = significance.test_significance(perplexity, pd.DataFrame(), settings, 0)["ratios"]
-        return {
-            "recall": compare.recall_table(items, settings, 1 / 64),
-            "state_pairs": compare.state_pairs(perplexity, items, settings, 0),
-            "side_by_side": compare.side_by_side(ratios),
-            "lengths": compare.length_ratios(made_up_state.lengths(["mamba2"]), settings, 0),
-        }
-
-    @pytest.fixture(scope="class")
-    def folder(self, found, tmp_path_factory):
-        path = tmp_path_factory.mktemp("tables")
-        tables.write_tables(found, path, 0.95)
-        return path
-
     @pytest.mark.parametrize("name", ["recall", "state_pairs", "side_by_side", "lengths"])
-    def test_latex_is_whole(self, folder, name):
-        assert_whole((folder / f"{name}.tex").read_text())
+    def test_latex_is_whole(self, comparisons, name):
+        assert_whole((comparisons / f"{name}.tex").read_text())
 
-    def test_recall(self, folder, found):
-        rows = body((folder / "recall.tex").read_text())
+    def test_recall(self, comparisons, compared):
+        rows = body((comparisons / "recall.tex").read_text())
         assert rows[0][2:10] == ["state", "--", "dense", "--", r"0\%", "--", "--", "all"]
-        one = found["recall"].iloc[0]
+        one = compared["recall"].iloc[0]
         assert rows[0][10].startswith(rf"\shortstack{{{one['accuracy']:.3f}\\")
 
-    def test_state_pairs(self, folder, found):
-        rows = body((folder / "state_pairs.tex").read_text())
-        assert len(rows) == len(found["state_pairs"])
+    def test_state_pairs(self, comparisons, compared):
+        rows = body((comparisons / "state_pairs.tex").read_text())
+        assert len(rows) == len(compared["state_pairs"])
         assert rows[0][:6] == ["hybrid", "wiki", "perplexity", r"30\%", "ghost", "magnitude"]
         assert rows[2][5] == "random"
         assert rows[-1][5] == "random (2030)"
 
-    def test_side_by_side(self, folder, found):
-        rows = body((folder / "side_by_side.tex").read_text())
+    def test_side_by_side(self, comparisons, compared):
+        rows = body((comparisons / "side_by_side.tex").read_text())
         assert [row[2:5] for row in rows[:4]] == [
             [r"50\%", "memory", "size"],
             [r"50\%", "memory", "impact"],
@@ -203,14 +205,14 @@ class TestComparisons:
             [r"50\%", "scratch", "impact"],
         ]
         assert [row[7] == "--" for row in rows[:4]] == [False, False, True, True]
-        ratio = found["side_by_side"].query(
+        ratio = compared["side_by_side"].query(
             "sparsity == 0.5 and part == 'scratch' and persistence == 'static' and by == 'size'"
         )["ratio"]
         assert f"{ratio.item():.3f}" in rows[2][5]
 
-    def test_lengths(self, folder):
-        rows = body((folder / "lengths.tex").read_text())
-        assert len(rows) == 4 * 5
+    def test_lengths(self, comparisons):
+        rows = body((comparisons / "lengths.tex").read_text())
+        assert len(rows) == 4 * 3
         assert all("shortstack" in cell for cell in rows[0][4:7])
 
     def test_states_and_neurons_are_told_apart(self, tmp_path):
