@@ -17,10 +17,12 @@ def config():
 
 def test_it_has_the_papers_models_and_corpora(config):
     assert set(config.active_models()) == {
-        *("qwen2.5-0.5b", "qwen2.5-1.5b", "opt-350m", "opt-1.3b", "opt-2.7b", "zamba2-1.2b")
+        *("qwen2.5-0.5b", "qwen2.5-1.5b", "opt-350m", "opt-1.3b", "opt-2.7b", "zamba2-1.2b"),
+        *(f"mamba2-{size}" for size in ("130m", "370m", "780m", "1.3b", "2.7b")),
     }
+    assert config.text.calibration_tokens // config.text.block == 128
     assert set(config.corpora) == {"wikitext2", "c4", "pile"}
-    assert set(config.tasks) == {"lambada"}
+    assert set(config.tasks) == {"lambada", "recall"}
 
 
 def test_every_revision_is_a_commit_or_is_said_not_to_be(config):
@@ -35,7 +37,8 @@ def test_every_revision_is_a_commit_or_is_said_not_to_be(config):
         for source in sources
         if source is not None and not re.fullmatch("[0-9a-f]{40}", source.revision or "")
     }
-    assert floating == {"Zyphra/Zamba2-1.2B"}
+    mamba = {f"state-spaces/mamba2-{size}" for size in ("130m", "370m", "780m", "1.3b", "2.7b")}
+    assert floating == {"Zyphra/Zamba2-1.2B", *mamba}
 
 
 def test_calibration_and_evaluation_are_different_text(config):
