@@ -7,6 +7,7 @@ job was given must be what this module says, or `keepset verify` would call good
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from keepset.settings import Config, SiteKind, TrainingData
@@ -228,7 +229,7 @@ def tables(config: Config) -> list[str]:
     """The tables of measurements that a finished study has, relative to its folder."""
     found = []
     for model in config.active_models():
-        for corpus in config.corpora:
+        for corpus in filter(partial(config.covers, model), config.corpora):
             kinds = [
                 name for kind, name in _CORRELATIONS.items() if config.studies(model, kind, corpus)
             ]

@@ -248,6 +248,9 @@ class Text(_Strict):
     calibration_tokens: int = Field(ge=2, description="Calibration tokens per model and corpus.")
     evaluation_tokens: int = Field(ge=2, description="Evaluation tokens per model and corpus.")
     specimen_evaluation_tokens: int = Field(ge=2, description="The same, for specimens.")
+    specimen_corpora: list[Name] | None = Field(
+        None, description="Corpora that specimens are run on; all without."
+    )
     batch_tokens: int = Field(1024, ge=2, description="Tokens per forward pass.")
 
 
@@ -430,20 +433,32 @@ class Config(_Strict):
                 raise ValueError(
                     f"tasks.{name}.corpora: unknown corpus {', '.join(sorted(unknown))}"
                 )
-        if self.training and (unknown := set(self.training.corpora) - corpora):
-            raise ValueError(f"training.corpora: unknown corpus {', '.join(sorted(unknown))}")
-        if self.training and (clash := set(self.training.corpora) & set(self.training.text)):
-            raise ValueError(f"training.text: {', '.join(sorted(clash))} is a corpus already")
-        if self.benchmark and self.benchmark.corpus not in corpora:
-            raise ValueError(f"benchmark.corpus: unknown corpus {self.benchmark.corpus}")
-        if self.capability.corpus not in corpora:
-            raise ValueError(f"capability.corpus: unknown corpus {self.capability.corpus}")
-        if self.state and (unknown := set(self.state.corpora or ()) - corpora):
-            raise ValueError(f"state.corpora: unknown corpus {', '.join(sorted(unknown))}")
         for where, dial in self._dials():
             for window in dial.windows:
                 if window != "sequence" and window > self.text.block:
                     raise ValueError(f"{where}.windows: {window} exceeds text.block")
+        return self
+
+    @model_validator(mode="after")
+    def _corpora(self) -> Config:
+        corpora = set(self.corpora)
+        sections = {
+            "training.corpora": self.training.corpora if self.training else None,
+            "benchmark.corpus": [self.benchmark.corpus] if self.benchmark else None,
+            "capability.corpus": [self.capability.corpus],
+            "text.specimen_corpora": self.text.specimen_corpora,
+            "state.corpora": self.state.corpora if self.state else None,
+        }
+        for key, wanted in sections.items():
+            if unknown := set(wanted or ()) - corpora:
+                raise ValueError(f"{key}: unknown corpus {', '.join(sorted(unknown))}")
+        if self.training and (clash := set(self.training.corpora) & set(self.training.text)):
+            raise ValueError(f"training.text: {', '.join(sorted(clash))} is a corpus already")
+        if self.capability.corpus not in (self.text.specimen_corpora or corpora):
+            raise ValueError(
+                f"text.specimen_corpora: tasks need {self.capability.corpus}, the corpus that"
+                " capability.corpus names"
+            )
         return self
 
     def _dials(self) -> list[tuple[str, Dial]]:
@@ -455,9 +470,17 @@ class Config(_Strict):
             dials.append(("state.windowed", self.state.windowed))
         return dials
 
+    def covers(self, model: str, corpus: str) -> bool:
+        """Whether `model` is run on `corpus`."""
+        wanted = self.text.specimen_corpora
+        specimen = self.all_models()[model].origin == "specimen"
+        return not specimen or wanted is None or corpus in wanted
+
     def studies(self, model: str, kind: SiteKind, corpus: str | None = None) -> bool:
         """Whether sites of `kind` are studied in `model` (on `corpus`)."""
         if kind not in self.all_models()[model].sites:
+            return False
+        if corpus is not None and not self.covers(model, corpus):
             return False
         if kind == "ffn":
             return True

@@ -94,7 +94,8 @@ def per_corpus(name, kind=None):
         f"{RESULTS}/{model}/{corpus}/{name}"
         for model in MODELS
         for corpus in CORPORA
-        if kind is None or CONFIG.studies(model, kind, corpus)
+        if CONFIG.covers(model, corpus)
+        and (kind is None or CONFIG.studies(model, kind, corpus))
     ]
 
 
