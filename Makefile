@@ -52,8 +52,10 @@ lint: .venv/.test
 	lint-imports
 	snakemake --lint
 
+# The workflow's tests run Snakemake on all cores themselves.
 test: lint
-	pytest -n $(CORES) --dist loadgroup
+	pytest -n $(CORES) --dist loadscope --ignore=tests/workflow
+	pytest tests/workflow
 
 # docs/RUNNING.md says what each of these does to the machine.
 APT := apt-get install -y --no-install-recommends

@@ -45,7 +45,7 @@ def study(folder: Path) -> dict[str, Any]:
         "study": "tiny",
         "device": "cpu",
         "dtype": "float32",
-        "models": {"llama": {"path": str(folder / "models/llama")}},
+        "models": {"llama": {"path": str(folder / "models/llama"), "sites": ["ffn"]}},
         "specimens": str(folder / "specimens"),
         "corpora": {"letters": {"text": {"path": str(folder / "letters/*.txt")}, "ablation": True}},
         "training": {
