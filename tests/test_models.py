@@ -120,6 +120,8 @@ def test_a_local_folder_is_used_in_place(
         "license": "mit",
         "fingerprint": info["fingerprint"],
         "architecture": "LlamaForCausalLM",
+        "model_type": "llama",
+        "activation": "silu",
         "n_parameters": expected.num_parameters(),
         "vocab_size": 260,
         "max_positions": 512,
