@@ -67,7 +67,7 @@ def study(folder: Path) -> dict[str, Any]:
                         "num_hidden_layers": 2,
                         "num_attention_heads": 2,
                         "ffn_dim": 32,
-                        "max_position_embeddings": 32,
+                        "max_position_embeddings": 256,
                     },
                     "l1": l1,
                 }
