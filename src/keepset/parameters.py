@@ -150,6 +150,21 @@ def _significance(config: Config, _: Wildcards) -> Settings:
     return {"statistics": config.statistics.model_dump(), "seed": config.seed}
 
 
+def claims_settings(config: Config) -> Settings:
+    """What claims are judged by, and what is known of the models.
+
+    `l1` are the models that were trained with a penalty on |h|.
+    """
+    specimens = config.training.specimens if config.training else {}
+    penalised = {name for name, specimen in specimens.items() if specimen.l1 > 0}
+    return {
+        "study": config.study,
+        **_significance(config, {}),
+        "tasks": {name: task.kind for name, task in config.tasks.items()},
+        "l1": [name for name in config.active_models() if name in penalised],
+    }
+
+
 def training_data(config: Config) -> Settings:
     """What specimens are trained on."""
     if config.training is None:
@@ -171,6 +186,31 @@ def specimen_settings(config: Config, specimen: str) -> Settings:
 def _specimen(config: Config, wildcards: Wildcards) -> Settings:
     training = specimen_settings(config, wildcards["specimen"])
     return {"training": training, "device": config.device, "dtype": config.dtype}
+
+
+def benchmark_settings(config: Config) -> Settings:
+    """What is timed; empty without the section `benchmark`."""
+    return config.benchmark.model_dump(mode="json") if config.benchmark else {}
+
+
+def benchmark_run(config: Config, model: str) -> Settings:
+    """How a model that is timed is run, and whether its static sets need gradients."""
+    run = run_settings(config, model)
+    gradients = config.benchmark is not None and config.needs_gradients(config.benchmark.corpus)
+    return {"device": run["device"], "dtype": run["dtype"], "gradients": gradients}
+
+
+def _timing(config: Config, _: Wildcards) -> Settings:
+    settings = benchmark_settings(config)
+    return {"study": config.study, "settings": settings, "device": config.device}
+
+
+def _timing_model(config: Config, wildcards: Wildcards) -> Settings:
+    return {
+        "run": benchmark_run(config, wildcards["model"]),
+        "settings": benchmark_settings(config),
+        "identity": {"study": config.study, "model": wildcards["model"]},
+    }
 
 
 _STEPS: dict[str, Callable[[Config, Wildcards], Settings]] = {
@@ -195,9 +235,15 @@ _STEPS: dict[str, Callable[[Config, Wildcards], Settings]] = {
     "join_perplexity": lambda *_: {},
     "join_correlations": lambda *_: {},
     "test_significance": _significance,
+    "compare_settings": _significance,
+    "sort_channels": lambda *_: {},
+    "judge_claims": lambda config, _: claims_settings(config),
     "write_tables": lambda config, _: {"confidence": config.statistics.confidence},
     "prepare_training": lambda config, _: training_data(config),
     "train_specimen": _specimen,
+    "benchmark_kernels": _timing,
+    "benchmark_model": _timing_model,
+    "join_benchmarks": lambda *_: {},
 }
 
 

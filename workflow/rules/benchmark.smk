@@ -4,7 +4,7 @@
 # Outputs: kernels/shapes.parquet, {model}/kernels.parquet; kernels.parquet, .json and .csv;
 #          figures/speedup and figures/frontier as .png, .svg, .pdf.
 
-BENCHMARK = CONFIG.benchmark.model_dump(mode="json") if CONFIG.benchmark else {}
+BENCHMARK = parameters.benchmark_settings(CONFIG)
 TIMED = CONFIG.benchmark.corpus if CONFIG.benchmark else "no-corpus"
 SPEED_FIGURES = {
     "speedup": [f"{RESULTS}/kernels.parquet"],
@@ -64,11 +64,7 @@ rule benchmark_model:
         gpu=GPU,
         timer=1,
     params:
-        run=lambda wildcards: {
-            "device": CONFIG.device,
-            "dtype": run_settings(wildcards)["dtype"],
-            "gradients": CONFIG.needs_gradients(TIMED),
-        },
+        run=lambda wildcards: parameters.benchmark_run(CONFIG, wildcards.model),
         settings=BENCHMARK,
         identity=lambda wildcards: {"study": CONFIG.study, "model": wildcards.model},
         code=code_hash("keepset.speed.decoding"),

@@ -48,13 +48,7 @@ rule judge_claims:
         mem_mb=memory(1000),
         runtime=15,
     params:
-        settings={
-            "study": CONFIG.study,
-            "statistics": CONFIG.statistics.model_dump(),
-            "seed": CONFIG.seed,
-            "tasks": {name: task.kind for name, task in CONFIG.tasks.items()},
-            "l1": L1_MODELS,
-        },
+        settings=parameters.claims_settings(CONFIG),
         code=code_hash("keepset.steps.claims"),
     message:
         "Judging the claims"

@@ -135,11 +135,3 @@ def state_settings(*parts):
     """What keep sets of states are chosen by, with `parts` of what is done with them."""
     chosen = parameters.state_parts(*parts)
     return lambda wildcards: chosen(CONFIG)
-
-
-# The models that were trained with a penalty on |h|.
-L1_MODELS = [
-    name
-    for name, specimen in (CONFIG.training.specimens.items() if CONFIG.training else ())
-    if specimen.l1 > 0 and name in MODELS
-]

@@ -1,0 +1,43 @@
+"""Settings of every step: what `keepset verify` compares records with."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from keepset import parameters, settings
+
+ROOT = Path(__file__).parents[1]
+RULES = [
+    rule
+    for file in sorted((ROOT / "workflow/rules").glob("*.smk"))
+    for rule, body in re.findall(
+        r"^rule (\w+):\n(.*?)(?=^\S|\Z)", file.read_text(encoding="utf-8"), re.M | re.S
+    )
+    if "script:" in body
+]
+WILDCARDS = {"model": "relu", "corpus": "wiki", "task": "recall", "specimen": "relu"}
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    return settings.load(ROOT / "config.yaml")
+
+
+def test_finds_the_rules():
+    assert {"prepare_model", "judge_claims", "benchmark_model"} <= set(RULES)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_that_runs_a_script_is_known(embedded, rule):
+    assert parameters.step_settings(embedded, rule, WILDCARDS) is not None
+
+
+def test_an_unknown_rule_has_none(embedded):
+    assert parameters.step_settings(embedded, "brew_coffee", {}) is None
+
+
+def test_claims_name_the_penalised_models_that_take_part(embedded):
+    assert parameters.claims_settings(embedded)["l1"] == ["relu-l1"]
+    alone = embedded.model_copy(update={"only": ["swiglu"]})
+    assert parameters.claims_settings(alone)["l1"] == []
