@@ -144,3 +144,15 @@ def test_text_longer_than_the_model_is_refused(tiny_model):
         runner.block_nll(torch.ones(1, 17, dtype=torch.long))
     with pytest.raises(ModelError, match=r"passages of 20 tokens .* max_words"):
         runner.last_words([Encoded(ids=list(range(4, 24)), target_start=18)])
+
+
+def test_the_head_is_handed_a_contiguous_slice(tiny_model):
+    """Of the slice itself, torch would copy the head's weights once per row of the batch."""
+    model = tiny_model("llama")
+    seen = []
+    head = model.get_output_embeddings()
+    with head.register_forward_hook(lambda _, args, __: seen.append(args[0])):
+        Runner(model, find_sites(model)).last_words(items())
+    assert seen
+    assert all(hidden.is_contiguous() and hidden.shape[1] < 12 for hidden in seen)
+    assert not head._forward_pre_hooks

@@ -45,6 +45,17 @@ def test_a_record_holds_hashes_settings_and_code(folder):
     }
 
 
+def test_inputs_may_lie_outside_the_study(folder):
+    other = folder.parents[2] / "specimens/losses.parquet"
+    other.parent.mkdir()
+    other.write_text("in")
+    for path in ("specimens/losses.parquet", str(other)):
+        with record.recording(work(["results/made/m/a"], [path])):
+            (folder / "a").write_text("a")
+        found = json.loads((folder.parent / "records/m/a.json").read_text())
+        assert list(found["inputs"]) == ["../../specimens/losses.parquet"]
+
+
 def test_equal_jobs_give_equal_records(folder):
     def run():
         with record.recording(work(["results/made/m/a"])):

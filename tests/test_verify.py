@@ -84,6 +84,16 @@ def test_altered(study):
     assert judged(study) == {"altered": {"m/c/dense.parquet"}, "stale": AFTER_DENSE}
 
 
+def test_a_changed_input_from_outside_the_study_makes_stale(study):
+    outside = Path("specimens/losses.parquet")
+    outside.parent.mkdir()
+    outside.write_text("a curve")
+    run("draw_losses_figures", "loss_curve.png", ["../../specimens/losses.parquet"], {})
+    assert judged(study) == {}
+    outside.write_text("another")
+    assert judged(study) == {"stale": {"loss_curve.png"}}
+
+
 def test_missing(study):
     (study / "m/c/dense.parquet").unlink()
     assert judged(study) == {"missing": {"m/c/dense.parquet"}}

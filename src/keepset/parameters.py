@@ -253,6 +253,8 @@ def step_settings(config: Config, rule: str, wildcards: Wildcards) -> Settings |
     Raises:
         KeyError: a wildcard names what the configuration does not have.
     """
+    if rule.startswith("draw_losses_"):
+        return {}
     if rule.startswith("draw_"):
         return {"figure": rule.removeprefix("draw_")}
     step = _STEPS.get(rule)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,11 +86,14 @@ def record_path(output: str | Path) -> Path:
 
 
 def hashes(paths: Iterable[str | Path], root: Path) -> dict[str, str]:
-    """SHA-256 of each file, by its path relative to `root`; of a folder, of all files in it."""
+    """SHA-256 of each file, by its path relative to `root`; of a folder, of all files in it.
+
+    Paths outside `root`, such as a shipped specimen's, start with `..`.
+    """
     files: list[Path] = []
     for path in map(Path, paths):
         files += [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
-    found = {file.relative_to(root).as_posix(): sha256(file) for file in files}
+    found = {Path(os.path.relpath(file, root)).as_posix(): sha256(file) for file in files}
     return dict(sorted(found.items()))
 
 

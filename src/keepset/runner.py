@@ -286,8 +286,22 @@ class Runner:
         # Padding stands after the text, so a causal model needs no attention mask.
         if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
             keep = ids.shape[1] - first
-            return self.model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits
+            with _contiguous_input(self.model.get_output_embeddings()):
+                return self.model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits
         return self.model(input_ids=ids, use_cache=False).logits[:, first:]
+
+
+@contextmanager
+def _contiguous_input(head: nn.Module | None) -> Iterator[None]:
+    """Hand `head` a copy of a slice: of the slice itself torch copies the weights once per row."""
+    if head is None:
+        yield
+        return
+    hook = head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _batches(

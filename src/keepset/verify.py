@@ -114,12 +114,20 @@ def _compare_outputs(study: _Study, content: Record) -> None:
             study.add(path, "altered", f"not as {content['rule']} wrote it")
 
 
+def _hash_now(study: _Study, content: Record, path: str) -> str | None:
+    """The hash of what a job read, as it is now; as it was written, where it is gone."""
+    outside = study.folder / path
+    if path.startswith("../") and outside.is_file():
+        return record.sha256(outside)
+    return study.found.get(path) or study.owners.get(path, content)["outputs"].get(path)
+
+
 def _changes(study: _Study, content: Record) -> Iterator[str]:
     """Why a job would now give something else."""
     if reason := _changed_code(content["code"]):
         yield reason
     for path, read in content["inputs"].items():
-        now = study.found.get(path) or study.owners.get(path, content)["outputs"].get(path)
+        now = _hash_now(study, content, path)
         if now is not None and now != read:
             yield f"made from another {path} than the one that is there"
     if study.config is not None:

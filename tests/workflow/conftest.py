@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
@@ -34,6 +35,14 @@ def write_corpus(folder: Path) -> None:
     (folder / "letters").mkdir(parents=True)
     for part in range(12):
         (folder / f"letters/{part:02d}.txt").write_text(prose(part, 4) + "\n")
+
+
+def losses() -> pd.DataFrame:
+    """A loss curve, as a specimen is shipped with."""
+    curve = pd.DataFrame({"specimen": "relu", "step": [10, 20] * 2, "tokens": [640, 1280] * 2})
+    curve["split"] = ["training", "training", "heldout", "heldout"]
+    names = ("text_nll", "answer_nll", "answer_accuracy", "zeros_mean", "zeros_min")
+    return curve.assign(**dict.fromkeys(names, 0.5))
 
 
 def study(folder: Path) -> dict[str, Any]:
@@ -244,5 +253,6 @@ def finished(
     for name, model in (("relu", tiny_model("opt")), ("hybrid", tiny_model("zamba2", **hybrid))):
         model.save_pretrained(study.folder / f"data/specimens/{name}")
         tiny_tokenizer.save_pretrained(study.folder / f"data/specimens/{name}")
+    losses().to_parquet(study.folder / "data/specimens/relu/losses.parquet")
     study.run()
     return study
