@@ -98,7 +98,17 @@ def state_capability_rules(state: State, seeds: Sequence[int]) -> list[Rule]:
         for choice in dial.choices
         if (window, choice) != (1, "causal")
     ]
-    return [*state_static_rules(state.capability, seeds), *held]
+    return [*_state_task_rules(state, seeds), *held]
+
+
+def state_length_rules(state: State, seeds: Sequence[int]) -> list[Rule]:
+    """What longer passages are run under: of the tasks' static settings, some sparsities."""
+    wanted = state.length_sparsities or state.capability.sparsities
+    return [rule for rule in _state_task_rules(state, seeds) if rule.sparsity in wanted]
+
+
+def _state_task_rules(state: State, seeds: Sequence[int]) -> list[Rule]:
+    return state_static_rules(state.capability, seeds[: state.capability.random_seeds])
 
 
 def benchmark_rules(benchmark: Benchmark) -> list[Rule]:

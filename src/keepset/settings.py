@@ -211,15 +211,26 @@ class StatePrune(_Strict):
     sparsity: Sparsity = Field(0.5, description="A sparsity of state.static.")
 
 
+class StateCapability(StateStaticGrid):
+    """The static settings that tasks, and longer passages, are run under."""
+
+    random_seeds: int | None = Field(
+        None, ge=1, description="Seeds of the random score here; the study's without."
+    )
+
+
 class State(_Strict):
     """The study of recurrent states; models without one are passed over."""
 
     static: StateStaticGrid
     windowed: StateDial
-    capability: StateStaticGrid = Field(description="Static settings that tasks are run under.")
+    capability: StateCapability = Field(description="Static settings that tasks are run under.")
     capability_window: DialWindow = Field(8, description="W of the windowed runs of tasks.")
     lengths: Annotated[list[Annotated[int, Field(ge=1)]], AfterValidator(_unique)] = Field(
         [1, 2, 4], min_length=1, description="Evaluation lengths, in blocks."
+    )
+    length_sparsities: list[Sparsity] | None = Field(
+        None, description="Of capability's, those run at these lengths; all without."
     )
     corpora: list[Name] | None = Field(None, description="Corpora it is run on; all without.")
     prune: StatePrune = StatePrune()
@@ -238,6 +249,8 @@ class State(_Strict):
         ):
             if unknown := set(shares) - set(self.static.sparsities):
                 raise ValueError(f"{key}: not in static.sparsities: {sorted(unknown)}")
+        if unknown := set(self.length_sparsities or ()) - set(self.capability.sparsities):
+            raise ValueError(f"length_sparsities: not in capability.sparsities: {sorted(unknown)}")
         return self
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from keepset import correlate, evaluate, models, prune, store, text
 from keepset.errors import ModelError
-from keepset.grid import state_static_rules
+from keepset.grid import state_length_rules
 from keepset.keep import Rule
 from keepset.progress import Progress
 from keepset.runner import Runner, perplexity
@@ -104,7 +104,7 @@ def evaluate_lengths(
     runner = loaded.runner
     runner.state_sets = load_sets(sets, sets_identity(loaded, tokens, settings))
     state = State.model_validate(settings["state"])
-    rules = state_static_rules(state.capability, settings["seeds"]) if runner.states else []
+    rules = state_length_rules(state, settings["seeds"]) if runner.states else []
     label = f"{identity['model']} {identity['corpus']} lengths"
     tables = []
     for factor in state.lengths if rules else ():
