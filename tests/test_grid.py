@@ -49,6 +49,7 @@ def state(**changes):
         },
         capability={"scores": ["ghost", "random"], "sparsities": [0.5, 0.9], **changes},
         length_sparsities=[0.9],
+        prune={"score": "ghost"},
     )
 
 
