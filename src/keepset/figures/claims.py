@@ -77,10 +77,14 @@ def _detail(row: Any) -> str:
 
 def _number(row: Any) -> str:
     times = "\u00d7" if row.scale == "ratio" else ""
-    text = f"{_plain(row.estimate)}{times}"
-    if math.isnan(row.ci_low):
-        return text
-    return f"{text} [{_plain(row.ci_low)}, {_plain(row.ci_high)}]"
+    values = (row.estimate, row.ci_low, row.ci_high)
+    # A ratio near one says something in what it differs from one by.
+    near = row.scale == "ratio" and all(
+        math.isnan(value) or abs(value - 1) < 0.2 for value in values
+    )
+    estimate, low, high = (f"{value:.3f}" if near else _plain(value) for value in values)
+    text = f"{estimate}{times}"
+    return text if math.isnan(row.ci_low) else f"{text} [{low}, {high}]"
 
 
 def _plain(value: float) -> str:

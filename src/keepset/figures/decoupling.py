@@ -16,6 +16,7 @@ _PANELS = {
     ("ffn", "loss"): "FFN: loss\nmeasured",
     ("state", "ghost"): "state: energy\n$\\sqrt{\\mathrm{mean}\\ H^2C^2}$",
 }
+_GAP = 0.8  # rows between models
 _ROW = 0.16  # inches for one model and corpus
 
 
@@ -43,22 +44,18 @@ def draw(correlation: pd.DataFrame) -> Figure:
     corpora = style.in_order(correlation["corpus"])
     seen = set(zip(correlation["site"], correlation["impact"], strict=True))
     notions = [key for key in _PANELS if key in seen]
-    gap = 0.8
-    row = {
-        (model, corpus): at * (len(corpora) + gap) + inner
-        for at, model in enumerate(models)
-        for inner, corpus in enumerate(corpora)
-    }
-    height = 1.4 + _ROW * len(models) * (len(corpora) + gap)
-    figure = Figure(figsize=(style.WIDTH, height))
+    pairs = set(zip(correlation["model"], correlation["corpus"], strict=True))
+    keys = [(model, corpus) for model in models for corpus in corpora if (model, corpus) in pairs]
+    row = {key: inner + _GAP * models.index(key[0]) for inner, key in enumerate(keys)}
+    figure = Figure(figsize=(style.WIDTH, 1.4 + _ROW * (max(row.values()) + 1)))
     axes = figure.subplots(1, len(notions), sharex=True, sharey=True, squeeze=False)[0]
     looks = dict(zip(corpora, zip(style.CYCLE, style.MARKERS, strict=True), strict=False))
     for ax, (site, impact) in zip(axes, notions, strict=True):
         own = correlation[correlation["impact"] == impact]
         _panel(ax, style.of_site(own, site), row, looks)
         ax.set_title(_PANELS[site, impact])
-    middle = (len(corpora) - 1) / 2
-    axes[0].set_yticks([row[model, corpora[0]] + middle for model in models], models)
+    own_rows = [[at for key, at in row.items() if key[0] == model] for model in models]
+    axes[0].set_yticks([sum(own) / len(own) for own in own_rows], models)
     axes[0].set_ylim(max(row.values()) + 0.8, -0.8)
     axes[0].set_xlim(-1.05, 1.05)
     figure.supxlabel("Spearman's correlation of size with impact, over units", fontsize=8)

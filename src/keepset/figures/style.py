@@ -144,11 +144,11 @@ def panels(
     share_y: bool = True,
     width: float = 2.2,
 ) -> tuple[Figure, dict[tuple[Any, Any], Axes]]:
-    """One panel per (row, column) pair, on one x axis; absent pairs leave a gap.
+    """One panel per (row, column) pair, on one x axis.
 
     Args:
-        keys: The pairs that are there, in order. A single column is folded into rows of three,
-            each panel with a y axis of its own.
+        keys: The pairs that are there, in order. Neighbouring rows with few panels stand in one
+            row of the page, up to as many panels as the longest has, and at least three.
         height: Of a row of panels, in inches.
         share_x: Whether all panels share their x axis.
         share_y: Whether the panels of a row share their y axis.
@@ -157,28 +157,46 @@ def panels(
     Returns:
         The figure, and the axes of each pair.
     """
-    rows, columns = in_order(r for r, _ in keys), in_order(c for _, c in keys)
-    folded = len(columns) == 1
-    n_columns = min(3, len(rows)) if folded else len(columns)
-    place = {
-        (r, c): divmod(rows.index(r), n_columns) if folded else (rows.index(r), columns.index(c))
-        for r, c in keys
-    }
-    n_rows = 1 + max(row for row, _ in place.values())
+    place = _pack(keys)
+    n_rows, n_columns = (1 + max(at[axis] for at in place.values()) for axis in (0, 1))
     figure = Figure(figsize=(min(WIDTH, 1.4 + width * n_columns), 0.9 + height * n_rows))
-    axes = figure.subplots(
-        n_rows,
-        n_columns,
-        sharex=share_x,
-        sharey="row" if share_y and not folded else False,
-        squeeze=False,
-    )
+    axes = figure.subplots(n_rows, n_columns, sharex=share_x, squeeze=False)
     for at, ax in np.ndenumerate(axes):
         ax.set_visible(at in place.values())
     for row, column in place.values():
         if (row + 1, column) not in place.values():
             axes[row, column].tick_params(labelbottom=True)
-    return figure, {key: axes[at] for key, at in place.items()}
+    found = {key: axes[at] for key, at in place.items()}
+    if share_y:
+        _share_y(found)
+    return figure, found
+
+
+def _pack(keys: Sequence[tuple[Any, Any]]) -> dict[tuple[Any, Any], tuple[int, int]]:
+    """Where each panel stands on the page: (row, column)."""
+    columns = in_order(c for _, c in keys)
+    by_row = {r: [key for key in keys if key[0] == r] for r, _ in keys}
+    longest = max(map(len, by_row.values()))
+    whole = all(len(own) == longest for own in by_row.values())
+    n_columns = longest if whole and longest > 1 else min(len(keys), max(3, longest))
+    place: dict[tuple[Any, Any], tuple[int, int]] = {}
+    at_row, used = 0, 0
+    for own in by_row.values():
+        if used + len(own) > n_columns:
+            at_row, used = at_row + 1, 0
+        for key in sorted(own, key=lambda key: columns.index(key[1])):
+            place[key] = (at_row, used)
+            used += 1
+    return place
+
+
+def _share_y(panels: dict[tuple[Any, Any], Axes]) -> None:
+    first: dict[Any, Axes] = {}
+    for (row, _), ax in panels.items():
+        leader = first.setdefault(row, ax)
+        if ax is not leader:
+            ax.sharey(leader)
+            ax.tick_params(labelleft=False)
 
 
 def ratio_axes(axes: Iterable[Axes]) -> None:
