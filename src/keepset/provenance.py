@@ -27,8 +27,17 @@ def _source(module: str) -> Path | None:
     return None
 
 
-def _imports(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+# Remembered by what is read, not by path: every rule of a workflow asks for much the same files.
+@cache
+def _read(source: str) -> tuple[tuple[str, ...], str]:
+    """The modules that a source imports, and the hash of what it means."""
+    tree = ast.parse(source)
+    imports = tuple(_imports(tree))
+    return imports, hashlib.sha256(_meaning(tree).encode()).hexdigest()
+
+
+def _imports(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -53,7 +62,7 @@ def import_closure(module: str) -> tuple[str, ...]:
         if path is None or name in found or name.split(".")[0] != "keepset":
             continue
         found.add(name)
-        queue.extend(_imports(path))
+        queue.extend(_read(path.read_text(encoding="utf-8"))[0])
     return tuple(sorted(found))
 
 
@@ -69,13 +78,12 @@ def code_hash(module: str) -> str:
         path = _source(name)
         assert path is not None
         digest.update(name.encode())
-        digest.update(_meaning(path).encode())
+        digest.update(_read(path.read_text(encoding="utf-8"))[1].encode())
     return f"{module}:{digest.hexdigest()[:16]}"
 
 
-def _meaning(path: Path) -> str:
-    """The syntax tree without docstrings: what can change a result."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+def _meaning(tree: ast.Module) -> str:
+    """The syntax tree without docstrings, in words: what can change a result."""
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and _is_docstring(body[0]):
