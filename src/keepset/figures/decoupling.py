@@ -37,8 +37,8 @@ def draw(correlation: pd.DataFrame) -> Figure:
         KeepsetError: the table has no rows.
     """
     correlation = correlation[correlation["size"] == "magnitude"]
-    keys = zip(correlation["site"], correlation["impact"], strict=True)
-    correlation = correlation[[key in _PANELS for key in keys]]
+    kinds = zip(correlation["site"], correlation["impact"], strict=True)
+    correlation = correlation[[kind in _PANELS for kind in kinds]]
     style.need(correlation, "decoupling", "correlation of size and impact")
     models = style.in_order(correlation["model"])
     corpora = style.in_order(correlation["corpus"])
