@@ -163,8 +163,13 @@ def small(config: dict[str, Any]) -> dict[str, Any]:
 def counted(done: subprocess.CompletedProcess[str]) -> dict[str, int]:
     """Jobs by rule, as a dry run lists them."""
     rows = [line.split() for line in (done.stdout + done.stderr).splitlines()]
-    found = {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdigit()}
-    return {rule: count for rule, count in found.items() if rule not in ("total", "all")}
+    table = {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdigit()}
+    # Beside the table there are lines such as "jobid: 0".
+    return {
+        rule: count
+        for rule, count in table.items()
+        if rule.isidentifier() and rule not in ("total", "all")
+    }
 
 
 class Study:

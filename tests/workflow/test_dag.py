@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import time
-from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -17,8 +16,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from conftest import counted
-from keepset import parameters, plan, record, settings, sizes, text
+from keepset import parameters, record, settings, text
 from keepset.claims import CLAIMS, VERDICTS
 from keepset.cli import main
 from keepset.verify import verify
@@ -269,26 +267,8 @@ def test_verify_finds_nothing_amiss_and_knows_every_rule(finished):
         assert parameters.step_settings(config, content["rule"], content["wildcards"]) is not None
 
 
-def test_the_papers_study_takes_the_place_of_the_embedded_one(finished):
-    shutil.copytree(ROOT / "config", finished.folder / "config", dirs_exist_ok=True)
-    paper = settings.load(ROOT / "config/paper.yaml")
-    done = finished.run("--dry-run", "--configfile", "config/paper.yaml")
-    planned = done.stdout
-    assert set(re.findall(r"Preparing model (\S+)", planned)) == set(paper.models)
-    # `keepset plan` counts the jobs that Snakemake plans, and rules ask for what it expects.
-    assert counted(done) == Counter(job.rule for job in plan.jobs(paper))
-    job = plan.Job("evaluate_dense", {"model": "opt-2.7b", "corpus": "c4"})
-    asked = plan.resources(paper, job, sizes.table()["facebook/opt-2.7b"], "cuda")
-    (shown,) = re.findall(r"Evaluating opt-2.7b dense on c4(?:\n.*?)*?resources: (.*)", planned)
-    assert f"mem_mb={asked['mem_mb']}," in shown
-    assert f"gpu_mb={asked['gpu_mb']}" in shown
-    assert "runtime=120" in shown  # never less than what the rule states
-    assert set(re.findall(r"Reading corpus (\S+)", planned)) == {"wikitext2", "c4", "pile"}
-    wanted = finished.planned("download", "--configfile", "config/paper.yaml")
-    assert wanted == {"prepare_model", "prepare_corpus", "prepare_task", "download"}
-
-
 def test_a_model_that_was_not_downloaded_is_missed_once(finished):
+    shutil.copytree(ROOT / "config", finished.folder / "config", dirs_exist_ok=True)
     done = finished.run(
         "--configfile",
         "config/paper.yaml",
