@@ -66,7 +66,7 @@ def planned(rule, names):
 
 
 def bill(rule, mem_mb, runtime, gpu=GPU):
-    """The resources of a rule that runs a model: what is expected, and never less than is given.
+    """The resources of rules that run a model, as expected, and never less than is given.
 
     `gpu_mb` is for those who share one GPU among jobs: `--resources gpu_mb=80000`.
     """
