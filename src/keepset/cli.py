@@ -40,6 +40,20 @@ def _check(arguments: argparse.Namespace) -> None:
     print(f"{arguments.config}: valid; models: {', '.join(config.active_models())}")
 
 
+def _plan(arguments: argparse.Namespace) -> None:
+    from keepset import bill, plan
+
+    config = settings.load(arguments.config)
+    if arguments.only is not None:
+        config = config.model_copy(update={"only": arguments.only})
+    kind = arguments.device or plan.device_kind(config)
+    speed = bill.speed_of(kind, arguments.rate, arguments.bandwidth, arguments.measure)
+    found = bill.make(config, kind, speed)
+    sys.stdout.write(
+        json.dumps(found.plain(), indent=2) + "\n" if arguments.json else bill.text(found)
+    )
+
+
 def _ship(arguments: argparse.Namespace) -> None:
     from keepset.steps.shipping import ship_specimens
 
@@ -184,6 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("config")
     check.set_defaults(run=_check)
 
+    _add_plan(commands)
     ship = commands.add_parser(
         "ship", help="put trained specimens where studies find them, in float16, with model cards"
     )
@@ -229,6 +244,23 @@ def _parser() -> argparse.ArgumentParser:
     perplexity.set_defaults(run=_perplexity)
     _add_generate(commands)
     return parser
+
+
+def _add_plan(commands: Any) -> None:
+    plan = commands.add_parser(
+        "plan",
+        help="say what a study costs before it is run: jobs, tokens, operations, memory, time",
+        description="Counts the jobs of a study that starts from nothing. Needs no weights and no"
+        " network. See docs/RUNNING.md.",
+    )
+    plan.add_argument("config")
+    plan.add_argument("--only", help="these models alone: NAME or NAME,NAME")
+    plan.add_argument("--device", choices=["cpu", "cuda"], help="where models run")
+    plan.add_argument("--rate", type=float, metavar="TFLOPS", help="operations per second, 10^12")
+    plan.add_argument("--bandwidth", type=float, metavar="GBS", help="bytes per second, 10^9")
+    plan.add_argument("--measure", action="store_true", help="measure both on this machine")
+    plan.add_argument("--json", action="store_true", help="the bill as JSON")
+    plan.set_defaults(run=_plan)
 
 
 def _add_generate(commands: Any) -> None:

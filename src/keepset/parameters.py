@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from keepset.settings import Config, SiteKind, TrainingData
+from keepset.settings import Config, SiteKind, Task, TrainingData
 
 Wildcards = Mapping[str, str]
 Settings = dict[str, Any]
@@ -153,16 +154,26 @@ def _significance(config: Config, _: Wildcards) -> Settings:
 def claims_settings(config: Config) -> Settings:
     """What claims are judged by, and what is known of the models.
 
-    `l1` are the models that were trained with a penalty on |h|.
+    `l1` are the models that were trained with a penalty on |h|. A task that reads the first items
+    of another task's source is not among the tasks: it repeats evidence, and has less of it.
     """
     specimens = config.training.specimens if config.training else {}
     penalised = {name for name, specimen in specimens.items() if specimen.l1 > 0}
     return {
         "study": config.study,
         **_significance(config, {}),
-        "tasks": {name: task.kind for name, task in config.tasks.items()},
+        "tasks": {
+            name: task.kind for name, task in config.tasks.items() if not _is_part(config, task)
+        },
         "l1": [name for name in config.active_models() if name in penalised],
     }
+
+
+def _is_part(config: Config, task: Task) -> bool:
+    return task.source is not None and any(
+        (other.kind, other.source) == (task.kind, task.source) and other.items > task.items
+        for other in config.tasks.values()
+    )
 
 
 def training_data(config: Config) -> Settings:
@@ -284,6 +295,76 @@ def tables(config: Config) -> list[str]:
             found += [f"{model}/{corpus}/{name}.parquet" for name in ("perplexity", *kinds)]
         found += [f"{model}/{task}/capability.parquet" for task in config.tasks]
     return found
+
+
+SIGNIFICANCE: dict[str, tuple[str, ...]] = {
+    "test_significance": ("ratios", "capability", "trend"),
+    "join_correlations": ("correlation",),
+    "compare_settings": ("recall", "state_pairs", "side_by_side", "lengths"),
+    "sort_channels": ("channels", "quadrants"),
+    "judge_claims": ("claims",),
+}
+"""Rule -> the tables that it writes to significance/."""
+
+
+def _has(config: Config, kind: SiteKind) -> bool:
+    return any(
+        config.studies(model, kind, corpus)
+        for model in config.active_models()
+        for corpus in config.corpora
+    )
+
+
+def _has_recall(config: Config) -> bool:
+    return any(task.kind == "recall" for task in config.tasks.values())
+
+
+def figure_tables(config: Config) -> dict[str, list[str]]:
+    """Figure -> the tables it is drawn from, in the order of its function's arguments."""
+    found = {"decoupling": ["correlation"], "claims": ["claims"]}
+    if _has(config, "ffn"):
+        found |= {figure: ["ratios"] for figure in ("static_dynamic", "scores", "dial")}
+        if config.tasks:
+            found["capability"] = ["capability"]
+    if _has(config, "state"):
+        found |= {
+            "state_sweep": ["ratios"],
+            "phantom": ["channels", "quadrants"],
+            "memory_dial": ["ratios"],
+            "state_length": ["lengths"],
+        }
+        if _has(config, "ffn"):
+            found["side_by_side"] = ["side_by_side"]
+    if _has_recall(config):
+        found["recall"] = ["recall"]
+    return found
+
+
+def printed_tables(config: Config) -> dict[str, str]:
+    """Table for readers -> the table in significance/ that it is made from."""
+    found = {
+        "perplexity": "ratios",
+        "dial": "ratios",
+        "capability": "capability",
+        "trend": "trend",
+        "correlations": "correlation",
+    }
+    if _has_recall(config):
+        found["recall"] = "recall"
+    if _has(config, "state"):
+        found |= {name: name for name in ("state_pairs", "side_by_side", "lengths")}
+    return found
+
+
+def shipped_losses(config: Config) -> list[str]:
+    """The loss curves that the study's specimens came with."""
+    return [
+        str(Path(model.path) / "losses.parquet")
+        for model in config.active_models().values()
+        if model.origin == "specimen"
+        and model.path
+        and (Path(model.path) / "losses.parquet").is_file()
+    ]
 
 
 _CORRELATIONS: dict[SiteKind, str] = {"ffn": "correlation", "state": "correlation-state"}

@@ -134,6 +134,21 @@ def test_taylor_is_the_derivative_by_a_gate(tiny_model: Factory) -> None:
     assert float(found["state.001"][0, 2]) == pytest.approx(abs(slope), rel=5e-3)
 
 
+def test_gradients_are_taken_on_few_tokens_at_a_time(tiny_model: Factory) -> None:
+    """They keep every layer's activations; scores without gradients may take all text at once."""
+    model = tiny_model("mamba2")
+    sites = find_state_sites(model)
+    seen: list[int] = []
+    handle = model.register_forward_pre_hook(
+        lambda _module, _args, named: seen.append(named["input_ids"].numel()), with_kwargs=True
+    )
+    small = Scorer(model, sites, BLOCKS, 1000, gradient_tokens=38).gradients()
+    handle.remove()
+    assert seen == [38, 38]
+    for key, whole in Scorer(model, sites, BLOCKS, 1000).gradients().items():
+        torch.testing.assert_close(small[key], whole, rtol=1e-4, atol=1e-9)
+
+
 @given(
     st.lists(st.integers(2, 9), min_size=1, max_size=4),
     st.integers(1, 3),

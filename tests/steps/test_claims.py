@@ -61,3 +61,12 @@ def test_writes_every_form(inputs, tmp_path):
     claims.judge_claims(inputs, {**SETTINGS, "l1": []}, again)
     for name in OUTPUTS:
         assert again[name].read_bytes() == outputs[name].read_bytes()
+
+
+def test_tasks_that_do_not_count_are_left_out(inputs, tmp_path):
+    """The first items of another task are no second witness."""
+    path = tmp_path / "capability.parquet"
+    rows = pd.DataFrame({"task": ["t", "t", "t-first"], "item": [0, 1, 0], "access": "none"})
+    store.write_table(rows, path, {})
+    evidence = claims.gather({**inputs, "capability": [path]}, {**SETTINGS, "l1": []})
+    assert evidence.capability["task"].tolist() == ["t", "t"]

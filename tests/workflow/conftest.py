@@ -169,6 +169,18 @@ def small(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def counted(done: subprocess.CompletedProcess[str]) -> dict[str, int]:
+    """Jobs by rule, as a dry run lists them."""
+    rows = [line.split() for line in (done.stdout + done.stderr).splitlines()]
+    table = {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdigit()}
+    # Beside the table there are lines such as "jobid: 0".
+    return {
+        rule: count
+        for rule, count in table.items()
+        if rule.isidentifier() and rule not in ("total", "all")
+    }
+
+
 class Study:
     """A working directory with the workflow's files linked in and a configuration of its own."""
 
@@ -211,10 +223,7 @@ class Study:
 
     def planned(self, *arguments: str) -> set[str]:
         """The rules that a dry run would execute."""
-        done = self.run(*arguments, "--dry-run", "--quiet", "rules")
-        lines = done.stdout.splitlines() + done.stderr.splitlines()
-        table = [line.split() for line in lines]
-        return {row[0] for row in table if len(row) == 2 and row[1].isdigit()} - {"total", "all"}
+        return set(counted(self.run(*arguments, "--dry-run", "--quiet", "rules")))
 
     def results(self) -> Path:
         return self.folder / "results/tiny"

@@ -267,17 +267,8 @@ def test_verify_finds_nothing_amiss_and_knows_every_rule(finished):
         assert parameters.step_settings(config, content["rule"], content["wildcards"]) is not None
 
 
-def test_the_papers_study_takes_the_place_of_the_embedded_one(finished):
-    shutil.copytree(ROOT / "config", finished.folder / "config", dirs_exist_ok=True)
-    planned = finished.run("--dry-run", "--configfile", "config/paper.yaml").stdout
-    models = set(re.findall(r"Preparing model (\S+)", planned))
-    assert models == set(settings.load(ROOT / "config/paper.yaml").models)
-    assert set(re.findall(r"Reading corpus (\S+)", planned)) == {"wikitext2", "c4", "pile"}
-    wanted = finished.planned("download", "--configfile", "config/paper.yaml")
-    assert wanted == {"prepare_model", "prepare_corpus", "prepare_task", "download"}
-
-
 def test_a_model_that_was_not_downloaded_is_missed_once(finished):
+    shutil.copytree(ROOT / "config", finished.folder / "config", dirs_exist_ok=True)
     done = finished.run(
         "--configfile",
         "config/paper.yaml",
@@ -291,28 +282,6 @@ def test_a_model_that_was_not_downloaded_is_missed_once(finished):
     assert done.stderr.count("error: models.opt-350m.hub: facebook/opt-350m is not in the") == 1
     assert "snakemake download" in done.stderr
     assert done.stderr.count("error: ") == 1
-
-
-def test_a_downloaded_model_runs_with_the_hub_off(finished, tmp_path):
-    """A hub's cache in its own layout, as `snakemake download` leaves it on a shared disk."""
-    commit, repository = "0123456789abcdef0123456789abcdef01234567", "models--someone--far"
-    snapshot = tmp_path / "hub" / repository / "snapshots" / commit
-    shutil.copytree(finished.folder / "data/models/llama", snapshot)
-    finished.config["models"]["far"] = {"hub": "someone/far", "revision": commit}
-    finished.environment["HF_HOME"] = str(tmp_path)
-    try:
-        finished.run("results/tiny/far/letters/blocks.safetensors")
-    finally:
-        del finished.config["models"]["far"]
-        finished.environment.clear()
-    info = json.loads((finished.results() / "far/model.json").read_text())
-    assert info["revision"] == commit
-    ours, far = (
-        finished.results() / name / "letters/blocks.safetensors" for name in ("llama", "far")
-    )
-    assert far.read_bytes() == ours.read_bytes()
-    shutil.rmtree(finished.results() / "far")
-    shutil.rmtree(finished.results() / "records/far")
 
 
 def test_the_report_holds_every_figure(finished):

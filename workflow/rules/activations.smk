@@ -18,9 +18,7 @@ rule cache_activations:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=memory(3500),
-        runtime=60,
-        gpu=GPU,
+        **bill("cache_activations", mem_mb=3500, runtime=60),
     params:
         run=run_settings,
         gradients=gradients,
@@ -46,9 +44,7 @@ rule correlate_size_impact:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=memory(2500),
-        runtime=60,
-        gpu=GPU,
+        **bill("correlate_size_impact", mem_mb=2500, runtime=60),
     params:
         run=run_settings,
         settings=lambda wildcards: parameters.correlation_settings(

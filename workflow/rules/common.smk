@@ -4,8 +4,8 @@
 import os
 import re
 import shlex
-import shutil
 import sys
+from functools import cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -23,7 +23,7 @@ shell.prefix(
 if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_DISABLE", "1")
 
-from keepset import parameters, settings
+from keepset import parameters, plan, settings, sizes
 from keepset.alone import alone
 from keepset.errors import KeepsetError
 from keepset.provenance import code_hash
@@ -48,15 +48,42 @@ BENCHMARKS = f"{RESULTS}/benchmarks"
 CORPORA = list(CONFIG.corpora)
 TASKS = list(CONFIG.tasks)
 # `auto` asks a scheduler for a GPU only where one can be seen; a cluster's users say `cuda`.
-GPU = int(
-    CONFIG.device.startswith("cuda")
-    or (CONFIG.device == "auto" and shutil.which("nvidia-smi") is not None)
-)
+DEVICE = plan.device_kind(CONFIG)
+GPU = int(DEVICE == "cuda")
 
 
 def memory(megabytes):
     """`mem_mb` of a rule: twice as much at every further attempt, after an out-of-memory kill."""
     return lambda wildcards, attempt: megabytes * 2 ** (attempt - 1)
+
+
+@cache
+def planned(rule, names):
+    """What `keepset plan` expects of a job; zeros where its model's size is not known."""
+    job = plan.Job(rule, dict(names))
+    size = sizes.size_of(CONFIG, job.model)
+    return plan.resources(CONFIG, job, size, DEVICE)
+
+
+def bill(rule, mem_mb, runtime, gpu=GPU):
+    """The resources of rules that run a model, as expected, and never less than is given.
+
+    `gpu_mb` is for those who share one GPU among jobs: `--resources gpu_mb=80000`.
+    """
+
+    def expected(wildcards, key):
+        return planned(rule, tuple(wildcards.items()))[key]
+
+    def megabytes(wildcards, attempt):
+        return max(mem_mb, expected(wildcards, "mem_mb")) * 2 ** (attempt - 1)
+
+    def minutes(wildcards):
+        return max(runtime, expected(wildcards, "runtime"))
+
+    def on_gpu(wildcards):
+        return expected(wildcards, "gpu_mb")
+
+    return {"mem_mb": megabytes, "runtime": minutes, "gpu": gpu, "gpu_mb": on_gpu}
 
 
 wildcard_constraints:
@@ -112,11 +139,6 @@ def correlation_parts():
         *per_corpus("correlation.parquet", "ffn"),
         *per_corpus("correlation-state.parquet", "state"),
     ]
-
-
-HAS_FFN = any(CONFIG.studies(model, "ffn") for model in MODELS)
-HAS_STATE = bool(per_corpus("", "state"))
-HAS_RECALL = any(task.kind == "recall" for task in CONFIG.tasks.values())
 
 
 def chosen_units(wildcards):

@@ -19,9 +19,7 @@ rule evaluate_dense:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=memory(2500),
-        runtime=120,
-        gpu=GPU,
+        **bill("evaluate_dense", mem_mb=2500, runtime=120),
     params:
         run=run_settings,
         identity=identity,
@@ -47,9 +45,7 @@ rule evaluate_static:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=memory(2500),
-        runtime=120,
-        gpu=GPU,
+        **bill("evaluate_static", mem_mb=2500, runtime=120),
     params:
         run=run_settings,
         grid=grid("static"),
@@ -77,9 +73,7 @@ rule evaluate_dynamic:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=memory(2500),
-        runtime=120,
-        gpu=GPU,
+        **bill("evaluate_dynamic", mem_mb=2500, runtime=120),
     params:
         run=run_settings,
         grid=grid("dynamic"),
@@ -107,9 +101,7 @@ rule evaluate_windowed:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=memory(2500),
-        runtime=120,
-        gpu=GPU,
+        **bill("evaluate_windowed", mem_mb=2500, runtime=120),
     params:
         run=run_settings,
         grid=grid("windowed"),
@@ -162,9 +154,7 @@ rule evaluate_capability:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=memory(2500),
-        runtime=120,
-        gpu=GPU,
+        **bill("evaluate_capability", mem_mb=6000, runtime=120),
     params:
         run=run_settings,
         settings=lambda wildcards: parameters.capability_settings(

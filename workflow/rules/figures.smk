@@ -2,27 +2,7 @@
 # Inputs: significance/*.parquet. Outputs: figures/{figure}.png, .svg, .pdf.
 
 
-# Figure -> the tables that it is drawn from, in the order of its function's arguments.
-FIGURE_TABLES = {"decoupling": ["correlation"], "claims": ["claims"]}
-if HAS_FFN:
-    FIGURE_TABLES |= {
-        "static_dynamic": ["ratios"],
-        "scores": ["ratios"],
-        "dial": ["ratios"],
-    }
-if HAS_FFN and TASKS:
-    FIGURE_TABLES["capability"] = ["capability"]
-if HAS_STATE:
-    FIGURE_TABLES |= {
-        "state_sweep": ["ratios"],
-        "phantom": ["channels", "quadrants"],
-        "memory_dial": ["ratios"],
-        "state_length": ["lengths"],
-    }
-if HAS_STATE and HAS_FFN:
-    FIGURE_TABLES["side_by_side"] = ["side_by_side"]
-if HAS_RECALL:
-    FIGURE_TABLES["recall"] = ["recall"]
+FIGURE_TABLES = parameters.figure_tables(CONFIG)
 
 
 # One rule per figure, since a caption cannot be chosen by a wildcard.

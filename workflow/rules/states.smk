@@ -25,9 +25,7 @@ rule score_state:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=memory(3500),
-        runtime=120,
-        gpu=GPU,
+        **bill("score_state", mem_mb=3500, runtime=120),
     params:
         run=run_settings,
         settings=state_settings(),
@@ -54,9 +52,7 @@ rule evaluate_state:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=memory(2500),
-        runtime=120,
-        gpu=GPU,
+        **bill("evaluate_state", mem_mb=2500, runtime=120),
     params:
         run=run_settings,
         settings=state_settings(),
@@ -83,9 +79,7 @@ rule evaluate_state_windowed:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=memory(2500),
-        runtime=120,
-        gpu=GPU,
+        **bill("evaluate_state_windowed", mem_mb=2500, runtime=120),
     params:
         run=run_settings,
         settings=state_settings("dial"),
@@ -112,9 +106,7 @@ rule evaluate_state_lengths:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=memory(2500),
-        runtime=120,
-        gpu=GPU,
+        **bill("evaluate_state_lengths", mem_mb=2500, runtime=120),
     params:
         run=run_settings,
         settings=state_settings("state"),
@@ -167,9 +159,7 @@ rule prune_state:
     conda:
         "../../envs/study.yaml"
     resources:
-        mem_mb=memory(2500),
-        runtime=60,
-        gpu=GPU,
+        **bill("prune_state", mem_mb=2500, runtime=60),
     params:
         run=run_settings,
         settings=state_settings("prune"),

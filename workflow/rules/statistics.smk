@@ -114,17 +114,7 @@ rule sort_channels:
         "../scripts/sort_channels.py"
 
 
-TABLES = {
-    "perplexity": "ratios",
-    "dial": "ratios",
-    "capability": "capability",
-    "trend": "trend",
-    "correlations": "correlation",
-}
-if HAS_RECALL:
-    TABLES["recall"] = "recall"
-if HAS_STATE:
-    TABLES |= {name: name for name in ("state_pairs", "side_by_side", "lengths")}
+TABLES = parameters.printed_tables(CONFIG)
 TABLE_NAMES = list(TABLES)
 
 

@@ -106,11 +106,7 @@ rule measure_specimens:
 
 
 # The curves of the specimens that the study uses, where their folders hold them.
-SHIPPED_LOSSES = [
-    str(Path(model.path) / "losses.parquet")
-    for name, model in CONFIG.active_models().items()
-    if model.origin == "specimen" and (Path(model.path) / "losses.parquet").is_file()
-]
+SHIPPED_LOSSES = parameters.shipped_losses(CONFIG)
 LOSSES = {
     "training": expand(
         f"{RESULTS}/training/{{specimen}}/losses.parquet", specimen=SPECIMENS

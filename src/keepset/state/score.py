@@ -109,6 +109,8 @@ class Scorer:
         blocks: Tensor,
         batch_tokens: int,
         progress: Progress | None = None,
+        *,
+        gradient_tokens: int | None = None,
     ) -> None:
         """Set up.
 
@@ -118,11 +120,15 @@ class Scorer:
             blocks: (n_blocks, tokens) int64 calibration text.
             batch_tokens: Tokens per forward pass, at least one block.
             progress: Told of every batch.
+            gradient_tokens: The same for passes with gradients, which keep the activations of
+                every layer; as `batch_tokens` without.
         """
         check_length(model, blocks.shape[1], "calibration blocks", "text.block")
         self.model = model
         self.sites = list(sites)
         self._batches = blocks.split(max(1, batch_tokens // blocks.shape[1]))
+        few = batch_tokens if gradient_tokens is None else gradient_tokens
+        self._small_batches = blocks.split(max(1, few // blocks.shape[1]))
         self._progress = progress
         self._device = next(model.parameters()).device
         # Scores need no logits; the head is left out where transformers names the body.
@@ -185,7 +191,7 @@ class Scorer:
         sums = {site.key: torch.zeros(gates[site.key].shape).double() for site in self.sites}
         predicted = 0
         with scanning(self.model, self.sites, _Gates(gates)):
-            for batch in self._batches:
+            for batch in self._small_batches:
                 ids = batch.to(self._device)
                 logits = self.model(input_ids=ids, use_cache=False).logits[:, :-1]
                 loss = nn.functional.cross_entropy(

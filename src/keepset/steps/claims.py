@@ -27,8 +27,8 @@ def judge_claims(
     Args:
         inputs: models (model.json), perplexity, capability, correlation, channels and memory:
             paths of each kind, none where a study has no such table.
-        settings: study, statistics, seed, tasks (name -> kind) and l1 (the models that were
-            trained with a penalty on |h|).
+        settings: study, statistics, seed, tasks (name -> kind, those that count) and l1 (the
+            models that were trained with a penalty on |h|).
         outputs: csv, cases, tex and html, and the ledger as parquet for its figure.
     """
     evidence = gather(inputs, settings)
@@ -57,7 +57,7 @@ def gather(inputs: Mapping[str, Sequence[PathLike]], settings: Mapping[str, Any]
             [claims.traits(info, l1=info["name"] in settings["l1"]) for info in infos]
         ),
         perplexity=with_access(_read(inputs.get("perplexity", ()))),
-        capability=with_access(_read(inputs.get("capability", ()))),
+        capability=_of_tasks(with_access(_read(inputs.get("capability", ()))), settings["tasks"]),
         correlation=_read(correlation),
         ablations=_ablations(correlation, origins),
         channels=_read_named(inputs.get("channels", ()), origins),
@@ -66,6 +66,11 @@ def gather(inputs: Mapping[str, Sequence[PathLike]], settings: Mapping[str, Any]
         statistics=Statistics.model_validate(settings["statistics"]),
         seed=settings["seed"],
     )
+
+
+def _of_tasks(capability: pd.DataFrame, tasks: Mapping[str, str]) -> pd.DataFrame:
+    """The rows of the tasks that claims are judged on (`keepset.parameters.claims_settings`)."""
+    return capability[capability["task"].isin(list(tasks))] if len(capability) else capability
 
 
 def _read(paths: Sequence[PathLike]) -> pd.DataFrame:

@@ -50,7 +50,14 @@ def score_state(
         progress = Progress(label, passes * tokens.calibration.numel())
         # GHOST prunes as it scores: one pass does when all calibration text is one batch.
         batch = max(run.batch_tokens, min(tokens.calibration.numel(), 16 * run.batch_tokens))
-        scorer = Scorer(runner.model, runner.states, tokens.calibration, batch, progress)
+        scorer = Scorer(
+            runner.model,
+            runner.states,
+            tokens.calibration,
+            batch,
+            progress,
+            gradient_tokens=run.batch_tokens // 4,  # as in keepset.trace
+        )
         with runner.holding(None):
             sets, sums = keep_sets(scorer, grid.scores, grid.sparsities, settings["seeds"])
             channels = channel_table(runner.states, sums, identity)
