@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from keepset import parameters
@@ -42,9 +42,6 @@ _CONTEXT = 0.6e9
 """Bytes of GPU memory that a process takes before anything is on it."""
 _MASK_BYTES = 16
 """Bytes per neuron and token of scores, their order and the mask."""
-_LENGTHS = 40
-"""Copies of the output layer's weights that batches of ever new lengths leave behind on a CPU:
-measured, 36 on SmolLM2 and on the specimens. What holds them is not known."""
 _OWN_CHUNK = 64
 """Tokens that keepset's scan for the CPU takes at a time (`keepset.kernels.scan`)."""
 _IN_ORDER = {"ghost": "ghost", "ghost-uniform": "ghost", "ghost-separate": "separate"}
@@ -90,7 +87,6 @@ class Work:
         batch: Tokens per forward pass.
         gradient: Whether the loss is differentiated.
         masked: Whether neurons are scored and masked at every token.
-        varied: Whether batches are of many lengths.
         stepped: Tokens that recurrent states are run over one by one, over all settings.
     """
 
@@ -99,7 +95,6 @@ class Work:
     batch: int
     gradient: bool = False
     masked: bool = False
-    varied: bool = False
     stepped: int = 0
 
 
@@ -233,10 +228,9 @@ class _Study:
 
     def run(self, tokens: int, length: int = 0, *, masked: bool = False, stepped: int = 0) -> Work:
         """`tokens` in blocks, or in passages of about `length` tokens, in full batches."""
-        varied = length > 0
         length = length or self.block
         batch = max(1, self.config.text.batch_tokens // length) * length
-        return Work(tokens, length, batch, masked=masked, varied=varied, stepped=stepped)
+        return Work(tokens, length, batch, masked=masked, stepped=stepped)
 
     def gradients(self, tokens: int) -> Work:
         """The same with the loss differentiated, a quarter of a batch at a time."""
@@ -327,8 +321,6 @@ def _activation_bytes(size: Size, part: Work, number: int, kind: Kind) -> float:
     found = tokens * per_token
     if part.stepped:
         found += _stepping_bytes(size, part, tokens)
-    if part.varied and kind == "cpu":
-        found += _LENGTHS * number * size.vocabulary * size.d_model
     return found
 
 
@@ -413,7 +405,7 @@ def _capability(study: _Study, names: Mapping[str, str]) -> Iterator[Work]:
         choices = len(config.corpus_grid(corpus).windowed.choices)
         yield study.run(tokens * (2 + choices), length, masked=True)
     if config.state is not None and config.studies(study.model, "state", corpus):
-        yield study.run(tokens * n_static(config.state.capability, study.seeds), length)
+        yield study.run(tokens * n_static(config.state.capability, _task_seeds(study)), length)
         dial = config.state.windowed
         steps = [
             _steps(access, choice)
@@ -423,6 +415,11 @@ def _capability(study: _Study, names: Mapping[str, str]) -> Iterator[Work]:
             if (window, choice) != (1, "causal")
         ]
         yield study.run(tokens * len(steps), length, stepped=tokens * sum(steps))
+
+
+def _task_seeds(study: _Study) -> int:
+    """Seeds of the random score in what tasks are run under, for states."""
+    return min(study.seeds, _state(study).capability.random_seeds or study.seeds)
 
 
 def _steps(access: str, choice: str) -> int:
@@ -467,12 +464,12 @@ def _state_windowed(study: _Study, names: Mapping[str, str]) -> Iterator[Work]:
 
 def _lengths(study: _Study, _: Mapping[str, str]) -> Iterator[Work]:
     state = _state(study)
-    rules = 1 + n_static(state.capability, study.seeds)
+    wanted = state.length_sparsities or state.capability.sparsities
+    rules = 1 + _n_scores(state.capability.scores, _task_seeds(study)) * len(wanted)
     for factor in state.lengths:
         length = factor * study.block
         if not study.size.positions or length <= study.size.positions:
-            passages = study.run(rules * (study.evaluation // length) * length, length)
-            yield replace(passages, varied=False)
+            yield study.run(rules * (study.evaluation // length) * length, length)
 
 
 def _prune(study: _Study, _: Mapping[str, str]) -> Iterator[Work]:

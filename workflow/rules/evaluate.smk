@@ -154,7 +154,7 @@ rule evaluate_capability:
     conda:
         "../../envs/study.yaml"
     resources:
-        **bill("evaluate_capability", mem_mb=6000, runtime=120),
+        **bill("evaluate_capability", mem_mb=2500, runtime=120),
     params:
         run=run_settings,
         settings=lambda wildcards: parameters.capability_settings(
