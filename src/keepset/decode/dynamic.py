@@ -1,5 +1,8 @@
 """Dynamic rules: gate and up are dense, the down projection reads the kept rows only.
 
+On a GPU one kernel path can stand in for the whole block: h stays on the device, its exact k best
+are found there, and nothing waits (`whole_block`).
+
 The size of h_j is known only once gate and up of unit j are computed, so an exact choice at every
 token can skip nothing of them. What it skips is 1 - (share kept) of the down projection: a third of
 a gated block, half of another.
@@ -8,19 +11,18 @@ a gated block, half of another.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from keepset.decode.whole import Alike, Forward, WholeBlock
 from keepset.intervene import output_norms
 from keepset.keep import Rule, n_kept, top_mask, top_units
 from keepset.kernels import dispatch
+from keepset.kernels.weights import FfnWeights
 from keepset.scores import token_score
 from keepset.sites import Site
-
-DownForward = Callable[[Tensor], Tensor]
 
 
 class SparseDown:
@@ -48,7 +50,7 @@ class SparseDown:
         return dispatch.down_paths(h.device)[name](h, kept, rows, down.bias)
 
 
-def dynamic_forward(site: Site, rule: Rule, sparse: SparseDown) -> DownForward:
+def dynamic_forward(site: Site, rule: Rule, sparse: SparseDown) -> Forward:
     """What stands in for the forward of a site's down projection under a dynamic rule."""
     n_units, k = site.n_units, n_kept(site.n_units, rule.sparsity)
     norms = output_norms(site) if rule.score == "impact" else None
@@ -67,3 +69,18 @@ def dynamic_forward(site: Site, rule: Rule, sparse: SparseDown) -> DownForward:
         return sparse(site, flat, kept).view(*h.shape[:-1], -1)
 
     return forward
+
+
+def whole_block(
+    site: Site, rule: Rule, sparse: SparseDown, plain: Forward, alike: Alike
+) -> WholeBlock:
+    """A site whose whole block `triton_ffn.sparse_decode` computes, where `plain` is slower."""
+    k = n_kept(site.n_units, rule.sparsity)
+    norms = output_norms(site) if rule.score == "impact" else None
+
+    def kernel(x: Tensor, ffn: FfnWeights) -> Tensor:
+        from keepset.kernels.triton_ffn import sparse_decode
+
+        return sparse_decode(x, ffn, k=k, norms=norms)
+
+    return WholeBlock(site, plain, kernel, sparse.rows(site), alike)
