@@ -6,9 +6,13 @@ from keepset import trace
 from keepset.evaluate import Runner
 from keepset.sites import find_sites
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+"""Where tests of kernels run their models: interpreted on a CPU."""
 
-def prompt(tokens=6, seed=1):
-    return torch.randint(4, 260, (1, tokens), generator=torch.Generator().manual_seed(seed))
+
+def prompt(tokens=6, seed=1, device="cpu"):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(4, 260, (1, tokens), generator=generator).to(device)
 
 
 def sums(model):
@@ -24,4 +28,4 @@ def reference(model, ids, tokens, rule, moments):
         for _ in range(tokens):
             logits = model(input_ids=ids, use_cache=False).logits
             ids = torch.cat([ids, logits[:, -1:].argmax(dim=-1)], dim=1)
-    return ids[0, -tokens:]
+    return ids[0, -tokens:].cpu()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from decoding import prompt, reference, sums
+from decoding import DEVICE, prompt, reference, sums
 from keepset import generate as gen
 from keepset.decode import sparse_decoding
 from keepset.decode.whole import ffn_weights
@@ -21,6 +21,12 @@ STATIC = Rule("magnitude", 0.6, "corpus")
 TOKENS, PROMPT = 7, 4
 
 
+@pytest.fixture
+def model_of(tiny_model):
+    """`tiny_model` where kernels run."""
+    return lambda family, **overrides: tiny_model(family, **overrides).to(DEVICE)
+
+
 @pytest.fixture(autouse=True)
 def refused(monkeypatch):
     found: dict[str, None] = {}
@@ -28,9 +34,18 @@ def refused(monkeypatch):
     return found
 
 
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Several tiles and shares at test sizes, and few programs, which cost time when interpreted."""
+    config = triton_ffn.DecodeConfig(
+        tile=32, block_in=32, block_list=16, block_out=32, shares=2, programs=2
+    )
+    monkeypatch.setattr(triton_ffn, "decode_config", lambda *_: config)
+
+
 def run(model, rule, word="triton"):
     moments = sums(model) if rule.window == "corpus" else None
-    ids = prompt(PROMPT)
+    ids = prompt(PROMPT, device=DEVICE)
     with choosing(word):
         found = gen.generate(model, ids, TOKENS, rule, moments=moments)
     assert torch.equal(found.tokens, reference(model, ids, TOKENS, rule, moments))
@@ -40,20 +55,20 @@ def run(model, rule, word="triton"):
 # ReLU with biases; gate; Conv1D, which stores weights the other way; gate and up in one.
 @pytest.mark.parametrize("family", ["opt", "llama", "gpt2", "phi3"])
 @pytest.mark.parametrize("rule", [DYNAMIC, WINDOWED, STATIC], ids=describe)
-def test_tokens_equal_the_masked_references(tiny_model, family, rule, refused):
-    paths = run(tiny_model(family), rule)
+def test_tokens_equal_the_masked_references(model_of, family, rule, refused):
+    paths = run(model_of(family), rule)
     assert not refused
     # Layers x tokens. The windows of a prompt are masked; under other rules it is short enough.
     assert paths[TRITON_FFN] == 2 * (TOKENS - 1 + (0 if rule is WINDOWED else PROMPT))
 
 
-def test_the_score_impact(tiny_model):
-    assert run(tiny_model("llama"), Rule("impact", 0.8, 1))[TRITON_FFN] == 2 * (TOKENS - 1 + PROMPT)
+def test_the_score_impact(model_of):
+    assert run(model_of("llama"), Rule("impact", 0.8, 1))[TRITON_FFN] == 2 * (TOKENS - 1 + PROMPT)
 
 
-def test_a_kernel_that_is_wrong_within_the_trial_shows_in_the_output(tiny_model, monkeypatch):
+def test_a_kernel_that_is_wrong_within_the_trial_shows_in_the_output(model_of, monkeypatch):
     """The model's output is the kernel's: nothing is computed beside it."""
-    model, ids = tiny_model("llama"), prompt(4)
+    model, ids = model_of("llama"), prompt(4, device=DEVICE)
     right = triton_ffn.sparse_decode
     calls = []
 
@@ -72,9 +87,9 @@ def test_a_kernel_that_is_wrong_within_the_trial_shows_in_the_output(tiny_model,
     assert len(calls) == 3  # the trial, and two layers
 
 
-def test_rows_of_a_batch_have_sets_of_their_own(tiny_model):
-    model = tiny_model("opt")
-    rows = torch.cat([prompt(4, seed) for seed in (1, 2, 3)])
+def test_rows_of_a_batch_have_sets_of_their_own(model_of):
+    model = model_of("opt")
+    rows = torch.cat([prompt(4, seed, DEVICE) for seed in (1, 2, 3)])
     with choosing("triton"), sparse_decoding(model, DYNAMIC) as session:
         out = model.generate(
             rows, attention_mask=torch.ones_like(rows), max_new_tokens=4, do_sample=False,
@@ -82,47 +97,49 @@ def test_rows_of_a_batch_have_sets_of_their_own(tiny_model):
         )  # fmt: skip
     assert session.paths[TRITON_FFN] == 3 * 2 * 3
     for row, ids in zip(out, rows, strict=True):
-        assert torch.equal(row[4:], reference(model, ids[None], 4, DYNAMIC, None))
+        assert torch.equal(row[4:].cpu(), reference(model, ids[None], 4, DYNAMIC, None))
 
 
-def test_a_block_that_cannot_be_apart_reads_kept_rows_only(tiny_model):
+def test_a_block_that_cannot_be_apart_reads_kept_rows_only(model_of):
     """Zamba2 adds adapters to a block that its depths share: the down projection alone."""
-    paths = run(tiny_model("zamba2"), DYNAMIC)
+    paths = run(model_of("zamba2"), DYNAMIC)
     assert paths[TRITON_DOWN] > 0
     assert TRITON_FFN not in paths
 
 
 @pytest.mark.parametrize("rule", [DYNAMIC, WINDOWED, STATIC], ids=describe)
-def test_a_refused_dtype_runs_in_torch(tiny_model, rule, refused):
-    paths = run(tiny_model("llama").double(), rule)
+def test_a_refused_dtype_runs_in_torch(model_of, rule, refused):
+    paths = run(model_of("llama").double(), rule)
     assert TRITON_FFN not in paths
     assert any("float64" in text for text in refused)
 
 
 @pytest.mark.parametrize("rule", [DYNAMIC, WINDOWED, STATIC], ids=describe)
-def test_a_block_that_is_not_what_its_layout_says_runs_in_torch(tiny_model, rule):
-    model = tiny_model("llama")
+def test_a_block_that_is_not_what_its_layout_says_runs_in_torch(model_of, rule):
+    model = model_of("llama")
     for layer in model.model.layers:
         layer.mlp.act_fn = torch.nn.Tanh()
     assert TRITON_FFN not in run(model, rule)
 
 
-def test_an_activation_without_a_kernel_runs_in_torch(tiny_model, refused):
-    assert TRITON_FFN not in run(tiny_model("llama", hidden_act="mish"), DYNAMIC)
+def test_an_activation_without_a_kernel_runs_in_torch(model_of, refused):
+    assert TRITON_FFN not in run(model_of("llama", hidden_act="mish"), DYNAMIC)
     assert any("mish" in text for text in refused)
 
 
-def test_torch_is_torch_and_auto_is_torch_on_a_cpu(tiny_model):
+def test_torch_is_torch_and_auto_is_torch_on_a_cpu(model_of):
     for word in ("torch", "auto"):
         with calibrate.forcing("bag"):
-            assert set(run(tiny_model("llama"), DYNAMIC, word)) == {"bag"}
+            assert set(run(model_of("llama"), DYNAMIC, word)) == {"bag"}
 
 
-def test_the_faster_one_is_taken(tiny_model, monkeypatch):
+def test_the_faster_one_is_taken(model_of, monkeypatch):
     """Without a name the clock decides, here between torch and the interpreter."""
     monkeypatch.setattr(choice, "ffn_kernels", lambda _: True)
+    for function in (calibrate.fastest, calibrate.times):
+        monkeypatch.setattr(function, "__defaults__", (1,))  # rounds
     calibrate.forget()
-    model, ids = tiny_model("opt"), prompt(4)
+    model, ids = model_of("opt"), prompt(4, device=DEVICE)
     moments = sums(model)
     for rule in (DYNAMIC, WINDOWED, STATIC):
         with choosing("auto"):
@@ -137,13 +154,15 @@ def test_the_faster_one_is_taken(tiny_model, monkeypatch):
 
 def stopped_within(model, rule, moments):
     with sparse_decoding(model, rule, moments=moments, kernels="triton"):
-        model.generate(prompt(4), max_new_tokens=3, do_sample=False, eos_token_id=None)
+        model.generate(
+            prompt(4, device=DEVICE), max_new_tokens=3, do_sample=False, eos_token_id=None
+        )
         raise RuntimeError("stop")
 
 
-def test_the_model_is_put_back(tiny_model):
+def test_the_model_is_put_back(model_of):
     for family in ("llama", "gpt2"):
-        model = tiny_model(family)
+        model = model_of(family)
         moments = sums(model)
         for rule in (DYNAMIC, WINDOWED, STATIC):
             with pytest.raises(RuntimeError, match="stop"):
@@ -152,25 +171,25 @@ def test_the_model_is_put_back(tiny_model):
             assert choice.chosen().ffn == "auto"
 
 
-def test_what_is_named_and_missing_is_an_error(tiny_model, monkeypatch):
+def test_what_is_named_and_missing_is_an_error(model_of, monkeypatch):
     monkeypatch.setattr(choice, "why_not_triton", lambda _: "no Triton here")
     with (
         pytest.raises(ConfigError, match=r"kernels\.ffn: no Triton here"),
-        sparse_decoding(tiny_model("llama"), DYNAMIC, kernels="triton"),
+        sparse_decoding(model_of("llama"), DYNAMIC, kernels="triton"),
     ):
         pass
 
 
 @pytest.mark.parametrize("family", ["opt", "llama", "gpt2", "phi3", "gpt_neox"])
-def test_weights_are_those_of_the_block(tiny_model, family):
-    model = tiny_model(family)
+def test_weights_are_those_of_the_block(model_of, family):
+    model = model_of(family)
     site = find_sites(model)[0]
     ffn = ffn_weights(site, neuron_major(site.down_weight()))
     seen = {}
     hook = site.down.register_forward_hook(lambda _, args, out: seen.update(h=args[0], y=out))
     inputs = site.up[0].module.register_forward_pre_hook(lambda _, args: seen.update(x=args[0]))
     with torch.no_grad():
-        model(input_ids=prompt(4), use_cache=False)
+        model(input_ids=prompt(4, device=DEVICE), use_cache=False)
     hook.remove()
     inputs.remove()
     torch.testing.assert_close(naive.hidden(seen["x"], ffn), seen["h"], rtol=1e-5, atol=1e-5)

@@ -216,14 +216,16 @@ class _Line:
 
 
 def _stepper(model: Any) -> Step:
-    """(ids (1, n), key-value cache or None) -> the greedy next token (1, 1), the cache."""
+    """(ids (1, n), cache or None) -> the greedy next token (1, 1), the cache."""
     # The head is a fifth of a small model's work, and the prompt needs its last row only.
-    known = "logits_to_keep" in inspect.signature(model.forward).parameters
-    last = {"logits_to_keep": 1} if known else {}
+    known = inspect.signature(model.forward).parameters
+    last = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
+    # Models without attention keep their states under another name.
+    held = "past_key_values" if "past_key_values" in known else "cache_params"
 
     def step(ids: Tensor, cache: Any) -> tuple[Tensor, Any]:
-        out = model(input_ids=ids, past_key_values=cache, use_cache=True, **last)
-        return out.logits[:, -1:].argmax(dim=-1), out.past_key_values
+        out = model(input_ids=ids, use_cache=True, **{held: cache}, **last)
+        return out.logits[:, -1:].argmax(dim=-1), out[held]
 
     return step
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers.models.mamba2 import modeling_mamba2
 
-from decoding import prompt, reference
+from decoding import DEVICE, prompt, reference
 from keepset import generate as gen
 from keepset.decode import sparse_decoding
 from keepset.errors import ConfigError, KernelError
@@ -23,22 +23,31 @@ from state_models import shape
 NAMES = (SCAN, STEP, CONV, UPDATE)
 
 
+@pytest.fixture
+def model_of(tiny_model):
+    """`tiny_model` where kernels run."""
+    return lambda family, **overrides: tiny_model(family, **overrides).to(DEVICE)
+
+
 def functions():
     return [getattr(modeling_mamba2, name) for name in NAMES]
 
 
 @pytest.mark.parametrize("word", ["triton", "torch"])
 @pytest.mark.parametrize("family", ["mamba2", "falcon_h1"])  # the second gates within the step
-def test_tokens_are_those_of_the_whole_context(tiny_model, family, word):
-    model, ids = tiny_model(family, **shape(family, groups=2, n_state=6)), prompt(5)
+def test_tokens_are_those_of_the_whole_context(model_of, family, word):
+    model, ids = model_of(family, **shape(family, groups=2, n_state=6)), prompt(5, device=DEVICE)
     with choosing(word):
         run = gen.generate(model, ids, 5)
     assert run.mixers == {"scan": "torch", "state": word}
     assert torch.equal(run.tokens, reference(model, ids, 5, None, None))
 
 
-def test_layers_that_keep_unlike_numbers_of_channels(tiny_model):
-    model, ids = tiny_model("mamba2", **shape("mamba2", groups=2, n_state=7)), prompt(5)
+def test_layers_that_keep_unlike_numbers_of_channels(model_of):
+    model, ids = (
+        model_of("mamba2", **shape("mamba2", groups=2, n_state=7)),
+        prompt(5, device=DEVICE),
+    )
     generator = torch.Generator().manual_seed(3)
     kept = {}
     for site, count in zip(find_state_sites(model), (5, 3), strict=True):
@@ -49,30 +58,36 @@ def test_layers_that_keep_unlike_numbers_of_channels(tiny_model):
     with sparse_decoding(model, None, kernels=Kernels(state="triton")) as session:
         out = model.generate(ids, max_new_tokens=5, do_sample=False, eos_token_id=None)
     assert session.mixers["state"] == "triton"
-    assert torch.equal(out[0, 5:], reference(model, ids, 5, None, None))
+    assert torch.equal(out[0, 5:].cpu(), reference(model, ids, 5, None, None))
 
 
-def test_the_step_that_runs_is_the_kernel(tiny_model, monkeypatch):
-    """A kernel that is wrong within the trial's tolerance changes the logits: it does run."""
-    model, ids = tiny_model("mamba2"), prompt(5)
-    with choosing("triton"), mixer_kernels(model), torch.inference_mode():
-        cache = model(input_ids=ids, use_cache=True).past_key_values
-        right = model(input_ids=ids[:, :1], past_key_values=cache, use_cache=True).logits
-    step = triton_state.state_step
-    monkeypatch.setattr(triton_state, "state_step", lambda *a, **k: step(*a, **k) * 1.0005)
-    with choosing("triton"), mixer_kernels(model), torch.inference_mode():
-        cache = model(input_ids=ids, use_cache=True).past_key_values
-        off = model(input_ids=ids[:, :1], past_key_values=cache, use_cache=True).logits
-    assert 1e-6 < (off - right).abs().max() < 1e-1
+def test_the_step_that_runs_is_the_kernel(model_of, monkeypatch):
+    """The model's output is the kernel's: nothing is computed beside it."""
+    model, ids = model_of("mamba2"), prompt(5, device=DEVICE)
+    right, calls = triton_state.state_step, []
+
+    def flipped(*arguments, **named):
+        calls.append(1)
+        y = right(*arguments, **named)
+        return y if len(calls) == 1 else y.flip(-1)
+
+    def logits(word):
+        with choosing(word), mixer_kernels(model), torch.inference_mode():
+            cache = model(input_ids=ids, use_cache=True).cache_params
+            return model(input_ids=ids[:, :1], cache_params=cache, use_cache=True).logits
+
+    monkeypatch.setattr(triton_state, "state_step", flipped)
+    assert not torch.allclose(logits("triton"), logits("torch"), atol=1e-2)
+    assert len(calls) == 3  # the trial, and two layers
 
 
-def test_a_refused_step_runs_in_torch(tiny_model, monkeypatch):
+def test_a_refused_step_runs_in_torch(model_of, monkeypatch):
     def refusing(*_, **__):
         raise KernelError("no such state")
 
     monkeypatch.setattr(triton_state, "state_step", refusing)
     monkeypatch.setattr(choice, "_refused", {})
-    model, ids = tiny_model("mamba2"), prompt(5)
+    model, ids = model_of("mamba2"), prompt(5, device=DEVICE)
     with choosing("triton"):
         run = gen.generate(model, ids, 4)
     assert run.mixers["state"] == "torch"
@@ -80,8 +95,8 @@ def test_a_refused_step_runs_in_torch(tiny_model, monkeypatch):
     assert torch.equal(run.tokens, reference(model, ids, 4, None, None))
 
 
-def test_everything_is_put_back(tiny_model):
-    model, before = tiny_model("mamba2"), functions()
+def test_everything_is_put_back(model_of):
+    model, before = model_of("mamba2"), functions()
     with choosing("triton"), mixer_kernels(model) as ran:
         assert getattr(modeling_mamba2, SCAN) is chunk_scan
         with mixer_kernels(model) as inner:
@@ -90,13 +105,13 @@ def test_everything_is_put_back(tiny_model):
     with pytest.raises(RuntimeError, match="stop"), mixer_kernels(model):
         raise RuntimeError("stop")
     assert functions() == before
-    with mixer_kernels(tiny_model("llama")) as ran:
+    with mixer_kernels(model_of("llama")) as ran:
         assert ran == {}
 
 
 @pytest.mark.parametrize("key", ["scan", "state"])
-def test_mamba_ssm_by_name_is_an_error_where_it_cannot_run(tiny_model, key):
-    model = tiny_model("mamba2")
+def test_mamba_ssm_by_name_is_an_error_where_it_cannot_run(model_of, key):
+    model = model_of("mamba2")
     with (
         choosing(Kernels(**{key: "mamba-ssm"})),
         pytest.raises(ConfigError, match=rf"kernels\.{key}: mamba-ssm runs on CUDA GPUs"),
@@ -123,8 +138,8 @@ def bind(name):
 
 
 @pytest.mark.parametrize("word", ["auto", "torch"])
-def test_a_package_that_is_bound_is_not_called_on_a_cpu(tiny_model, monkeypatch, word):
-    model, ids = tiny_model("mamba2"), prompt(5)
+def test_a_package_that_is_bound_is_not_called_on_a_cpu(model_of, monkeypatch, word):
+    model, ids = model_of("mamba2"), prompt(5, device=DEVICE)
     expected = gen.generate(model, ids, 4).tokens
     for name in NAMES:
         monkeypatch.setattr(modeling_mamba2, name, bind(name))
