@@ -36,7 +36,7 @@ def refused(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    """Several tiles and shares at test sizes, and few programs, which cost time when interpreted."""
+    """Several tiles and shares at test sizes, and few programs: interpreted, each costs time."""
     config = triton_ffn.DecodeConfig(
         tile=32, block_in=32, block_list=16, block_out=32, shares=2, programs=2
     )
