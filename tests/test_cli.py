@@ -102,7 +102,8 @@ def test_generates_the_masked_references_tokens(
     ("kernels", "paths"), [("torch", "masked|bag|select"), ("triton", "triton-ffn")]
 )
 def test_says_which_path_ran(capsys, tiny_checkpoint, kernels, paths):
-    assert generate(tiny_checkpoint, "dynamic:0.5", "--kernels", kernels, "--check") == 0
+    extra = ("--kernels", kernels, "--check", "--tokens", "3")
+    assert generate(tiny_checkpoint, "dynamic:0.5", *extra) == 0
     assert re.search(rf"by path: ({paths}) \d+", capsys.readouterr().out)
 
 

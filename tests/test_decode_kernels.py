@@ -43,12 +43,12 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(triton_ffn, "decode_config", lambda *_: config)
 
 
-def run(model, rule, word="triton"):
+def run(model, rule, word="triton", tokens=TOKENS):
     moments = sums(model) if rule.window == "corpus" else None
     ids = prompt(PROMPT, device=DEVICE)
     with choosing(word):
-        found = gen.generate(model, ids, TOKENS, rule, moments=moments)
-    assert torch.equal(found.tokens, reference(model, ids, TOKENS, rule, moments))
+        found = gen.generate(model, ids, tokens, rule, moments=moments)
+    assert torch.equal(found.tokens, reference(model, ids, tokens, rule, moments))
     return found.paths
 
 
@@ -102,7 +102,7 @@ def test_rows_of_a_batch_have_sets_of_their_own(model_of):
 
 def test_a_block_that_cannot_be_apart_reads_kept_rows_only(model_of):
     """Zamba2 adds adapters to a block that its depths share: the down projection alone."""
-    paths = run(model_of("zamba2"), DYNAMIC)
+    paths = run(model_of("zamba2"), DYNAMIC, tokens=3)
     assert paths[TRITON_DOWN] > 0
     assert TRITON_FFN not in paths
 
