@@ -92,9 +92,24 @@ def test_generates_the_masked_references_tokens(
     expected = gen.generate(model, ids, 12, rule, moments=moments, stop=gen.stops(model)).tokens
     assert output.startswith("The old mill" + tiny_tokenizer.decode(expected))
     assert "every token is the masked reference's" in output
+    assert "tokens x layers by path: " + ("cut weights" if "static" in keep else "") in output
     rates = re.findall(r"([0-9.]+) tokens/s of CPU time", output)
     speedup = float(re.search(r"speed-up ([0-9.]+)", output)[1])
     assert speedup == pytest.approx(float(rates[1]) / float(rates[0]), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("kernels", "paths"), [("torch", "masked|bag|select"), ("triton", "triton-ffn")]
+)
+def test_says_which_path_ran(capsys, tiny_checkpoint, kernels, paths):
+    extra = ("--kernels", kernels, "--check", "--tokens", "3")
+    assert generate(tiny_checkpoint, "dynamic:0.5", *extra) == 0
+    assert re.search(rf"by path: ({paths}) \d+", capsys.readouterr().out)
+
+
+def test_unknown_kernels_end_with_a_message(capsys, tiny_checkpoint):
+    assert generate(tiny_checkpoint, "dynamic:0.5", "--kernels", "cuda") == 1
+    assert "'cuda' is not known; choose auto, torch, triton" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from decoding import prompt, reference, sums
 from keepset import generate as gen
 from keepset import trace
 from keepset.decode import sparse_decoding
@@ -21,26 +22,6 @@ RULES = [
     Rule("magnitude", 0.7, 16, "causal"),
     Rule("magnitude", 0.6, "corpus"),
 ]
-
-
-def prompt(tokens=6, seed=1):
-    return torch.randint(4, 260, (1, tokens), generator=torch.Generator().manual_seed(seed))
-
-
-def sums(model):
-    sites = find_sites(model)
-    blocks = prompt(24, seed=9)
-    return trace.record(model, sites, blocks, gradients=False, batch_tokens=64)
-
-
-def reference(model, ids, tokens, rule, moments):
-    """Greedy decoding by running the whole masked context again for every token."""
-    runner = Runner(model, find_sites(model), moments=moments)
-    with runner.holding(rule, stream=False), torch.inference_mode():
-        for _ in range(tokens):
-            logits = model(input_ids=ids, use_cache=False).logits
-            ids = torch.cat([ids, logits[:, -1:].argmax(dim=-1)], dim=1)
-    return ids[0, -tokens:]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=describe)

@@ -33,6 +33,18 @@ def test_every_rule_that_runs_a_script_is_known(embedded, rule):
     assert parameters.step_settings(embedded, rule, WILDCARDS) is not None
 
 
+@pytest.mark.parametrize("rule", ["evaluate_dynamic", "benchmark_kernels", "benchmark_model"])
+def test_records_know_which_kernels_were_chosen(embedded, rule):
+    chosen = settings.Kernels(ffn="torch", scan="mamba-ssm")
+    changed = embedded.model_copy(update={"kernels": chosen})
+    found, before = (
+        parameters.step_settings(config, rule, WILDCARDS) for config in (changed, embedded)
+    )
+    place = found if rule == "benchmark_kernels" else found["run"]
+    assert place["kernels"] == {"ffn": "torch", "scan": "mamba-ssm", "state": "auto"}
+    assert found != before
+
+
 def test_an_unknown_rule_has_none(embedded):
     assert parameters.step_settings(embedded, "brew_coffee", {}) is None
 

@@ -41,7 +41,7 @@ def test_the_schema_forbids_unknown_keys_everywhere():
 def test_every_key_of_the_configuration_is_commented():
     lines = (ROOT / "config.yaml").read_text().splitlines()
     top = {line.split(":")[0] for line in lines if line and line[0] not in "# "}
-    assert top == set(settings.Config.model_fields), "config.yaml and settings.py have drifted"
+    assert top == set(settings.Config.model_fields), "config.yaml and keepset.settings have drifted"
     for at, line in enumerate(lines):
         if line and line[0] not in "# ":
             assert "#" in line or lines[at - 1].startswith("#") or "#" in lines[at + 1], line
@@ -56,6 +56,9 @@ def test_every_key_of_the_configuration_is_commented():
         ("seed", -1, "seed: .*greater than or equal to 0"),
         ("device", "tpu", "device: "),
         ("dtype", "int8", "dtype: .*float32"),
+        ("kernels.ffn", "mamba-ssm", "kernels.ffn: .*'auto', 'torch' or 'triton'"),
+        ("kernels.scan", "triton", "kernels.scan: .*'auto', 'torch' or 'mamba-ssm'"),
+        ("kernels.up", "torch", "kernels.up: unknown key"),
         ("grid.static.sparsities", [0.5, 1.0], "grid.static.sparsities.1: .*less than 1"),
         ("grid.static.sparsities", [-0.1], "sparsities.0: .*greater than or equal to 0"),
         ("grid.static.sparsities", [], "grid.static.sparsities: .*at least 1"),

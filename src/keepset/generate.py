@@ -7,7 +7,7 @@ import inspect
 import json
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +76,14 @@ class Generation:
         prefill_s: Seconds for the prompt and the first new token.
         steps_s: Seconds of each further token, (n - 1,), on `keepset.kernels.calibrate.clock`.
         paths: Tokens x sites by path taken (`keepset.decode.Session`).
+        mixers: What ran the model's Mamba-2 mixers (`keepset.decode.Session`).
     """
 
     tokens: Tensor
     prefill_s: float
     steps_s: Tensor
     paths: Counter[str]
+    mixers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def rate(self) -> float:
@@ -130,7 +132,8 @@ def compare(
 ) -> tuple[Generation, Generation]:
     """Generate dense and under a rule; the two take turns, token by token.
 
-    So a machine that is busy now and then slows both. Arguments and errors as in `generate`, and:
+    So a machine that is busy now and then slows both. The kernels of mixers stand in for both.
+    Arguments and errors as in `generate`, and:
 
     Args:
         model, ids, tokens, rule, moments, stop: As in `generate`.
@@ -143,7 +146,7 @@ def compare(
     """
     other = twin(model)
     with sparse_decoding(other, rule, moments=moments, given=given) as session:
-        runs = [(model, Session(None)), (other, session)]
+        runs = [(model, Session(None, mixers=session.mixers)), (other, session)]
         dense, sparse = _in_turn(runs, ids, tokens, stop, follow)
     return dense, sparse
 
@@ -208,18 +211,21 @@ class _Line:
     def result(self) -> Generation:
         times = torch.tensor(self._times, dtype=torch.float64)
         tokens = torch.cat(self.found, dim=1)[0].cpu()
-        return Generation(tokens, float(times[0]), times[1:], self._session.paths)
+        session = self._session
+        return Generation(tokens, float(times[0]), times[1:], session.paths, dict(session.mixers))
 
 
 def _stepper(model: Any) -> Step:
-    """(ids (1, n), key-value cache or None) -> the greedy next token (1, 1), the cache."""
+    """(ids (1, n), cache or None) -> the greedy next token (1, 1), the cache."""
     # The head is a fifth of a small model's work, and the prompt needs its last row only.
-    known = "logits_to_keep" in inspect.signature(model.forward).parameters
-    last = {"logits_to_keep": 1} if known else {}
+    known = inspect.signature(model.forward).parameters
+    last = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
+    # Models without attention keep their states under another name.
+    held = "past_key_values" if "past_key_values" in known else "cache_params"
 
     def step(ids: Tensor, cache: Any) -> tuple[Tensor, Any]:
-        out = model(input_ids=ids, past_key_values=cache, use_cache=True, **last)
-        return out.logits[:, -1:].argmax(dim=-1), out.past_key_values
+        out = model(input_ids=ids, use_cache=True, **{held: cache}, **last)
+        return out.logits[:, -1:].argmax(dim=-1), out[held]
 
     return step
 

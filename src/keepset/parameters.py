@@ -18,10 +18,11 @@ Settings = dict[str, Any]
 
 
 def run_settings(config: Config, model: str) -> Settings:
-    """How a model is run: device, dtype, tokens per forward pass."""
+    """How a model is run: device, dtype, implementations, tokens per forward pass."""
     return {
         "device": config.device,
         "dtype": config.all_models()[model].dtype or config.dtype,
+        "kernels": config.kernels.model_dump(),
         "batch_tokens": config.text.batch_tokens,
     }
 
@@ -208,12 +209,17 @@ def benchmark_run(config: Config, model: str) -> Settings:
     """How a model that is timed is run, and whether its static sets need gradients."""
     run = run_settings(config, model)
     gradients = config.benchmark is not None and config.needs_gradients(config.benchmark.corpus)
-    return {"device": run["device"], "dtype": run["dtype"], "gradients": gradients}
+    kept = {key: run[key] for key in ("device", "dtype", "kernels")}
+    return {**kept, "gradients": gradients}
 
 
 def _timing(config: Config, _: Wildcards) -> Settings:
-    settings = benchmark_settings(config)
-    return {"study": config.study, "settings": settings, "device": config.device}
+    return {
+        "study": config.study,
+        "settings": benchmark_settings(config),
+        "device": config.device,
+        "kernels": config.kernels.model_dump(),
+    }
 
 
 def _timing_model(config: Config, wildcards: Wildcards) -> Settings:

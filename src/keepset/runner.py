@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import pandas as pd
@@ -22,10 +22,12 @@ from keepset.intervene import (
     watching,
 )
 from keepset.keep import Rule, static_order, window_means
-from keepset.kernels.dispatch import torch_scans
+from keepset.kernels import choice
+from keepset.kernels.mixers import mixer_kernels
 from keepset.models import check_length
 from keepset.progress import Progress
 from keepset.scores import Moments, site_seed, token_score
+from keepset.settings import Kernels
 from keepset.sites import Site, StateSite
 from keepset.state.hold import LastWindow, StateMask, StateWindows, scanning
 from keepset.state.score import Masks
@@ -47,6 +49,7 @@ class Runner:
         states: Sequence[StateSite] = (),
         state_sets: Mapping[tuple[str, int, float], Masks] | None = None,
         batch_tokens: int = 1024,
+        kernels: Kernels | None = None,
     ) -> None:
         """Wrap a model in eval mode.
 
@@ -57,7 +60,9 @@ class Runner:
             states: The state sites to intervene on.
             state_sets: (score, seed, sparsity) -> channels kept, for static rules on states.
             batch_tokens: Tokens per forward pass, at least one passage.
+            kernels: Which implementations run; without it, those that are chosen already.
         """
+        self.kernels = kernels
         self.model: Any = model
         self.sites = list(sites)
         self.states = list(states)
@@ -66,8 +71,6 @@ class Runner:
         self._moments = moments or {}
         self._norms = {site.key: output_norms(site) for site in sites}
         self._device = next(model.parameters()).device
-        # On a CPU keepset's own scan is the faster one; on a GPU it is mamba-ssm's.
-        self._on_cpu = self._device.type == "cpu"
         self._lead_ins: dict[Hashable, dict[int, dict[str, Tensor]]] = {}
 
     def lead_in_scores(self, rule: Rule, lead_in: Tensor) -> dict[str, Tensor]:
@@ -111,8 +114,12 @@ class Runner:
         self, rule: Rule | None, lead_in: Tensor | None = None, *, stream: bool = True
     ) -> Iterator[Windows | StateWindows | None]:
         """Hold `rule` (None: dense) on the model."""
-        scans = torch_scans(self.model) if self._on_cpu else nullcontext()
-        with scans, self._holding(rule, lead_in, stream) as windows:
+        chosen = choice.chosen() if self.kernels is None else self.kernels
+        with (
+            choice.choosing(chosen),
+            mixer_kernels(self.model),
+            self._holding(rule, lead_in, stream) as windows,
+        ):
             yield windows
 
     @contextmanager

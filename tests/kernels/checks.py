@@ -13,7 +13,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from keepset.kernels import naive
+from keepset.kernels import naive, torch_ffn
 from keepset.kernels.weights import FfnWeights
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -126,6 +126,22 @@ def check_shared_decode(
     x, keep = tokens(draw, rows, d, dtype=dtype), some_units(draw, n, kept)
     y = k.ffn.shared_set_decode(x, ffn, keep, config=small_blocks(k))
     assert_close(y, naive.shared_set_ffn(x, ffn, keep), dtype)
+
+
+def check_down(
+    k: Kernels, draw: torch.Generator, *, rows: int = 3, n: int = 150, d: int = 72,
+    kept: int | None = None, biases: bool = True, dtype: torch.dtype = torch.float32,
+) -> None:  # fmt: skip
+    """The down projection alone; each row has a set of its own unless `kept` units are shared."""
+    h, down_t = tokens(draw, rows, n, dtype=dtype), tokens(draw, n, d, dtype=dtype) / n**0.5
+    bias = tokens(draw, d, dtype=dtype) if biases else None
+    units = (torch.rand(rows, n, generator=draw) < 0.3).to(DEVICE)
+    if kept is not None:
+        units = torch.randperm(n, generator=draw)[:kept].to(DEVICE)  # in no order
+    y = k.ffn.sparse_down(h, units, down_t, bias, config=small_blocks(k))
+    assert y.dtype == dtype
+    added = None if bias is None else bias.float()
+    assert_close(y, torch_ffn.masked(h.float(), units, down_t.float(), added), dtype)
 
 
 def some_units(draw: torch.Generator, n: int, kept: int) -> Tensor:

@@ -20,6 +20,7 @@ from checks import (
     check_best,
     check_compacted,
     check_decode,
+    check_down,
     check_shared_decode,
     check_shared_gemm,
     check_state,
@@ -38,6 +39,8 @@ decode_rows = partial(check_decode, rows=3, n=90, d=72)
 gate = partial(check_decode, rows=1, n=90, d=40, gated=True, choose="gate", act="silu")
 shared_decode = partial(check_shared_decode, kept=41, rows=1, n=90, d=72, act="silu")
 shared_gated = partial(check_shared_decode, kept=41, rows=1, n=90, d=40, gated=True, act="gelu")
+down = partial(check_down, rows=2, n=90)
+down_shared = partial(check_down, rows=2, n=90, kept=17)
 best = partial(check_best, kept=13, rows=2, n=90)
 shared_gemm = partial(check_shared_gemm, rows=33, n=90, act="silu")
 compacted = partial(check_compacted, rows=2, n=90, gated=True)
@@ -82,6 +85,11 @@ MISTAKES = [
     ("decode", "tl.store(arrivals + a, tl.zeros", "tl.store(arrivals + a, 1 + tl.zeros", decode),
     ("decode", "j[:, None] * down_row", "(j[:, None] ^ 1) * down_row", shared_decode),
     ("decode", "y += tl.load(down_bias + c,", "y += 2 * tl.load(down_bias + c,", decode),
+    # the down projection alone
+    ("ffn", "return torch.zeros(cdiv", "return torch.ones(cdiv", down),
+    ("ffn", "rows, n, value.stride(0), kept", "rows, n - 9, value.stride(0), kept", down),
+    ("ffn", "value = rows.index_select(1, kept)", "value = rows[:, : len(kept)].clone()",
+     down_shared),
     # exact top-k
     ("topk", "<= wanted", "< wanted", top),
     ("device", "0x7FFFFFFF, key)", "0x7FFFFFFF, key & -2)", check_any_float),

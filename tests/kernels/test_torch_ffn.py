@@ -77,7 +77,7 @@ def test_the_fastest_candidate_is_taken_and_timed_once():
 
     candidates = {"slow": slow, "fast": fast}
     assert calibrate.fastest(("key", 1), candidates) == "fast"
-    assert calls == list(range(calibrate.ROUNDS + 1))
+    assert calls == list(range(0, 2 * calibrate.ROUNDS + 2, 2))
     assert calibrate.fastest(("key", 1), candidates) == "fast"
     assert len(calls) == calibrate.ROUNDS + 1
     assert set(calibrate.measured()["key 1"]) == {"slow", "fast"}

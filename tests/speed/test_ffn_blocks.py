@@ -4,6 +4,7 @@ import torch
 
 from keepset.errors import KeepsetError
 from keepset.kernels import torch_ffn
+from keepset.kernels.choice import TRITON_DOWN, TRITON_FFN, choosing
 from keepset.settings import Shape
 from keepset.speed import blocks, timing
 
@@ -27,6 +28,24 @@ def test_every_case_has_its_rows(gated):
         for level in ("ffn", "kernel")
     }
     assert (found[["ms_p20", "dense_ms_p50", "speedup_p50"]] > 0).all(axis=None)
+
+
+def test_kernels_that_run_are_timed_too():
+    shape = Shape(d_model=24, n_units=40, gated=True)
+    cases = {1: [0.9], 3: [0.9]}
+    with choosing("triton"):
+        rows = list(blocks.time_shape("tiny", shape, cases, torch.float32, MACHINE, 0.0))
+    found = pd.DataFrame(rows)
+    counts = found.groupby(["batch", "sparsity", "level"])["path"].apply(lambda at: set(at))
+    down, ffn = {*torch_ffn.DOWN_PATHS, TRITON_DOWN}, {TRITON_DOWN, "held", TRITON_FFN}
+    for batch in cases:
+        assert counts[batch, 0.9, "kernel"] == down
+        assert counts[batch, 0.9, "ffn"] == ffn
+    both = found.query(f"path == '{TRITON_FFN}' and batch == 1")
+    assert dict(zip(both["kernel"], both["bytes"], strict=True)) == {
+        "ffn dynamic": (2 * 40 + 4) * 24 * 4,
+        "ffn known": 3 * 4 * 24 * 4,
+    }
 
 
 def test_bytes_are_those_of_kept_rows():

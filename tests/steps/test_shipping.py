@@ -56,7 +56,7 @@ def test_a_specimen_is_shipped_in_float16_with_its_card(trained: Path, tmp_path:
     ):
         assert part in card
     assert pd.read_parquet(folder / "losses.parquet")["step"].max() == 4
-    found = settings._find_specimens(str(tmp_path / "specimens"))
+    found = settings.find_specimens(str(tmp_path / "specimens"))
     assert {name: model.sites for name, model in found.items()} == {"tiny": ["ffn"]}
 
 

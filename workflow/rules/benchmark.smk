@@ -5,6 +5,7 @@
 #          figures/speedup and figures/frontier as .png, .svg, .pdf.
 
 BENCHMARK = parameters.benchmark_settings(CONFIG)
+TIMED_MODELS = [model for model in MODELS if CONFIG.studies(model, "ffn")]
 TIMED = CONFIG.benchmark.corpus if CONFIG.benchmark else "no-corpus"
 SPEED_FIGURES = {
     "speedup": [f"{RESULTS}/kernels.parquet"],
@@ -36,6 +37,7 @@ rule benchmark_kernels:
         study=CONFIG.study,
         settings=BENCHMARK,
         device=CONFIG.device,
+        kernels=CONFIG.kernels.model_dump(),
         code=code_hash("keepset.speed.blocks"),
     message:
         "Timing FFN blocks on random weights"
@@ -77,7 +79,7 @@ rule benchmark_model:
 rule join_benchmarks:
     input:
         f"{RESULTS}/kernels/shapes.parquet",
-        expand(f"{RESULTS}/{{model}}/kernels.parquet", model=MODELS),
+        expand(f"{RESULTS}/{{model}}/kernels.parquet", model=TIMED_MODELS),
     output:
         table=f"{RESULTS}/kernels.parquet",
         facts=f"{RESULTS}/kernels.json",

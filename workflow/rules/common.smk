@@ -94,7 +94,7 @@ wildcard_constraints:
 
 
 def run_settings(wildcards):
-    """How a model is run: device, dtype, tokens per forward pass."""
+    """How a model is run: device, dtype, implementations, tokens per forward pass."""
     return parameters.run_settings(CONFIG, wildcards.model)
 
 

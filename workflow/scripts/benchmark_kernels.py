@@ -7,5 +7,6 @@ with job(snakemake.log[0], snakemake.threads), recording(snakemake):
         snakemake.params.study,
         snakemake.params.settings,
         snakemake.params.device,
+        snakemake.params.kernels,
         snakemake.output[0],
     )

@@ -10,14 +10,19 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from keepset.decode.dynamic import DownForward, SparseDown, dynamic_forward
+from keepset.decode.dynamic import SparseDown, dynamic_forward, whole_block
 from keepset.decode.position import Position
+from keepset.decode.static import cut_blocks
+from keepset.decode.whole import Alike, can_be_apart, standing_forward
 from keepset.decode.windowed import HeldSite, Shared
 from keepset.errors import ConfigError
 from keepset.evaluate import Runner, describe
 from keepset.keep import Rule
+from keepset.kernels import choice
+from keepset.kernels.mixers import mixer_kernels
 from keepset.kernels.torch_ffn import neuron_major
 from keepset.scores import Moments
+from keepset.settings import Kernels
 from keepset.sites import Site, find_sites
 
 SCORES = ("magnitude", "impact")
@@ -31,12 +36,15 @@ class Session:
     Attributes:
         rule: The rule that is held.
         paths: Tokens x sites by path: a path of the down projection (`keepset.kernels.dispatch`),
-            or `held` (gate, up and down of kept units only). Empty when dense, and under a static
-            rule, which cuts weights.
+            `held` (gate, up and down of kept units only, copied together), or `triton-ffn` (the
+            whole block by a kernel). Empty when dense, and where a static rule's cut weights run
+            in torch.
+        mixers: scan and state -> what runs them in Mamba-2 mixers; empty where there are none.
     """
 
     rule: Rule | None
     paths: Counter[str] = field(default_factory=Counter)
+    mixers: Mapping[str, str] = field(default_factory=dict)
 
 
 @contextmanager
@@ -47,6 +55,7 @@ def sparse_decoding(
     moments: Mapping[str, Moments] | None = None,
     sites: Sequence[Site] | None = None,
     given: Mapping[str, Tensor] | None = None,
+    kernels: Kernels | str | None = None,
 ) -> Iterator[Session]:
     """Decode under `rule` without computing, or without reading, what it leaves out.
 
@@ -64,28 +73,46 @@ def sparse_decoding(
         sites: The sites; found if left out.
         given: Site key -> (n_windows, n_units) bool, the sets of a windowed rule, known
             beforehand (replayed). Then choice may be `oracle`, and batches have one row.
+        kernels: Which implementations may run (`keepset.kernels.choice`): the section `kernels`
+            of a configuration, or "auto", "torch" or "triton"; what holds already if left out.
 
     Raises:
-        ConfigError: the rule cannot be decoded under (the message says why), or a static rule has
-            no moments.
+        ConfigError: the rule cannot be decoded under (the message says why), a static rule has
+            no moments, or an implementation that is chosen by name cannot run here.
     """
     _check(rule, moments, given)
     sites = find_sites(model) if sites is None else sites
     session = Session(rule)
-    if rule is None or rule.sparsity == 0:
-        yield session
-        return
     with ExitStack() as stack:
-        if rule.window == "corpus":
+        if kernels is not None:
+            stack.enter_context(choice.choosing(kernels))
+        choice.require(next(model.parameters()).device)
+        session.mixers = stack.enter_context(mixer_kernels(model))
+        if rule is None or rule.sparsity == 0:
+            pass
+        elif rule.window == "corpus":
             stack.enter_context(Runner(model, sites, moments=moments).holding(rule))
+            stack.enter_context(cut_blocks(sites, session.paths))
         else:
             sparse = SparseDown(_neuron_major(sites), session.paths)
             if rule.method == "dynamic" and given is None:
-                for site in sites:
-                    stack.enter_context(_forward(site.down, dynamic_forward(site, rule, sparse)))
+                _hold_dynamic(sites, rule, sparse, stack, session)
             else:
                 _hold_windows(model, sites, Shared(rule, Position(), sparse), given, stack, session)
         yield session
+
+
+def _hold_dynamic(
+    sites: Sequence[Site], rule: Rule, sparse: SparseDown, stack: ExitStack, session: Session
+) -> None:
+    alike = Alike(f"dynamic {rule.score} kept={1 - rule.sparsity:.2g}", session.paths)
+    for site in sites:
+        plain = dynamic_forward(site, rule, sparse)
+        if choice.ffn_kernels(sparse.rows(site).device) and can_be_apart(site):
+            whole = whole_block(site, rule, sparse, plain, alike)
+            stack.enter_context(whole.standing_in())
+        else:
+            stack.enter_context(standing_forward(site.down, plain))
 
 
 def _hold_windows(
@@ -106,11 +133,7 @@ def _hold_windows(
             )
         held = HeldSite(site, shared, None if given is None else given[site.key])
         shared.sites.append(held)
-        for projection in site.up:
-            hook = projection.module.register_forward_pre_hook(held.before_up)
-            stack.callback(hook.remove)
-        stack.enter_context(_forward(site.down, held.down))
-        stack.callback(held.release)
+        stack.enter_context(held.standing_in())
 
 
 def _neuron_major(sites: Sequence[Site]) -> dict[str, Tensor]:
@@ -121,20 +144,6 @@ def _neuron_major(sites: Sequence[Site]) -> dict[str, Tensor]:
         if id(weight) not in copies:
             copies[id(weight)] = neuron_major(site.down_weight())
     return {site.key: copies[id(site.down.weight)] for site in sites}
-
-
-@contextmanager
-def _forward(module: nn.Module, forward: DownForward) -> Iterator[None]:
-    """Let `forward` stand in for a module's own; its hooks go on as before."""
-    own = module.__dict__.get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if own is None:
-            del module.forward
-        else:
-            module.forward = own
 
 
 def _check(

@@ -9,38 +9,36 @@ weights once in W tokens instead of at every token, and the set is exactly that 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers.activations import ACT2FN
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from keepset.decode.dynamic import DownForward, SparseDown
+from keepset.decode.dynamic import SparseDown
 from keepset.decode.position import Position
-from keepset.intervene import output_norms, slice_up, sliceable, swapped
+from keepset.decode.whole import (
+    PLAIN,
+    Block,
+    Forward,
+    agrees,
+    can_be_apart,
+    ffn_weights,
+    standing_forward,
+    uncounted,
+    units_of,
+)
+from keepset.intervene import output_norms, slice_up, swapped
 from keepset.keep import Rule, n_kept, top_mask
-from keepset.kernels import calibrate, dispatch
+from keepset.kernels import calibrate, choice, dispatch
+from keepset.kernels.choice import TRITON_FFN
+from keepset.kernels.weights import FfnWeights
 from keepset.scores import token_score
 from keepset.sites import Site
 
-HELD, PLAIN = "held", "plain"
-# A wrong formula is wrong by much more; the running window's sums bear this rounding anyway.
-_AGREES = {torch.float64: 1e-9, torch.float32: 1e-4}
-_AGREES_LOW_PRECISION = 3e-2
-
-
-def units_of(site: Site, x: Tensor) -> Tensor:
-    """h of the block's inputs x (n, d_model), with the weights that are in place: (n, units)."""
-    act = ACT2FN[site.activation]
-    outs: list[Tensor] = []
-    for projection in site.up:
-        module: Any = projection.module
-        # forward, not a call: hooks are for the tokens of a pass, and these have passed.
-        outs += module.forward(x).chunk(len(projection.offsets), dim=-1)
-    return act(outs[0]) * outs[1] if site.gated else act(outs[0])
+HELD = "held"
 
 
 class Shared:
@@ -76,10 +74,11 @@ class HeldSite:
         self.site, self._shared, self._given = site, shared, given
         self._kept_units = n_kept(site.n_units, shared.rule.sparsity)
         self._norms = output_norms(site) if shared.rule.score == "impact" else None
-        self._dense: DownForward = site.down.forward
+        self._dense: Forward = site.down.forward
         # None: not yet known whether units can be computed apart from the model's forward pass.
-        known = site.activation in ACT2FN and sliceable(site)
-        self._apart: bool | None = None if known else False
+        self._apart: bool | None = None if can_be_apart(site) else False
+        self._block = Block(site)
+        self._ffn: FfnWeights | None = None
         self._weights = ExitStack()
         self._held = False
         self._pass = -1
@@ -91,6 +90,7 @@ class HeldSite:
         self._window = -1
         self._filled = self._shared.width
         self._kept: Tensor | None = None
+        self._units: Tensor | None = None
         self._sums: Tensor | None = None
         self._pending: list[Tensor] = []
 
@@ -99,6 +99,19 @@ class HeldSite:
         self._weights.close()
         self._held = False
 
+    @contextmanager
+    def standing_in(self) -> Iterator[None]:
+        """Hold the rule at the site."""
+        with ExitStack() as stack:
+            if choice.ffn_kernels(self._shared.sparse.rows(self.site).device):
+                stack.enter_context(self._block.standing_in())
+            for projection in self.site.up:
+                module: nn.Module = projection.module
+                stack.callback(module.register_forward_pre_hook(self.before_up).remove)
+            stack.enter_context(standing_forward(self.site.down, self.down))
+            stack.callback(self.release)
+            yield
+
     # -- the two places of a forward pass
 
     def before_up(self, _: Any, args: tuple[Any, ...]) -> None:
@@ -106,6 +119,7 @@ class HeldSite:
         position = self._shared.position
         if not self._begins():
             return
+        self._block.take()
         x = args[0].reshape(-1, args[0].shape[-1])
         if not (position.start and position.batch == position.tokens == 1 and self._apart):
             self._x = x[-1:]
@@ -113,12 +127,15 @@ class HeldSite:
             return
         if self._filled == self._shared.width:
             self._turn()
-        if self._kept is None or self._mode(x) == PLAIN:
+        mode = PLAIN if self._kept is None else self._mode(x)
+        if mode == PLAIN:
             self.release()
             return
-        if not self._held:
+        if mode == TRITON_FFN:
+            self._block.give(self._kernel(x, self._kept_indices()).view(*args[0].shape[:-1], -1))
+        elif not self._held:
             self._install()
-        self._shared.paths[HELD] += 1
+        self._shared.paths[mode] += 1
         self._filled += 1
         if self._given is None:
             self._pending.append(x)
@@ -126,16 +143,19 @@ class HeldSite:
     def down(self, h: Tensor) -> Tensor:
         """Stands in for the forward of the down projection."""
         self._begins()
+        if (answer := self._block.take()) is not None:
+            return answer
         if self._held:
             return self._dense(h)
         position, n = self._shared.position, self.site.n_units
         if self._apart is None:
-            self._apart = self._agrees(h)
+            assert self._x is not None
+            self._apart = agrees(self.site, self._x, h)
         full = h.reshape(position.batch, position.tokens, n)
         mask = torch.cat([self._advance(piece) for piece in self._pieces(full)], dim=1)
         flat, kept = h.reshape(-1, n), mask.expand(*full.shape[:2], n).reshape(-1, n)
         if position.tokens == 1 and position.start and self._kept is not None:
-            shared_set = self._kept[0].nonzero()[:, 0] if len(flat) == 1 else kept
+            shared_set = self._kept_indices() if len(flat) == 1 else kept
             return self._shared.sparse(self.site, flat, shared_set).view(*h.shape[:-1], -1)
         return self._dense((flat * kept).view(h.shape))
 
@@ -180,6 +200,7 @@ class HeldSite:
         self.release()
         self._window += 1
         self._filled = 0
+        self._units = None
         if self._given is not None:
             self._kept = self._given[self._window][None]
             return
@@ -192,9 +213,23 @@ class HeldSite:
 
     # -- weights of the kept units
 
+    def _kept_indices(self) -> Tensor:
+        """The running window's set, (k,) ascending."""
+        if self._units is None:
+            assert self._kept is not None
+            self._units = self._kept[0].nonzero()[:, 0]
+        return self._units
+
+    def _kernel(self, x: Tensor, units: Tensor) -> Tensor:
+        """The block of `units` alone for x (1, d_model), reading their rows where they are."""
+        from keepset.kernels.triton_ffn import shared_set_decode
+
+        if self._ffn is None:
+            self._ffn = ffn_weights(self.site, self._shared.sparse.rows(self.site))
+        return shared_set_decode(x, self._ffn, units)
+
     def _install(self) -> None:
-        assert self._kept is not None
-        for module, tensors in self._slices(self._kept[0].nonzero()[:, 0]):
+        for module, tensors in self._slices(self._kept_indices()):
             self._weights.enter_context(swapped(module, tensors))
         self._held = True
 
@@ -204,20 +239,14 @@ class HeldSite:
         ups = [(p.module, slice_up(p, units)) for p in self.site.up]
         return [*ups, (self.site.down, {"weight": weight})]
 
-    def _agrees(self, h: Tensor) -> bool:
-        """Whether `units_of` gives what the model itself computes."""
-        assert self._x is not None
-        seen = h.reshape(-1, self.site.n_units)[-1:].double()
-        error = (units_of(self.site, self._x).double() - seen).norm()
-        return bool(error <= _AGREES.get(h.dtype, _AGREES_LOW_PRECISION) * seen.norm())
-
     # -- the crossover
 
     def _mode(self, x: Tensor) -> str:
-        """HELD or PLAIN, whichever is faster over a whole window; measured once per shape."""
+        """The path that is fastest over a whole window; measured once per shape."""
         modes, shape = self._shared.modes, self._shared.sparse.rows(self.site).shape
         if shape not in modes:
-            modes[shape] = self._measure(x)
+            with uncounted(self._shared.paths):
+                modes[shape] = self._measure(x)
         return modes[shape]
 
     def _measure(self, x: Tensor) -> str:
@@ -229,16 +258,29 @@ class HeldSite:
         key = ("window", shape, f"W={width}", given, kept, *dispatch.setting(x))
         assert self._kept is not None
         candidates = _candidates(self._shared.alike(self.site), x, self._kept)
-        if (name := calibrate.forced(candidates)) is not None:
+        paths = choice.working(
+            {name: run for name, run in candidates.items() if name not in _TURNS.values()},
+            {TRITON_FFN},
+        )
+        if (name := calibrate.forced(paths)) is not None:
             return name
-        took = calibrate.times(key, candidates)
-        return HELD if took[HELD] * width + took["turn"] < took[PLAIN] * width else PLAIN
+        timed = {name: candidates[name] for name in (*paths, *_turns(paths))}
+        took = calibrate.times(key, timed)
+        return min(paths, key=lambda name: width * took[name] + took.get(_TURNS.get(name, ""), 0))
+
+
+_TURNS = {HELD: "turn", TRITON_FFN: "turn in place"}
+"""What the end of a window costs a path, where that is more than the choice of a set."""
+
+
+def _turns(paths: Iterable[str]) -> list[str]:
+    return [_TURNS[name] for name in paths if name in _TURNS]
 
 
 def _candidates(
     sites: Sequence[HeldSite], x: Tensor, kept: Tensor
 ) -> dict[str, calibrate.Candidate]:
-    """A token with all units computed, a token with kept units only, and the turn of a window.
+    """A token by every path, and what the turn of a window costs it.
 
     Rounds take the sites in turn, all with the set `kept` (1, n_units).
     """
@@ -246,23 +288,30 @@ def _candidates(
     slices = [held._slices(units) for held in sites]
     many = x.expand(sites[0]._shared.width, -1).contiguous()
 
-    def plain(at: int) -> None:
+    def plain(at: int) -> Tensor:
         held = sites[at % len(sites)]
-        held._shared.sparse(held.site, units_of(held.site, x), units)
+        return held._shared.sparse(held.site, units_of(held.site, x), units)
 
-    def kept_only(at: int) -> None:
+    def kept_only(at: int) -> Tensor:
         held = sites[at % len(sites)]
         with ExitStack() as stack:
             for module, tensors in slices[at % len(sites)]:
                 stack.enter_context(swapped(module, tensors))
-            held._dense(units_of(held.site, x))
+            return held._dense(units_of(held.site, x))
 
-    def turn(at: int) -> None:
+    def choose(at: int) -> None:
         held = sites[at % len(sites)]
         if held._given is None:
             h = units_of(held.site, many)
             score = token_score(held._shared.rule.score, h, held._norms, None)
             top_mask(score.mean(dim=0, keepdim=True), held._kept_units)
-        held._slices(units)
 
-    return {PLAIN: plain, HELD: kept_only, "turn": turn}
+    def turn(at: int) -> None:
+        choose(at)
+        sites[at % len(sites)]._slices(units)
+
+    candidates: dict[str, calibrate.Candidate] = {PLAIN: plain, HELD: kept_only, "turn": turn}
+    if choice.ffn_kernels(x.device):
+        candidates[TRITON_FFN] = lambda at: sites[at % len(sites)]._kernel(x, units)
+        candidates["turn in place"] = choose
+    return candidates

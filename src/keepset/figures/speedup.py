@@ -21,9 +21,13 @@ _KINDS = {
     "bag": ("o", "embedding_bag"),
     "select": ("s", "copy rows, multiply"),
     "masked": ("X", "mask, multiply densely"),
+    "triton-down": ("v", "Triton, kept rows where they are"),
     "dynamic": ("^", "dynamic: set chosen at every token"),
     "known": ("D", "set known: static, or within a window"),
+    "dynamic, triton-ffn": ("<", "dynamic, the block in one path of Triton kernels"),
+    "known, triton-ffn": (">", "set known, the block in one path of Triton kernels"),
 }
+_TRITON = "triton-ffn"
 
 
 @style.styled
@@ -62,7 +66,8 @@ def draw(kernels: pd.DataFrame) -> Figure:
 def _kind(row: Mapping[Any, Any]) -> str:
     if row["level"] == "kernel":
         return str(row["path"])
-    return "dynamic" if row["method"] == "dynamic" else "known"
+    kind = "dynamic" if row["method"] == "dynamic" else "known"
+    return f"{kind}, {row['path']}" if row["level"] == "ffn" and row["path"] == _TRITON else kind
 
 
 def _panel(ax: Axes, table: pd.DataFrame, at: dict[float, int], colours: dict[str, str]) -> None:

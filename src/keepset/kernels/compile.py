@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from keepset.kernels.launch import Launch, check, recorded
-from keepset.kernels.triton_ffn import shared_set_decode, sparse_decode
+from keepset.kernels.triton_ffn import shared_set_decode, sparse_decode, sparse_down
 from keepset.kernels.triton_prefill import compacted_prefill, shared_set_ffn
 from keepset.kernels.triton_state import new_state, state_step
 from keepset.kernels.triton_topk import window_topk
@@ -78,10 +78,13 @@ def _ffn_cases(model: str, ffn: FfnWeights) -> Iterator[Case]:
     norms = _meta(n, dtype=torch.float32)
     for rows in (1, 16):
         x = _meta(rows, d, dtype=dtype)
+        h, own = _meta(rows, n, dtype=dtype), _meta(rows, n, dtype=torch.bool)
         calls: dict[str, Callable[[], object]] = {
             "decode threshold": partial(sparse_decode, x, ffn, threshold=0.1),
             "decode top-k": partial(sparse_decode, x, ffn, k=n // 10, norms=norms),
             "decode shared set": partial(shared_set_decode, x, ffn, few),
+            "down projection": partial(sparse_down, h, own, ffn.down_t, ffn.down_bias),
+            "down projection, shared set": partial(sparse_down, h, few, ffn.down_t),
         }
         if ffn.gate is not None:
             calls["decode by gate"] = partial(sparse_decode, x, ffn, threshold=0.1, choose="gate")

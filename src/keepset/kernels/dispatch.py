@@ -1,7 +1,8 @@
 """Which path a feed-forward block or a state-space mixer takes, and how another can stand in.
 
 A sparse down projection has several paths (`down_paths`), which give the same answer; the fastest
-is found by timing them on the model's own weights (`down_path`).
+is found by timing them on the model's own weights (`down_path`). Which may run at all is chosen
+in `keepset.kernels.choice`; the mixers' implementations are in `keepset.kernels.mixers`.
 
 transformers binds the functions of a Mamba-2 mixer as globals of the family's module; a mixer
 looks them up at every call. Standing in for them there leaves the layer itself untouched.
@@ -9,9 +10,8 @@ looks them up at every call. Standing in for them there leaves the layer itself 
 
 from __future__ import annotations
 
-import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import ModuleType
 from typing import Any
@@ -19,13 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from keepset.kernels import calibrate
+from keepset.kernels import calibrate, choice
+from keepset.kernels.choice import TRITON_DOWN, TRITON_FFN
 from keepset.kernels.scan import causal_conv, chunk_scan
 from keepset.kernels.torch_ffn import DOWN_PATHS, DownPath
+from keepset.kernels.weights import MAX_ROWS
 
 SCAN = "mamba2_chunk_scan"
 STEP = "mamba2_selective_state_update"
 CONV = "causal_conv1d_fn"
+UPDATE = "causal_conv1d_update"
 FUSED = "mamba2_split_conv1d_scan_combined"
 
 
@@ -66,25 +69,45 @@ def torch_scans(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def scan_path(model: nn.Module) -> str:
-    """What runs the model's scans, for the record: "torch" where it has none or keepset's own."""
-    modules = mixer_modules(model)
-    if not modules or next(model.parameters()).device.type == "cpu":
-        return "torch"
-    bound = inspect.getclosurevars(getattr(modules[0], SCAN)).nonlocals.get("implementation")
-    package = bound.__module__.partition(".")[0] if bound is not None else "transformers"
-    return "torch" if package == "transformers" else package
+def _triton_down(h: Tensor, kept: Tensor, rows: Tensor, bias: Tensor | None) -> Tensor:
+    # Imported at its first use: without Triton everything else must work.
+    from keepset.kernels.triton_ffn import sparse_down
+
+    return sparse_down(h, kept, rows, bias)
 
 
-ACCELERATED: dict[str, dict[str, DownPath]] = {}
-"""Further paths of a sparse down projection by device type, e.g. {"cuda": {"triton": ...}}: a
-module of kernels enters its own here. They are timed beside the torch paths."""
+ACCELERATED: dict[str, dict[str, DownPath]] = {"cuda": {TRITON_DOWN: _triton_down}}
+"""Further paths of a sparse down projection by device type: a module of kernels enters its own
+here. They are timed beside the torch paths. Those of "cuda" are Triton's: they run where
+`choice.ffn_kernels` says so."""
 
 
-def down_paths(device: torch.device) -> dict[str, DownPath]:
-    """Every path of a sparse down projection on `device`, by name."""
-    faster = ACCELERATED.get(device.type)
-    return {**DOWN_PATHS, **faster} if faster else DOWN_PATHS
+def down_paths(device: torch.device, rows: int = 1, own: bool = False) -> dict[str, DownPath]:
+    """Every path of a sparse down projection that may run, by name.
+
+    Args:
+        device: Where.
+        rows: Rows at a time.
+        own: Whether each row has a keep set of its own.
+    """
+    if choice.ffn_kernels(device):
+        # One program holds the sets of all rows; prompts have too many.
+        return DOWN_PATHS if own and rows > MAX_ROWS else {**DOWN_PATHS, **ACCELERATED["cuda"]}
+    if device.type == "cuda" or device.type not in ACCELERATED:
+        return DOWN_PATHS
+    return {**DOWN_PATHS, **ACCELERATED[device.type]}
+
+
+def fastest(key: Hashable, candidates: Mapping[str, calibrate.Candidate]) -> str:
+    """The fastest candidate, by `calibrate.fastest`; Triton's only where they work.
+
+    Every candidate must return its output.
+    """
+    foreign = {TRITON_FFN, TRITON_DOWN}
+    if (name := calibrate.forced(candidates)) is not None and name not in foreign:
+        return name
+    left = choice.working(candidates, foreign)
+    return next(iter(left)) if len(left) == 1 else calibrate.fastest(key, left)
 
 
 def setting(tensor: Tensor) -> tuple[str, str, str]:
@@ -120,5 +143,5 @@ def down_path(h: Tensor, kept: Tensor, weights: Sequence[Tensor], bias: Tensor |
     def candidate(path: DownPath) -> calibrate.Candidate:
         return lambda at: path(h, kept, weights[at % len(weights)], bias)
 
-    paths = down_paths(h.device)
-    return calibrate.fastest(key, {name: candidate(path) for name, path in paths.items()})
+    paths = down_paths(h.device, len(h), kept.dtype == torch.bool)
+    return fastest(key, {name: candidate(path) for name, path in paths.items()})

@@ -84,6 +84,8 @@ def chunk_scan(
     y = y.transpose(2, 3).reshape(batch, chunks * width, heads, head_dim)[:, :tokens]
     if D is not None:
         y = y + hidden_states * D[:, None]
+    # Some families view the result, which follows the layout of what was added to it.
+    y = y.contiguous()
     return (y, state) if return_final_states else y
 
 

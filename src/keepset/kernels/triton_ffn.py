@@ -3,6 +3,7 @@
     sparse_decode(x, ffn, threshold=t)           keep a neuron where its score exceeds t
     sparse_decode(x, ffn, k=k)                   keep the k best of each row, exactly
     shared_set_decode(x, ffn, keep)              one known keep set for all rows
+    sparse_down(h, kept, down_t, bias)           the down projection alone, of h that is there
 
 `ffn` is `keepset.kernels.weights.FfnWeights`; x is (..., d) with at most `MAX_ROWS` rows. More
 rows go to `keepset.kernels.triton_prefill`. Nothing waits for the device and every workspace has
@@ -32,6 +33,7 @@ from keepset.kernels.launch import (
     cdiv,
     check,
     check_ffn,
+    check_matrix,
     check_vector,
     launch,
     output,
@@ -41,9 +43,7 @@ from keepset.kernels.launch import (
 )
 from keepset.kernels.triton_decode import compact_kept, row_keep, rows_down, rows_up, up_compact
 from keepset.kernels.triton_topk import MAX_UNITS
-from keepset.kernels.weights import FfnWeights
-
-MAX_ROWS = 16
+from keepset.kernels.weights import MAX_ROWS, FfnWeights
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def sparse_decode(
             kept = _best(kept, ffn.n, k, norms, config)
         if choose == "gate":
             _up(rows, ffn, kept, "multiply", config)
-        _down(rows, ffn, kept, y, config)
+        _down(rows, ffn.down_t, ffn.down_bias, kept, y, config)
     return y.view(x.shape)
 
 
@@ -182,8 +182,88 @@ def shared_set_decode(
             keep, None, _arrivals(rows, ffn, config), n_kept=n_kept,
         )  # fmt: skip
         _up(rows, ffn, kept, "plain" if ffn.gate is None else "gated", config)
-        _down(rows, ffn, kept, y, config)
+        _down(rows, ffn.down_t, ffn.down_bias, kept, y, config)
     return y.view(x.shape)
+
+
+def sparse_down(
+    h: Tensor,
+    kept: Tensor,
+    down_t: Tensor,
+    bias: Tensor | None = None,
+    *,
+    config: DecodeConfig | None = None,
+) -> Tensor:
+    """The down projection of kept neurons, where h is there already.
+
+    Args:
+        h: (rows, n), 0 to 16 rows; more only with a shared set.
+        kept: (rows, n) bool, each row's own set, or (k,) int32 or int64 indices that all keep.
+        down_t: (n, d), the dtype of h.
+        bias: (d,).
+        config: Block sizes instead of `decode_config`'s.
+
+    Returns:
+        (rows, d), the dtype of h: the sum over kept j of h_j down_t[j], plus the bias.
+
+    Raises:
+        KernelError: too many rows, or tensors that do not fit.
+    """
+    check(down_t.ndim == 2, f"down_t must be (n, d), got {tuple(down_t.shape)}")
+    n, d = down_t.shape
+    rows = rows_of(h, n)
+    check_matrix("down_t", down_t, (n, d), rows)
+    check_vector("bias", bias, d, rows)
+    y = output(None, rows, d)
+    if kept.dtype != torch.bool:
+        check_keep(kept, n, rows)
+        for part, out in zip(rows.split(MAX_ROWS), y.split(MAX_ROWS), strict=True):
+            _shared_down(part, kept, down_t, bias, out, config)
+        return y
+    shapes = tuple(kept.shape), tuple(rows.shape)
+    check(shapes[0] == shapes[1], "kept is {}, h {}".format(*shapes))
+    check(len(rows) <= MAX_ROWS, f"{len(rows)} rows: at most {MAX_ROWS} with sets of their own")
+    if len(rows):
+        config = config or decode_config(len(rows), n, d)
+        marks = kept.contiguous().view(torch.int8)
+        found = _marked(rows, marks, _cleared(d, config, rows), config)
+        _down(rows, down_t, bias, found, y, config)
+    return y
+
+
+def _shared_down(
+    rows: Tensor, kept: Tensor, down_t: Tensor, bias: Tensor | None, y: Tensor,
+    config: DecodeConfig | None,
+) -> None:  # fmt: skip
+    config = config or decode_config(len(rows), *down_t.shape)
+    arrivals = _cleared(down_t.shape[1], config, rows)
+    value = rows.index_select(1, kept)
+    _down(rows, down_t, bias, _List(value, kept, None, arrivals, n_kept=len(kept)), y, config)
+
+
+def _marked(value: Tensor, keep: Tensor, arrivals: Tensor, config: DecodeConfig) -> _List:
+    """The list of the neurons that `keep` (rows, n) int8 marks; `value` (rows, >= n) is h."""
+    rows, n = keep.shape
+    tiles = cdiv(n, config.tile)
+    kept = _List(
+        workspace((rows, tiles * config.tile), value.dtype, value),
+        workspace((tiles * config.tile,), torch.int32, value),
+        workspace((tiles,), torch.int32, value),
+        arrivals,
+        tiles,
+    )
+    launch(
+        compact_kept, (tiles,),
+        value, keep, kept.value, kept.index, kept.count,
+        rows, n, value.stride(0), kept.value.stride(0),
+        TILE=config.tile, BLOCK_B=_block_rows(value), num_warps=config.warps,
+    )  # fmt: skip
+    return kept
+
+
+def _cleared(d: int, config: DecodeConfig, like: Tensor) -> Tensor:
+    """Counters of arrivals at zero, where no earlier launch clears them."""
+    return torch.zeros(cdiv(d, config.block_out), dtype=torch.int32, device=like.device)
 
 
 def check_keep(keep: Tensor, n: int, x: Tensor) -> None:
@@ -266,20 +346,7 @@ def _best(dense: _List, n: int, k: int, norms: Tensor | None, config: DecodeConf
         row_keep, (rows,), dense.value, norms, keep, n, k, dense.value.stride(0),
         NORMS=norms is not None, BLOCK=block, num_warps=min(max(block // 512, 4), 16),
     )  # fmt: skip
-    kept = _List(
-        workspace(tuple(dense.value.shape), dense.value.dtype, dense.value),
-        workspace(tuple(dense.index.shape), torch.int32, dense.value),
-        workspace((dense.n_tiles,), torch.int32, dense.value),
-        dense.arrivals,
-        dense.n_tiles,
-    )
-    launch(
-        compact_kept, (kept.n_tiles,),
-        dense.value, keep, kept.value, kept.index, kept.count,
-        rows, n, dense.value.stride(0), kept.value.stride(0),
-        TILE=config.tile, BLOCK_B=_block_rows(dense.value), num_warps=config.warps,
-    )  # fmt: skip
-    return kept
+    return _marked(dense.value, keep, dense.arrivals, config)
 
 
 def _up(rows: Tensor, ffn: FfnWeights, kept: _List, mode: str, config: DecodeConfig) -> None:
@@ -301,14 +368,16 @@ def _up(rows: Tensor, ffn: FfnWeights, kept: _List, mode: str, config: DecodeCon
     )  # fmt: skip
 
 
-def _down(rows: Tensor, ffn: FfnWeights, kept: _List, y: Tensor, config: DecodeConfig) -> None:
-    shares = config.shares
-    partial = workspace((shares, rows.shape[0], ffn.d), torch.float32, rows)
+def _down(
+    rows: Tensor, down_t: Tensor, bias: Tensor | None, kept: _List, y: Tensor, config: DecodeConfig
+) -> None:
+    shares, d = config.shares, down_t.shape[1]
+    partial = workspace((shares, rows.shape[0], d), torch.float32, rows)
     launch(
         rows_down, (kept.arrivals.shape[0], shares),
-        kept.value, kept.index, kept.count, ffn.down_t, ffn.down_bias, partial, kept.arrivals, y,
-        rows.shape[0], ffn.d, kept.n_tiles, kept.n_kept, ffn.down_t.stride(0), kept.value.stride(0),
-        BIAS=ffn.down_bias is not None, TILED=kept.count is not None, TILE=config.tile,
+        kept.value, kept.index, kept.count, down_t, bias, partial, kept.arrivals, y,
+        rows.shape[0], d, kept.n_tiles, kept.n_kept, down_t.stride(0), kept.value.stride(0),
+        BIAS=bias is not None, TILED=kept.count is not None, TILE=config.tile,
         TILES=power_of_two(kept.n_tiles), SHARES=shares, BLOCK_B=_block_rows(rows),
         BLOCK_K=max(config.block_list, 32), BLOCK_D=config.block_out,
         num_warps=config.warps, num_stages=config.stages,

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from keepset.errors import KernelError
 
+MAX_ROWS = 16
+"""Rows at a time that the kernels of decoding take, each with a keep set of its own."""
+
 ACTIVATIONS = ("relu", "relu2", "silu", "gelu", "gelu_tanh")
 
 

@@ -12,12 +12,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from keepset.keep import n_kept, top_mask, top_units
-from keepset.kernels import dispatch
+from keepset.kernels import choice, dispatch, naive
+from keepset.kernels.choice import TRITON_DOWN, TRITON_FFN
+from keepset.kernels.weights import MAX_ROWS, FfnWeights
 from keepset.settings import Shape
 from keepset.speed.timing import Machine, Run, in_turn, must_agree, summary
 
 Row = dict[str, Any]
 _MOST_COPIES = 8
+PLAIN = "plain"
+_DYNAMIC, _KNOWN = f"ffn dynamic, {TRITON_FFN}", f"ffn known, {TRITON_FFN}"
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,13 @@ class Block:
     up: Sequence[Tensor]
     down: Tensor
     rows: Tensor
+
+    @property
+    def weights(self) -> FfnWeights:
+        """The same weights as kernels take them."""
+        if len(self.up) == 2:
+            return FfnWeights(self.up[1], self.rows, self.up[0], "silu")
+        return FfnWeights(self.up[0], self.rows)
 
     def units(self, x: Tensor) -> Tensor:
         """h of x (n, d_model): (n, n_units)."""
@@ -74,8 +85,9 @@ def time_shape(
 
     `down` is the down projection alone, by every path, the sets given. `ffn dynamic` is a whole
     block whose set is chosen exactly from h at every token; `ffn known` is a whole block whose set
-    is known beforehand, as in a window or statically, cut to the kept rows. `batches`: tokens at a
-    time -> sparsities.
+    is known beforehand, as in a window or statically, cut to the kept rows. Where Triton's kernels
+    run, both are timed a second time as one path of them, `triton-ffn`, which reads the kept rows
+    where they are. `batches`: tokens at a time -> sparsities.
 
     Raises:
         KeepsetError: a path gives another result than the reference.
@@ -127,8 +139,9 @@ class _Case:
 
     def time(self, machine: Machine, seconds: float) -> Iterator[tuple[Any, ...]]:
         """Level, kernel, path, window, bytes that must be read, seconds, seconds of dense."""
-        self._check()
-        paths = dispatch.down_paths(machine.device)
+        paths = self._paths()
+        whole = self._whole()
+        self._check(paths, whole)
         runs: dict[str, Run] = {"dense": self._dense_down}
         runs |= {name: partial(self._down, name) for name in paths}
         took = in_turn(runs, len(self.blocks), machine, seconds)
@@ -140,13 +153,42 @@ class _Case:
             self.h[0], self.sets[0], [block.rows for block in self.blocks], None
         )
         runs = {"dense": lambda at: self.blocks[at].dense(self.x)}
-        runs |= {"dynamic": partial(self._dynamic, best), "known": self._known}
+        runs |= {"dynamic": partial(self._dynamic, best), "known": self._known, **whole}
         took = in_turn(runs, len(self.blocks), machine, seconds)
         n_up, n_units = len(self.blocks[0].up), len(self.blocks[0].rows)
         up = n_up * n_units * row
         yield "ffn", "ffn dynamic", best, "1", up + touched, took["dynamic"], took["dense"]
         cut = (n_up + 1) * self.kept * row
         yield "ffn", "ffn known", "held", "corpus", cut, took["known"], took["dense"]
+        for name in whole:
+            ends = ("1", up + touched) if name == _DYNAMIC else ("corpus", cut)
+            yield "ffn", name.partition(",")[0], TRITON_FFN, *ends, took[name], took["dense"]
+
+    def _paths(self) -> list[str]:
+        """The paths of the down projection that may run and work."""
+        own = self.sets[0].dtype == torch.bool
+        names = dispatch.down_paths(self.x.device, len(self.x), own)
+        return list(choice.working({n: partial(self._down, n) for n in names}, {TRITON_DOWN}))
+
+    def _whole(self) -> dict[str, Run]:
+        """The whole block by Triton's kernels, where they run: dynamic, and the set known."""
+        if not choice.ffn_kernels(self.x.device):
+            return {}
+        from keepset.kernels.triton_ffn import sparse_decode
+        from keepset.kernels.triton_prefill import shared_set_ffn
+
+        weights = [block.weights for block in self.blocks]
+        runs: dict[str, Run] = {
+            _KNOWN: lambda at: shared_set_ffn(self.x, weights[at], self.shared[at])
+        }
+        if len(self.x) <= MAX_ROWS:
+            runs[_DYNAMIC] = lambda at: sparse_decode(self.x, weights[at], k=self.kept)
+        torchs: dict[str, Run] = {_KNOWN: self._known, _DYNAMIC: partial(self._dynamic, "masked")}
+        return {
+            name: run
+            for name, run in runs.items()
+            if name in choice.working({PLAIN: torchs[name], name: run}, {name})
+        }
 
     def _touched(self) -> Tensor:
         kept = self.sets[0]
@@ -167,13 +209,23 @@ class _Case:
     def _known(self, at: int) -> Tensor:
         return self.compact[at].dense(self.x)
 
-    def _check(self) -> None:
+    def _check(self, paths: Sequence[str], whole: Mapping[str, Run]) -> None:
         rows, h = self.blocks[0].rows.double(), self.h[0].double()
         expected = _only(h, self.sets[0]) @ rows
-        for path in dispatch.down_paths(self.x.device):
+        for path in paths:
             must_agree(self._down(path, 0), expected, f"down, path {path}")
             must_agree(self._dynamic(path, 0), expected, f"ffn dynamic, path {path}")
         must_agree(self._known(0), _only(h, self.shared[0]) @ rows, "ffn known")
+        for name, run in whole.items():
+            must_agree(run(0), self._rounded_once(name), name)
+
+    def _rounded_once(self, name: str) -> Tensor:
+        """The block by the definition, float64, with h as kernels have it: rounded once."""
+        ffn = self.blocks[0].weights
+        h = naive.hidden(self.x, ffn).to(self.x.dtype).float()
+        if name == _DYNAMIC:
+            return naive.down(h.where(naive.keep_best(h.abs(), self.kept), 0.0), ffn).double()
+        return naive.down(_only(h, self.shared[0]), ffn).double()
 
 
 def _only(h: Tensor, kept: Tensor) -> Tensor:

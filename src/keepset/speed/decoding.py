@@ -31,7 +31,7 @@ def time_decoding(
     machine: Machine,
     moments: Mapping[str, Moments] | None,
 ) -> Iterator[Row]:
-    """Rows of the `kernels` table, level `model`, one per rule.
+    """Rows of the `kernels` table, level `model`, one per rule; none for a model without an FFN.
 
     Dense and sparse take turns, token by token. Times are per token, averaged within windows, so
     that the turn of a window counts. An oracle window is chosen on tokens that are yet to come: it
@@ -50,7 +50,7 @@ def time_decoding(
         KeepsetError: a token is not the masked reference's, beyond rounding.
     """
     sites = find_sites(model)
-    for rule in rules:
+    for rule in rules if sites else ():
         width = rule.window if isinstance(rule.window, int) else 1
         steps = -(-tokens // width) * width
         dense, sparse = _run(model, ids, rule, steps + 1, moments, sites)

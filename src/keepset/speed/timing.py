@@ -68,7 +68,8 @@ def in_turn(
 
     Before every call the cache is filled with other data, and calls take the copies of the weights
     in turn, so that weights come from memory, as they do when a model decodes. One round warms up.
-    On a GPU each run and copy is captured as a CUDA graph and replayed. The clock is
+    On a GPU a run that does not wait for the device is captured as a CUDA graph for each copy, and
+    replayed; one that waits is timed as it runs, with its launches. The clock is
     `keepset.kernels.calibrate.clock`.
 
     Args:
@@ -97,7 +98,23 @@ def in_turn(
 
 def _calls(run: Run, copies: int, device: torch.device) -> list[Callable[[], Any]]:
     calls: list[Callable[[], Any]] = [lambda at=at: run(at) for at in range(copies)]  # type: ignore[misc]
-    return [_captured(call) for call in calls] if device.type == "cuda" else calls
+    if device.type != "cuda" or _waits(calls[0]):
+        return calls
+    return [_captured(call) for call in calls]
+
+
+def _waits(call: Callable[[], Any]) -> bool:
+    """Whether `call` waits for the GPU, as what looks at a count does; it cannot be captured."""
+    call()  # what happens at the first call only, such as compilation, does not count
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()
+    except RuntimeError:
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    return False
 
 
 def _captured(call: Callable[[], Any]) -> Callable[[], Any]:

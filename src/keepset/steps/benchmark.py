@@ -14,9 +14,10 @@ from torch import Tensor
 
 from keepset import models, provenance, store, text
 from keepset.errors import ConfigError
+from keepset.generate import generate
 from keepset.grid import benchmark_rules
-from keepset.kernels import calibrate
-from keepset.settings import Benchmark
+from keepset.kernels import calibrate, choice
+from keepset.settings import Benchmark, Kernels
 from keepset.speed import blocks, decoding, timing
 from keepset.steps.common import PathLike, Run, load, load_moments
 
@@ -30,17 +31,28 @@ COLUMNS = [
 
 
 def benchmark_shapes(
-    study: str, settings: Mapping[str, Any], device: str, output: PathLike
+    study: str,
+    settings: Mapping[str, Any],
+    device: str,
+    kernels: Mapping[str, str],
+    output: PathLike,
 ) -> None:
-    """Time the blocks of `settings` (a `Benchmark`) on random weights; writes the table."""
+    """Time the blocks of `settings` (a `Benchmark`) on random weights; writes the table.
+
+    Raises:
+        ConfigError: an implementation that `kernels` names cannot run on `device`.
+    """
     setting = Benchmark.model_validate(settings)
     machine = timing.measure(models.resolve_device(device))
     dtype = models.resolve_dtype(setting.dtype, machine.device)
     rows = []
-    for name, shape in setting.shapes.items():
-        timed = blocks.time_shape(name, shape, setting.blocks, dtype, machine, setting.seconds)
-        rows += list(timed)
-    _write(rows, {"study": study}, setting, machine, output)
+    with choice.choosing(Kernels.model_validate(kernels)) as chosen:
+        choice.require(machine.device)
+        for name, shape in setting.shapes.items():
+            timed = blocks.time_shape(name, shape, setting.blocks, dtype, machine, setting.seconds)
+            rows += list(timed)
+    ran = {"chosen": chosen.model_dump()}
+    _write(rows, {"study": study}, setting, (machine, ran), output)
 
 
 def benchmark_model(
@@ -52,20 +64,24 @@ def benchmark_model(
     run: Mapping[str, Any],
     output: PathLike,
 ) -> None:
-    """Time a whole model that decodes; `run`: device, dtype of the cache, gradients."""
+    """Time a whole model that decodes; `run`: device, kernels, dtype of the cache, gradients."""
     setting = Benchmark.model_validate(settings)
     read = text.load_blocks(tokens)
     moments = load_moments(cache, model, read, Run(run["device"], run["dtype"]), run["gradients"])
-    loaded = load(model, Run(run["device"], setting.dtype))
+    loaded = load(model, Run(run["device"], setting.dtype, kernels=run["kernels"]))
     machine = timing.measure(models.resolve_device(run["device"]))
     network = loaded.runner.model
     prompt = _prompt(read.evaluation, setting).to(machine.device)
     rules = benchmark_rules(setting)
     rows = []
-    for row in decoding.time_decoding(network, prompt, rules, setting.tokens, machine, moments):
-        logger.info("%(method)s %(sparsity)g W=%(window)s %(choice)s: %(speedup_p50).3f", row)
-        rows.append(row)
-    _write(rows, identity, setting, machine, output)
+    with choice.choosing(Kernels.model_validate(run["kernels"])) as chosen:
+        for row in decoding.time_decoding(network, prompt, rules, setting.tokens, machine, moments):
+            logger.info("%(method)s %(sparsity)g W=%(window)s %(choice)s: %(speedup_p50).3f", row)
+            rows.append(row)
+        # Two tokens tell what runs the mixers, where there are any.
+        mixers = generate(network, prompt, 2).mixers if loaded.runner.states else {}
+    ran = {"chosen": chosen.model_dump(), **mixers}
+    _write(rows, identity, setting, (machine, ran), output)
 
 
 def _prompt(blocks: Tensor, setting: Benchmark) -> Tensor:
@@ -83,9 +99,10 @@ def _write(
     rows: list[dict[str, Any]],
     identity: Mapping[str, Any],
     setting: Benchmark,
-    machine: timing.Machine,
+    ran: tuple[timing.Machine, Mapping[str, Any]],
     output: PathLike,
 ) -> None:
+    machine, kernels = ran
     found = {
         "device": _device(machine.device),
         "dtype": setting.dtype,
@@ -99,6 +116,7 @@ def _write(
         "cache_bytes": machine.cache,
         "bandwidth_bytes_per_s": machine.bandwidth,
         "crossovers_ms": calibrate.measured(),
+        "kernels": {**kernels, "refused": choice.refusals()},
         "settings": setting.model_dump(mode="json"),
     }
     store.write_table(table, output, facts)

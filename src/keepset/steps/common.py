@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from keepset import models, provenance, store, text, trace
-from keepset.kernels.dispatch import scan_path
+from keepset.kernels import choice
+from keepset.kernels.mixers import scan_path
 from keepset.runner import Runner
 from keepset.scores import Moments
+from keepset.settings import Kernels
 from keepset.sites import find_sites, find_state_sites
 
 PathLike = str | Path
@@ -20,11 +22,12 @@ PathLike = str | Path
 
 @dataclass(frozen=True)
 class Run:
-    """How a model is run."""
+    """How a model is run; `kernels` is that section of the configuration."""
 
     device: str = "auto"
     dtype: str = "auto"
     batch_tokens: int = 1024
+    kernels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -39,25 +42,35 @@ class Loaded:
 
 
 def load(model: PathLike, run: Run, moments: Mapping[str, Moments] | None = None) -> Loaded:
-    """Load a prepared model."""
+    """Load a prepared model.
+
+    Raises:
+        ConfigError: an implementation that `run.kernels` names cannot run.
+    """
     info = store.read_json(model)
     device = models.resolve_device(run.device)
     dtype = models.resolve_dtype(run.dtype, device)
     network, tokenizer = models.load(info, device, dtype)
+    kernels = Kernels.model_validate(run.kernels)
     runner = Runner(
         network,
         find_sites(network),
         moments=moments,
         states=find_state_sites(network),
         batch_tokens=run.batch_tokens,
+        kernels=kernels,
     )
+    with choice.choosing(kernels):
+        choice.require(device)
+        scan = scan_path(network)
     found = {
         **provenance.environment(),
         "model": info["fingerprint"],
         "source": info["source"],
         "device": str(device),
         "dtype": str(dtype),
-        "kernels": scan_path(network),
+        # Whole passages under a rule are masked, or cut, in torch; only decoding has other paths.
+        "kernels": {"ffn": "torch", "scan": scan},
     }
     return Loaded(runner, tokenizer, info, found, str(dtype))
 

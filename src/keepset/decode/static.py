@@ -1,0 +1,40 @@
+"""Static rules: the weights are cut; on a GPU a kernel path can run a cut block in two launches."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor
+
+from keepset.decode.whole import Alike, WholeBlock, can_be_apart
+from keepset.kernels import choice
+from keepset.kernels.torch_ffn import neuron_major
+from keepset.kernels.weights import FfnWeights
+from keepset.sites import Site
+
+
+@contextmanager
+def cut_blocks(sites: Sequence[Site], paths: Counter[str]) -> Iterator[None]:
+    """Let kernels run blocks whose weights are cut, where they are faster, up to 16 tokens.
+
+    Args:
+        sites: Sites that are cut already (`keepset.intervene.sliced`).
+        paths: Counts tokens x sites that kernels ran.
+    """
+    alike = Alike("static", paths)
+    with ExitStack() as stack:
+        for site in sites:
+            if choice.ffn_kernels(site.down_weight().device) and can_be_apart(site):
+                rows = neuron_major(site.down_weight())
+                whole = WholeBlock(site, site.down.forward, _all_units, rows, alike)
+                stack.enter_context(whole.standing_in())
+        yield
+
+
+def _all_units(x: Tensor, ffn: FfnWeights) -> Tensor:
+    from keepset.kernels.triton_ffn import shared_set_decode
+
+    return shared_set_decode(x, ffn, torch.arange(ffn.n, device=x.device))

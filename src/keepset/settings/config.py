@@ -1,0 +1,256 @@
+"""The whole configuration, and how it is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from keepset.errors import ConfigError
+from keepset.settings.base import Device, Dtype, Name, SiteKind, Strict
+from keepset.settings.grids import Ablation, Capability, Dial, Grid, GridOverride, State
+from keepset.settings.measuring import Benchmark, Kernels, Statistics
+from keepset.settings.sources import Model, Task, Text, TextSource
+from keepset.settings.training import Training
+
+_HYBRIDS = ("zamba2", "bamba", "falcon_h1", "granitemoehybrid", "nemotron_h")
+RESERVED_NAMES = frozenset(
+    {
+        *(
+            "benchmarks",
+            "corpora",
+            "figures",
+            "kernels",
+            "logs",
+            "records",
+            "significance",
+            "tables",
+        ),
+        *("tasks", "training"),
+    }
+)
+
+
+class Corpus(Strict):
+    """One corpus: either `text`, split here by document, or two or three separate sources."""
+
+    text: TextSource | None = Field(None, description="One source, split by document.")
+    calibration: TextSource | None = Field(None, description="Text that keep sets are chosen on.")
+    evaluation: TextSource | None = Field(None, description="Text that results are reported on.")
+    heldout: TextSource | None = Field(None, description="Text that built tasks are made from.")
+    grid: GridOverride = Field(GridOverride(), description="Replaces parts of the study's grid.")
+    ablation: bool = Field(False, description="Measure the loss change of single-unit ablations.")
+
+    @model_validator(mode="after")
+    def _sources(self) -> Corpus:
+        split = self.calibration is not None and self.evaluation is not None
+        some = any(s is not None for s in (self.calibration, self.evaluation, self.heldout))
+        if (self.text is not None) == some or (some and not split):
+            raise ValueError("give either text, or calibration and evaluation (and heldout)")
+        return self
+
+
+class Config(Strict):
+    """The whole configuration."""
+
+    study: Name = Field(description="Results go to results/<study>/.")
+    seed: int = Field(
+        0, ge=0, description="Seeds document splits, tasks, random scores, bootstrap."
+    )
+    device: Device = Field("auto", description="auto: cuda where there is one, else cpu.")
+    dtype: Dtype = Field("auto", description="auto: bfloat16 where the device gains from it.")
+    kernels: Kernels = Field(Kernels(), description="Which implementations run.")
+    only: str | list[Name] | None = Field(None, description="Restrict the run to these models.")
+    models: dict[Name, Model] = Field(default_factory=dict)
+    specimens: str | None = Field(None, description="Folder of trained specimens to include.")
+    training: Training | None = Field(None, description="How specimens are trained.")
+    corpora: dict[Name, Corpus] = Field(min_length=1)
+    text: Text
+    tasks: dict[Name, Task] = Field(default_factory=dict)
+    grid: Grid
+    random_seeds: int = Field(5, ge=1, description="Seeds of the random score.")
+    capability: Capability
+    ablation: Ablation
+    state: State | None = Field(None, description="The study of recurrent states.")
+    statistics: Statistics = Statistics()
+    benchmark: Benchmark | None = Field(None, description="What is timed, where it is asked for.")
+
+    @model_validator(mode="after")
+    def _names(self) -> Config:
+        corpora, tasks = set(self.corpora), set(self.tasks)
+        if clash := (corpora & tasks) | ((corpora | tasks | set(self.models)) & RESERVED_NAMES):
+            raise ValueError(f"names used twice or reserved: {', '.join(sorted(clash))}")
+        for name, task in self.tasks.items():
+            if unknown := set(task.corpora or ()) - corpora:
+                raise ValueError(
+                    f"tasks.{name}.corpora: unknown corpus {', '.join(sorted(unknown))}"
+                )
+        for where, dial in self._dials():
+            for window in dial.windows:
+                if window != "sequence" and window > self.text.block:
+                    raise ValueError(f"{where}.windows: {window} exceeds text.block")
+        return self
+
+    @model_validator(mode="after")
+    def _corpora(self) -> Config:
+        corpora = set(self.corpora)
+        sections = {
+            "training.corpora": self.training.corpora if self.training else None,
+            "benchmark.corpus": [self.benchmark.corpus] if self.benchmark else None,
+            "capability.corpus": [self.capability.corpus],
+            "text.specimen_corpora": self.text.specimen_corpora,
+            "state.corpora": self.state.corpora if self.state else None,
+        }
+        for key, wanted in sections.items():
+            if unknown := set(wanted or ()) - corpora:
+                raise ValueError(f"{key}: unknown corpus {', '.join(sorted(unknown))}")
+        if self.training and (clash := set(self.training.corpora) & set(self.training.text)):
+            raise ValueError(f"training.text: {', '.join(sorted(clash))} is a corpus already")
+        if self.capability.corpus not in (self.text.specimen_corpora or corpora):
+            raise ValueError(
+                f"text.specimen_corpora: tasks need {self.capability.corpus}, the corpus that"
+                " capability.corpus names"
+            )
+        return self
+
+    def _dials(self) -> list[tuple[str, Dial]]:
+        dials = [("grid.windowed", self.grid.windowed)]
+        for name, corpus in self.corpora.items():
+            if corpus.grid.windowed is not None:
+                dials.append((f"corpora.{name}.grid.windowed", corpus.grid.windowed))
+        if self.state is not None:
+            dials.append(("state.windowed", self.state.windowed))
+        return dials
+
+    def covers(self, model: str, corpus: str) -> bool:
+        """Whether `model` is run on `corpus`."""
+        wanted = self.text.specimen_corpora
+        specimen = self.all_models()[model].origin == "specimen"
+        return not specimen or wanted is None or corpus in wanted
+
+    def studies(self, model: str, kind: SiteKind, corpus: str | None = None) -> bool:
+        """Whether sites of `kind` are studied in `model` (on `corpus`)."""
+        if kind not in self.all_models()[model].sites:
+            return False
+        if corpus is not None and not self.covers(model, corpus):
+            return False
+        if kind == "ffn":
+            return True
+        if self.state is None:
+            return False
+        return corpus is None or self.state.corpora is None or corpus in self.state.corpora
+
+    def all_models(self) -> dict[str, Model]:
+        """The configured models and the specimens found, before `only`."""
+        return {**find_specimens(self.specimens), **self.models}
+
+    def active_models(self) -> dict[str, Model]:
+        """The models of this run.
+
+        Raises:
+            ConfigError: `only` names a model that is not there, or no model is left.
+        """
+        models = self.all_models()
+        wanted = self.only.split(",") if isinstance(self.only, str) else self.only
+        if wanted is not None:
+            if unknown := [name for name in wanted if name not in models]:
+                raise ConfigError(
+                    f"only: unknown model {', '.join(unknown)}; known: {', '.join(models)}"
+                )
+            models = {name: models[name] for name in wanted}
+        if not models:
+            raise ConfigError("models: no model is configured and no specimen was found")
+        return models
+
+    def corpus_grid(self, corpus: str) -> Grid:
+        """The grid of one corpus: the study's, with the corpus's own parts in place."""
+        own = self.corpora[corpus].grid
+        return Grid(
+            static=own.static or self.grid.static,
+            dynamic=own.dynamic or self.grid.dynamic,
+            windowed=own.windowed or self.grid.windowed,
+        )
+
+    def seeds(self) -> list[int]:
+        """The seeds of the random score."""
+        return [self.seed + at for at in range(self.random_seeds)]
+
+    def needs_gradients(self, corpus: str) -> bool:
+        """Whether a score of this corpus's grid needs the gradient of the loss."""
+        return "taylor" in self.corpus_grid(corpus).static.scores
+
+    def evaluation_tokens(self, model: str) -> int:
+        """Evaluation tokens per corpus for `model`."""
+        specimen = self.all_models()[model].origin == "specimen"
+        return self.text.specimen_evaluation_tokens if specimen else self.text.evaluation_tokens
+
+
+def find_specimens(folder: str | None) -> dict[str, Model]:
+    """The specimens in `folder`, by name; none without a folder."""
+    if folder is None:
+        return {}
+    found = sorted(p.parent for p in Path(folder).glob("*/config.json"))
+    return {p.name: Model(path=str(p), origin="specimen", sites=_specimen_sites(p)) for p in found}
+
+
+def _specimen_sites(folder: Path) -> list[SiteKind]:
+    """What kinds of sites a specimen has, so that no job looks for others."""
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kind = content.get("model_type")
+    except (OSError, ValueError, AttributeError):
+        kind = None  # the job that prepares the model will say what is wrong
+    if kind in ("mamba", "mamba2"):
+        return ["state"]
+    return ["ffn", "state"] if kind in (*_HYBRIDS, None) else ["ffn"]
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"]) or "config"
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = "unknown key; remove it or check its spelling"
+        lines.append(f"{key}: {message} (got {item['input']!r:.80})")
+    return "\n".join(lines)
+
+
+def from_mapping(config: Mapping[str, Any]) -> Config:
+    """Check a configuration that is already in memory.
+
+    Raises:
+        ConfigError: with one line per problem, each naming the key.
+    """
+    try:
+        return Config.model_validate(json.loads(json.dumps(config)))
+    except ValidationError as error:
+        raise ConfigError(f"invalid configuration\n{_explain(error)}") from None
+
+
+def load(path: str | Path) -> Config:
+    """Read and check a configuration file.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or does not fit.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such configuration file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: a configuration is a mapping of keys; see config.yaml")
+    return from_mapping(content)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of the configuration."""
+    schema = Config.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    return schema

@@ -1,0 +1,138 @@
+"""What is measured: the grids of rules, and the settings that tasks are run under."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, model_validator
+
+from keepset.settings.base import (
+    Access,
+    Choice,
+    DialWindow,
+    Name,
+    ScoreName,
+    Sparsity,
+    StateScoreName,
+    Strict,
+    TokenScoreName,
+    unique,
+)
+
+
+class Dial(Strict):
+    """The windows between dynamic and static, and the settings they are run at."""
+
+    scores: Annotated[list[TokenScoreName], AfterValidator(unique)] = Field(min_length=1)
+    sparsities: Annotated[list[Sparsity], AfterValidator(unique)] = Field(min_length=1)
+    windows: Annotated[list[DialWindow], AfterValidator(unique)] = Field(min_length=1)
+    choices: Annotated[list[Choice], AfterValidator(unique)] = Field(min_length=1)
+
+
+class StaticGrid(Strict):
+    """Keep sets chosen once, on calibration text."""
+
+    scores: Annotated[list[ScoreName], AfterValidator(unique)] = Field(min_length=1)
+    sparsities: Annotated[list[Sparsity], AfterValidator(unique)] = Field(min_length=1)
+
+
+class DynamicGrid(Strict):
+    """Keep sets chosen again at every token."""
+
+    scores: Annotated[list[TokenScoreName], AfterValidator(unique)] = Field(min_length=1)
+    sparsities: Annotated[list[Sparsity], AfterValidator(unique)] = Field(min_length=1)
+
+
+class Grid(Strict):
+    """What is measured: site x score x sparsity x window."""
+
+    static: StaticGrid
+    dynamic: DynamicGrid
+    windowed: Dial
+
+
+class GridOverride(Strict):
+    """The parts of `grid` that one corpus replaces."""
+
+    static: StaticGrid | None = None
+    dynamic: DynamicGrid | None = None
+    windowed: Dial | None = None
+
+
+class StateStaticGrid(Strict):
+    """Channels of recurrent states chosen once, on calibration text."""
+
+    scores: Annotated[list[StateScoreName], AfterValidator(unique)] = Field(min_length=1)
+    sparsities: Annotated[list[Sparsity], AfterValidator(unique)] = Field(min_length=1)
+
+
+class StateDial(Dial):
+    """Channels of recurrent states held for a window, and what those left out lose."""
+
+    access: Annotated[list[Access], AfterValidator(unique)] = Field(min_length=1)
+
+
+class StatePrune(Strict):
+    """The smaller checkpoints that `snakemake pruned` writes."""
+
+    score: StateScoreName = Field("ghost-uniform", description="A score of state.static.")
+    sparsity: Sparsity = Field(0.5, description="A sparsity of state.static.")
+
+
+class StateCapability(StateStaticGrid):
+    """The static settings that tasks, and longer passages, are run under."""
+
+    random_seeds: int | None = Field(
+        None, ge=1, description="Seeds of the random score here; the study's without."
+    )
+
+
+class State(Strict):
+    """The study of recurrent states; models without one are passed over."""
+
+    static: StateStaticGrid
+    windowed: StateDial
+    capability: StateCapability = Field(description="Static settings that tasks are run under.")
+    capability_window: DialWindow = Field(8, description="W of the windowed runs of tasks.")
+    lengths: Annotated[list[Annotated[int, Field(ge=1)]], AfterValidator(unique)] = Field(
+        [1, 2, 4], min_length=1, description="Evaluation lengths, in blocks."
+    )
+    length_sparsities: list[Sparsity] | None = Field(
+        None, description="Of capability's, those run at these lengths; all without."
+    )
+    corpora: list[Name] | None = Field(None, description="Corpora it is run on; all without.")
+    prune: StatePrune = StatePrune()
+
+    @model_validator(mode="after")
+    def _chosen(self) -> State:
+        for key, wanted in (
+            ("capability.scores", self.capability.scores),
+            ("prune.score", [self.prune.score]),
+        ):
+            if missing := set(wanted) - set(self.static.scores):
+                raise ValueError(f"{key}: not in static.scores: {', '.join(sorted(missing))}")
+        for key, shares in (
+            ("capability.sparsities", self.capability.sparsities),
+            ("prune.sparsity", [self.prune.sparsity]),
+        ):
+            if unknown := set(shares) - set(self.static.sparsities):
+                raise ValueError(f"{key}: not in static.sparsities: {sorted(unknown)}")
+        if unknown := set(self.length_sparsities or ()) - set(self.capability.sparsities):
+            raise ValueError(f"length_sparsities: not in capability.sparsities: {sorted(unknown)}")
+        return self
+
+
+class Capability(Strict):
+    """The settings under which tasks are run."""
+
+    score: TokenScoreName = "magnitude"
+    sparsity: Sparsity = 0.9
+    window: DialWindow = Field(32, description="W of the windowed runs.")
+    corpus: Name = Field(description="The corpus whose calibration text chooses the static set.")
+
+
+class Ablation(Strict):
+    """The measured loss change of single-unit ablations (the 'true' impact)."""
+
+    units: int = Field(ge=1, description="Units ablated one at a time, stratified by layer.")
+    tokens: int = Field(ge=2, description="Calibration tokens each ablation is measured on.")

@@ -1,0 +1,62 @@
+"""What results are computed and timed with: kernels, clocks, intervals."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from keepset.settings.base import Name, Sparsity, Strict
+
+
+class Kernels(Strict):
+    """Which implementation runs what has several. All give the same answer up to rounding.
+
+    auto takes what is installed, works on the device and is fastest; torch is always there. One
+    that is named and not installed is an error.
+    """
+
+    ffn: Literal["auto", "torch", "triton"] = Field(
+        "auto", description="Feed-forward blocks under a keep rule, while decoding."
+    )
+    scan: Literal["auto", "torch", "mamba-ssm"] = Field(
+        "auto", description="The scan of Mamba-2 mixers, and its convolution."
+    )
+    state: Literal["auto", "torch", "triton", "mamba-ssm"] = Field(
+        "auto", description="A token's step through the state of Mamba-2 mixers, while decoding."
+    )
+
+
+class Shape(Strict):
+    """The sizes of an FFN block."""
+
+    d_model: int = Field(ge=1, description="Width of the model.")
+    n_units: int = Field(ge=1, description="Neurons of the block.")
+    gated: bool = Field(False, description="Whether it has a gate beside the up projection.")
+
+
+class Benchmark(Strict):
+    """What is timed, on `snakemake --cores 1 benchmarks` only."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    threads: int = Field(1, ge=1, description="CPU threads.")
+    shapes: dict[Name, Shape] = Field(default_factory=dict, description="Blocks, random weights.")
+    blocks: dict[Annotated[int, Field(ge=1)], list[Sparsity]] = Field(
+        default_factory=dict, description="Tokens at a time -> sparsities at which they are timed."
+    )
+    seconds: float = Field(0.5, ge=0, description="Per comparison; at least nine rounds are run.")
+    corpus: Name = Field(description="The corpus of the prompt and of the static sets.")
+    score: Literal["magnitude", "impact"] = "magnitude"
+    sparsities: list[Sparsity] = Field(min_length=1, description="Of dynamic and static decoding.")
+    sparsity: Sparsity = Field(0.9, description="Of windowed decoding: the frontier's.")
+    windows: list[Annotated[int, Field(ge=1, strict=True)]] = Field(min_length=1)
+    tokens: int = Field(24, ge=1, description="Decoded per rule; at least one whole window.")
+
+
+class Statistics(Strict):
+    """Intervals and tests."""
+
+    confidence: float = Field(0.95, gt=0.5, lt=1.0, description="Level of every interval.")
+    resamples: int = Field(9999, ge=99, description="Bootstrap resamples.")
+    perplexity_margin: float = Field(0.01, gt=0, description="Equivalence margin, relative.")
+    accuracy_margin: float = Field(0.05, gt=0, lt=1, description="Equivalence margin, absolute.")

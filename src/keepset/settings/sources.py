@@ -1,0 +1,115 @@
+"""Models and text: where they come from, and how text is cut."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from keepset.settings.base import Dtype, Name, SiteKind, Strict, TextFormat, exactly_one, unique
+
+
+class Model(Strict):
+    """Where a causal language model comes from and how it is run."""
+
+    hub: str | None = Field(None, description="Hugging Face hub id, e.g. facebook/opt-1.3b.")
+    revision: str | None = Field(None, description="Branch, tag or commit of the hub repository.")
+    path: str | None = Field(None, description="Local checkpoint folder, or a .gguf file.")
+    package: str | None = Field(None, description="Installed Python package that carries the file.")
+    file: str | None = Field(None, description="The checkpoint inside `package` (.gguf or folder).")
+    tokenizer: str | None = Field(
+        None,
+        description="Hub id or folder of the tokenizer, for checkpoints of mamba_ssm, which have"
+        " none.",
+    )
+    dtype: Dtype | None = Field(None, description="Overrides the study's dtype for this model.")
+    trust_remote_code: bool = Field(False, description="Run Python code shipped with the model.")
+    origin: Literal["pretrained", "specimen"] = Field(
+        "pretrained", description="specimen: trained by this project; figures label it so."
+    )
+    sites: Annotated[list[SiteKind], AfterValidator(unique)] = Field(
+        ["ffn", "state"],
+        min_length=1,
+        description="What is studied. A kind that the model does not have gives empty tables;"
+        " leaving it out saves the jobs.",
+    )
+
+    @model_validator(mode="after")
+    def _source(self) -> Model:
+        exactly_one(self, ("hub", "path", "package"))
+        if (self.package is None) != (self.file is None):
+            raise ValueError("package and file go together")
+        if self.revision is not None and self.hub is None:
+            raise ValueError("revision is for hub models only")
+        return self
+
+
+class TextSource(Strict):
+    """Where text comes from: a hub dataset, local files, or files inside an installed package."""
+
+    hub: str | None = Field(None, description="Hugging Face dataset id, e.g. Salesforce/wikitext.")
+    config: str | None = Field(None, description="Configuration name of the hub dataset.")
+    split: str | None = Field(None, description="Split of the hub dataset.")
+    revision: str | None = Field(None, description="Branch, tag or commit of the hub dataset.")
+    streaming: bool = Field(False, description="Stream the hub dataset (C4, the Pile).")
+    field: str = Field("text", description="Field of jsonl, parquet and hub rows with the text.")
+    path: str | list[str] | None = Field(None, description="Local file(s) or glob pattern(s).")
+    package: str | None = Field(None, description="Installed package, or 'stdlib' for Python's.")
+    file: str | None = Field(None, description="Glob pattern inside `package`.")
+    format: TextFormat = Field("auto", description="auto: by the file's ending.")
+    max_documents: int | None = Field(None, ge=1, description="Read at most this many documents.")
+
+    @model_validator(mode="after")
+    def _source(self) -> TextSource:
+        exactly_one(self, ("hub", "path", "package"))
+        if (self.package is None) != (self.file is None):
+            raise ValueError("package and file go together")
+        if self.hub is not None and self.split is None:
+            raise ValueError("a hub dataset needs its split")
+        return self
+
+
+class Text(Strict):
+    """How text becomes blocks of tokens."""
+
+    block: int = Field(ge=2, description="Tokens per block.")
+    calibration_tokens: int = Field(ge=2, description="Calibration tokens per model and corpus.")
+    evaluation_tokens: int = Field(ge=2, description="Evaluation tokens per model and corpus.")
+    specimen_evaluation_tokens: int = Field(ge=2, description="The same, for specimens.")
+    specimen_corpora: list[Name] | None = Field(
+        None, description="Corpora that specimens are run on; all without."
+    )
+    batch_tokens: int = Field(1024, ge=2, description="Tokens per forward pass.")
+
+
+class Task(Strict):
+    """A task: the whole last word of a text is to be predicted."""
+
+    kind: Literal["lambada", "jsonl", "built", "recall"] = Field(
+        description="lambada: a source in LAMBADA's form; jsonl: context and target; built: made"
+        " from the held-out text of the corpora; recall: facts stated, then asked for."
+    )
+    source: TextSource | None = Field(None, description="Where lambada and jsonl items come from.")
+    corpora: list[Name] | None = Field(
+        None, description="built and recall: the corpora to draw from."
+    )
+    items: int = Field(300, ge=1, description="Items used, at most.")
+    min_words: int = Field(40, ge=2, description="built: shortest passage.")
+    max_words: int = Field(90, ge=2, description="built: longest passage.")
+    facts: Annotated[list[Annotated[int, Field(ge=1, le=32)]], AfterValidator(unique)] = Field(
+        [1, 2, 4, 8], min_length=1, description="recall: facts stated, as many items of each."
+    )
+    distances: Annotated[list[Annotated[int, Field(ge=0)]], AfterValidator(unique)] = Field(
+        [0, 24, 48], min_length=1, description="recall: words between facts and question."
+    )
+
+    @model_validator(mode="after")
+    def _shape(self) -> Task:
+        made = self.kind in ("built", "recall")
+        if made != (self.corpora is not None):
+            raise ValueError("corpora is for kind: built and recall, and needed there")
+        if made == (self.source is not None):
+            raise ValueError("source is for kind: lambada and jsonl, and needed there")
+        if self.min_words > self.max_words:
+            raise ValueError("min_words exceeds max_words")
+        return self

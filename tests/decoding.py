@@ -1,0 +1,31 @@
+"""What tests of decoding share: prompts, calibration sums, and the slow reference."""
+
+import torch
+
+from keepset import trace
+from keepset.evaluate import Runner
+from keepset.sites import find_sites
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+"""Where tests of kernels run their models: interpreted on a CPU."""
+
+
+def prompt(tokens=6, seed=1, device="cpu"):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(4, 260, (1, tokens), generator=generator).to(device)
+
+
+def sums(model):
+    sites = find_sites(model)
+    blocks = prompt(24, seed=9)
+    return trace.record(model, sites, blocks, gradients=False, batch_tokens=64)
+
+
+def reference(model, ids, tokens, rule, moments):
+    """Greedy decoding by running the whole masked context again for every token."""
+    runner = Runner(model, find_sites(model), moments=moments)
+    with runner.holding(rule, stream=False), torch.inference_mode():
+        for _ in range(tokens):
+            logits = model(input_ids=ids, use_cache=False).logits
+            ids = torch.cat([ids, logits[:, -1:].argmax(dim=-1)], dim=1)
+    return ids[0, -tokens:].cpu()

@@ -1,0 +1,27 @@
+"""How the steps that run a model load it."""
+
+import pytest
+
+from keepset import models, settings, store
+from keepset.errors import ConfigError
+from keepset.kernels import choice
+from keepset.steps.common import Run, load
+
+
+@pytest.fixture
+def prepared(tiny_checkpoint, tmp_path):
+    info = models.prepare("llama", settings.Model(path=str(tiny_checkpoint)), tmp_path)
+    store.write_json(info, tmp_path / "model.json")
+    return tmp_path / "model.json"
+
+
+def test_what_runs_is_in_the_provenance(prepared):
+    loaded = load(prepared, Run("cpu", "float32", kernels={"scan": "torch"}))
+    assert loaded.provenance["kernels"] == {"ffn": "torch", "scan": "torch"}
+    assert loaded.runner.kernels == settings.Kernels(scan="torch")
+
+
+def test_what_is_named_and_missing_stops_the_job(prepared, monkeypatch):
+    monkeypatch.setattr(choice, "why_not_triton", lambda _: "no Triton here")
+    with pytest.raises(ConfigError, match=r"kernels\.state: no Triton here"):
+        load(prepared, Run("cpu", "float32", kernels={"state": "triton"}))
