@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from keepset import settings, sizes
 from keepset.bill import measured_size
 from keepset.sizes import from_config, size_of, table
 
+ROOT = Path(__file__).parents[1]
 OPT = {"vocab_size": 50272, "max_position_embeddings": 2048}
 QWEN = {"vocab_size": 151936, "num_key_value_heads": 2, "tie_word_embeddings": True}
 MAMBA = {"vocab_size": 50288, "state_size": 128, "head_dim": 64, "n_groups": 1, "chunk_size": 256}
@@ -137,7 +139,7 @@ def config(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
-    embedded = settings.load(settings.__file__.replace("src/keepset/settings.py", "config.yaml"))
+    embedded = settings.load(ROOT / "config.yaml")
     model = settings.Model(hub="facebook/opt-1.3b", revision="main")
     return embedded.model_copy(update={"models": {"m": model}, "specimens": None})
 
