@@ -8,14 +8,14 @@ import pytest
 from keepset import parameters, settings
 
 ROOT = Path(__file__).parents[1]
-RULES = [
-    rule
+RULES = {
+    rule: body
     for file in sorted((ROOT / "workflow/rules").glob("*.smk"))
     for rule, body in re.findall(
         r"^rule (\w+):\n(.*?)(?=^\S|\Z)", file.read_text(encoding="utf-8"), re.M | re.S
     )
     if "script:" in body
-]
+}
 WILDCARDS = {"model": "relu", "corpus": "wiki", "task": "recall", "specimen": "relu"}
 
 
@@ -29,8 +29,12 @@ def test_finds_the_rules():
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_every_rule_that_runs_a_script_is_known(embedded, rule):
-    assert parameters.step_settings(embedded, rule, WILDCARDS) is not None
+def test_every_rule_that_runs_a_script_is_known_by_its_parameters(embedded, rule):
+    section = re.search(r"^    params:\n((?:^ {8}.*\n)+)", RULES[rule], re.M)
+    given = set(re.findall(r"^ {8}(\w+)=", section[1], re.M)) if section else set()
+    found = parameters.step_settings(embedded, rule, WILDCARDS)
+    assert found is not None
+    assert set(found) == given - {"code"}
 
 
 @pytest.mark.parametrize("rule", ["evaluate_dynamic", "benchmark_kernels", "benchmark_model"])

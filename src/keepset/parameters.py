@@ -254,7 +254,7 @@ _STEPS: dict[str, Callable[[Config, Wildcards], Settings]] = {
     "test_significance": _significance,
     "compare_settings": _significance,
     "sort_channels": lambda *_: {},
-    "judge_claims": lambda config, _: claims_settings(config),
+    "judge_claims": lambda config, _: {"settings": claims_settings(config)},
     "write_tables": lambda config, _: {"confidence": config.statistics.confidence},
     "prepare_training": lambda config, _: training_data(config),
     "train_specimen": _specimen,

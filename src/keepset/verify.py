@@ -14,8 +14,15 @@ from keepset.settings import Config
 
 Status = Literal["altered", "missing", "stale", "foreign"]
 
-_ASIDE = ("logs/*", "benchmarks/*", f"{record.FOLDER}/*", "training/*/checkpoint.pt*")
-"""What is no result: logs, timings, records, and the state that a training goes on from."""
+_ASIDE = (
+    "logs/*",
+    "benchmarks/*",
+    f"{record.FOLDER}/*",
+    "training/*/checkpoint.pt*",
+    "*/.snakemake_timestamp",
+)
+"""What is no result: logs, timings, records, the state that a training goes on from, and what
+Snakemake leaves in folders that are outputs."""
 
 Record = dict[str, Any]
 

@@ -36,7 +36,8 @@ rule prepare_training:
         mem_mb=memory(2000),
         runtime=30,
     params:
-        **TRAINING_DATA,
+        training=TRAINING_DATA["training"],
+        corpora=TRAINING_DATA["corpora"],
     message:
         "Preparing tokenizer and training text"
     script:
