@@ -215,7 +215,8 @@ def test_a_killed_run_leaves_nothing_half_written_and_goes_on(finished):
     before = path.read_bytes()
     log = finished.results() / "logs/evaluate_windowed/llama.letters.causal.log"
     log.unlink()
-    process = finished.start("--forcerun", "evaluate_windowed", "--until", "evaluate_windowed")
+    target = "results/tiny/llama/letters/windowed-causal.parquet"
+    process = finished.start("--forcerun", "evaluate_windowed", "--", target)
     try:
         while not log.exists():
             assert process.poll() is None, "the run ended before it could be killed"
@@ -226,8 +227,9 @@ def test_a_killed_run_leaves_nothing_half_written_and_goes_on(finished):
     # Snakemake takes a job's old output away first; what is there must be whole.
     assert not path.exists() or path.read_bytes() == before
     finished.run("--unlock")
-    finished.run("results/tiny/llama/letters/windowed-causal.parquet")
+    finished.run(target)
     assert path.read_bytes() == before
+    assert finished.planned() == set()
     assert not [left for left in finished.results().rglob(".*.*") if left.is_file()]
 
 
