@@ -94,9 +94,10 @@ def test_a_changed_input_from_outside_the_study_makes_stale(study):
     assert judged(study) == {"stale": {"loss_curve.png"}}
 
 
-def test_what_snakemake_leaves_in_a_folder_is_no_result(study):
+def test_what_snakemake_leaves_is_no_result(study):
     (study / "m/model").mkdir()
     (study / "m/model/.snakemake_timestamp").touch()
+    (study / "report.zip").touch()
     assert judged(study) == {}
 
 

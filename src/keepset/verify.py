@@ -20,9 +20,10 @@ _ASIDE = (
     f"{record.FOLDER}/*",
     "training/*/checkpoint.pt*",
     "*/.snakemake_timestamp",
+    "report.zip",
 )
-"""What is no result: logs, timings, records, the state that a training goes on from, and what
-Snakemake leaves in folders that are outputs."""
+"""What is no result: logs, timings, records, the state that a training goes on from, what
+Snakemake leaves in folders that are outputs, and its report."""
 
 Record = dict[str, Any]
 
