@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 from clean import assert_clean, legend, titles
 
@@ -45,3 +46,9 @@ def test_the_legend_tells_windows_and_choices(study):
 def test_nothing_in_common(study):
     with pytest.raises(KeepsetError, match="figure frontier"):
         frontier.draw(made_up.kernels(sparsity=0.3), study)
+
+
+def test_rules_on_states_are_not_taken_for_rules_on_neurons(study):
+    kernels = made_up.kernels()
+    with_states = pd.concat([study, study.assign(site="state", ratio=9.0)])
+    assert len(frontier.joined(kernels, with_states)) == len(frontier.joined(kernels, study))

@@ -56,12 +56,15 @@ def draw(kernels: pd.DataFrame, ratios: pd.DataFrame) -> Figure:
 
 
 def joined(kernels: pd.DataFrame, ratios: pd.DataFrame) -> pd.DataFrame:
-    """Ratios with the measured speed-up of the same model and rule, where windows were timed."""
+    """Ratios with the measured speed-up of the same model and rule, where windows were timed.
+
+    Only neurons are timed; rules on the state of a hybrid have the same settings.
+    """
     speed = kernels[kernels["level"] == "model"]
     windowed = speed.loc[speed["method"] == "windowed", ["model", "score", "sparsity"]]
     speed = speed.merge(windowed.drop_duplicates(), on=["model", "score", "sparsity"])
     columns = [*SETTING, "speedup_p20", "speedup_p50", "speedup_p80"]
-    found = ratios.merge(speed[columns], on=SETTING)
+    found = style.of_site(ratios, "ffn").merge(speed[columns], on=SETTING)
     both = found.loc[found["method"] == "windowed", ["model", "corpus"]].drop_duplicates()
     return found.merge(both, on=["model", "corpus"])
 
