@@ -101,8 +101,8 @@ def test_killed_at_random_points_the_tables_are_the_same(small_study, undisturbe
     chance, killed = random.Random(SEED), []
     for number in range(10 * KILLS):
         how = ("job", "snakemake", "machine")[number % 3]
-        # A sixth of the whole at most: the kills come all along the study, from first rule to last.
-        if not (rules := kill_at_random(small_study, chance, how, seconds / 6)):
+        # Long enough for a job or two to end: the kills come all along the study.
+        if not (rules := kill_at_random(small_study, chance, how, seconds / 3)):
             start_over(small_study)  # it got to its end: from the start again
             continue
         killed.append(rules)
