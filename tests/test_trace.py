@@ -92,7 +92,7 @@ def test_the_cache_comes_back_whole(cache):
     ("key", "value"), [("model", "other"), ("text", "other"), ("gradients", False)]
 )
 def test_a_stale_cache_is_refused_by_name(cache, key, value):
-    with pytest.raises(CacheError, match=f"stale activation cache: {key} is .*delete it"):
+    with pytest.raises(CacheError, match=f"stale activation cache: {key} is .*delete the file"):
         trace.load(cache[0], {**IDENTITY, key: value})
 
 

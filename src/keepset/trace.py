@@ -16,26 +16,23 @@ The cache holds, per site, float64 sums of every unit over all calibration token
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from keepset.errors import CacheError, ModelError
+from keepset import archive
+from keepset.errors import ModelError
 from keepset.intervene import output_norms, watching
 from keepset.models import check_length
 from keepset.progress import Progress
 from keepset.sites import Site
-from keepset.store import replacing
 
 SAMPLE_TOKENS = 32
-FORMAT = "keepset-activations-1"
+FORMAT = "keepset-activations-2"
 
 
 class _Sums:
@@ -157,13 +154,9 @@ def save(
         identity: What the cache belongs to (model, corpus, settings); checked by `load`.
     """
     tensors = {
-        f"{key}.{name}": value.contiguous()
-        for key, site in moments.items()
-        for name, value in site.items()
+        f"{key}.{name}": value for key, site in moments.items() for name, value in site.items()
     }
-    metadata = {"format": FORMAT, "identity": json.dumps(identity, sort_keys=True)}
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+    archive.save(tensors, path, FORMAT, identity)
 
 
 def load(path: str | Path, identity: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
@@ -174,28 +167,7 @@ def load(path: str | Path, identity: Mapping[str, Any]) -> dict[str, dict[str, T
             what differs.
     """
     moments: dict[str, dict[str, Tensor]] = {}
-    try:
-        with safe_open(path, framework="pt") as archive:
-            metadata = archive.metadata() or {}
-            _check(path, metadata, identity)
-            for name in archive.keys():  # noqa: SIM118  (not a dict)
-                key, _, field = name.rpartition(".")
-                moments.setdefault(key, {})[field] = archive.get_tensor(name)
-    except (SafetensorError, OSError) as error:
-        raise CacheError(
-            f"{path}: the activation cache cannot be read ({error}); delete it and run the"
-            " workflow again"
-        ) from None
+    for name, value in archive.load(path, FORMAT, identity, "activation cache").items():
+        key, _, field = name.rpartition(".")
+        moments.setdefault(key, {})[field] = value
     return dict(sorted(moments.items()))
-
-
-def _check(path: str | Path, metadata: Mapping[str, str], identity: Mapping[str, Any]) -> None:
-    if metadata.get("format") != FORMAT:
-        raise CacheError(f"{path}: not an activation cache of this version; delete it and rerun")
-    found = json.loads(metadata["identity"])
-    for key in sorted({*found, *identity}):
-        if found.get(key) != identity.get(key):
-            raise CacheError(
-                f"{path}: stale activation cache: {key} is {found.get(key)!r} there and"
-                f" {identity.get(key)!r} here; delete it and run the workflow again"
-            )

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from keepset.errors import CacheError
+from keepset import archive
 from keepset.memory import peak_bytes
 from keepset.sites import StateSite
 from keepset.state.score import Masks, Scorer, Sums, ghost
-from keepset.store import replacing
 
-FORMAT = "keepset-state-1"
+FORMAT = "keepset-state-2"
 Sets = dict[tuple[str, int, float], Masks]
 """(score, seed, sparsity) -> the channels that are kept."""
 
@@ -31,9 +27,7 @@ def save_sets(sets: Sets, path: str | Path, identity: Mapping[str, Any]) -> None
         for (score, seed, sparsity), masks in sets.items()
         for key, mask in masks.items()
     }
-    metadata = {"format": FORMAT, "identity": json.dumps(dict(identity), sort_keys=True)}
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+    archive.save(tensors, path, FORMAT, identity)
 
 
 def load_sets(path: str | Path, identity: Mapping[str, Any]) -> Sets:
@@ -43,32 +37,10 @@ def load_sets(path: str | Path, identity: Mapping[str, Any]) -> Sets:
         CacheError: the file is damaged, or belongs to something else; the message says what.
     """
     sets: Sets = {}
-    try:
-        with safe_open(path, framework="pt") as archive:
-            metadata = archive.metadata() or {}
-            _check(path, metadata, identity)
-            for name in sorted(archive.keys()):
-                score, seed, sparsity, key = name.split("|")
-                masks = sets.setdefault((score, int(seed), float(sparsity)), {})
-                masks[key] = archive.get_tensor(name).bool()
-    except (SafetensorError, OSError) as error:
-        raise CacheError(
-            f"{path}: the keep sets cannot be read ({error}); delete the file and run the workflow"
-            " again"
-        ) from None
+    for name, mask in archive.load(path, FORMAT, identity, "keep sets").items():
+        score, seed, sparsity, key = name.split("|")
+        sets.setdefault((score, int(seed), float(sparsity)), {})[key] = mask.bool()
     return sets
-
-
-def _check(path: str | Path, metadata: Mapping[str, str], identity: Mapping[str, Any]) -> None:
-    if metadata.get("format") != FORMAT:
-        raise CacheError(f"{path}: not keep sets of this version; delete the file and rerun")
-    found = json.loads(metadata["identity"])
-    for key in sorted({*found, *identity}):
-        if found.get(key) != identity.get(key):
-            raise CacheError(
-                f"{path}: stale keep sets: {key} is {found.get(key)!r} there and"
-                f" {identity.get(key)!r} here; delete the file and run the workflow again"
-            )
 
 
 def channel_table(
