@@ -41,6 +41,12 @@ def test_only_one_key_of_metadata(path):
     assert b'"format":' not in header
 
 
+def test_says_what_it_belongs_to(path):
+    assert archive.identity_of(path, "kind-1", "numbers") == IDENTITY
+    with pytest.raises(CacheError, match="not the numbers of this version"):
+        archive.identity_of(path, "kind-2", "numbers")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

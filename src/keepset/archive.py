@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,26 @@ def load(path: str | Path, kind: str, identity: Mapping[str, Any], what: str) ->
         CacheError: the file is missing, corrupt, or differs from `identity`; the message names
             what differs.
     """
+    with _opened(path, what) as archive:
+        _check(path, _identity(path, archive, kind, what), identity, what)
+        return {name: archive.get_tensor(name) for name in sorted(archive.keys())}
+
+
+def identity_of(path: str | Path, kind: str, what: str) -> dict[str, Any]:
+    """What a file belongs to.
+
+    Raises:
+        CacheError: the file is missing, corrupt, or of another kind.
+    """
+    with _opened(path, what) as archive:
+        return _identity(path, archive, kind, what)
+
+
+@contextmanager
+def _opened(path: str | Path, what: str) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as archive:
-            _check(path, archive.metadata() or {}, kind, identity, what)
-            return {name: archive.get_tensor(name) for name in sorted(archive.keys())}
+            yield archive
     except (SafetensorError, OSError) as error:
         raise CacheError(
             f"{path}: the {what} cannot be read ({error}); delete the file and run the workflow"
@@ -62,17 +79,17 @@ def load(path: str | Path, kind: str, identity: Mapping[str, Any], what: str) ->
         ) from None
 
 
-def _check(
-    path: str | Path,
-    metadata: Mapping[str, str],
-    kind: str,
-    identity: Mapping[str, Any],
-    what: str,
-) -> None:
-    content = json.loads(metadata.get(_KEY, "{}"))
+def _identity(path: str | Path, archive: Any, kind: str, what: str) -> dict[str, Any]:
+    content = json.loads((archive.metadata() or {}).get(_KEY, "{}"))
     if content.get("format") != kind:
         raise CacheError(f"{path}: not the {what} of this version; delete the file and rerun")
-    found = content["identity"]
+    found: dict[str, Any] = content["identity"]
+    return found
+
+
+def _check(
+    path: str | Path, found: Mapping[str, Any], identity: Mapping[str, Any], what: str
+) -> None:
     for key in sorted({*found, *identity}):
         if found.get(key) != identity.get(key):
             raise CacheError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import json
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from keepset import trace
+from keepset import archive, trace
 from keepset.decode import Session, sparse_decoding
 from keepset.errors import CacheError, ConfigError
 from keepset.evaluate import Runner
@@ -54,11 +52,7 @@ def load_moments(path: str | Path, fingerprint: str) -> dict[str, dict[str, Tens
     Raises:
         CacheError: the file cannot be read, or belongs to another model.
     """
-    try:
-        with safe_open(path, framework="pt") as archive:
-            identity = json.loads((archive.metadata() or {}).get("identity", "{}"))
-    except (SafetensorError, OSError) as error:
-        raise CacheError(f"{path}: the activation cache cannot be read ({error})") from None
+    identity = archive.identity_of(path, trace.FORMAT, "activation cache")
     if identity.get("model") != fingerprint:
         raise CacheError(
             f"{path}: the activation cache is of another model; use the one that was written for"
