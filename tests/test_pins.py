@@ -2,6 +2,8 @@
 
 import importlib.metadata
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,32 @@ def test_the_figures_environment_holds_a_part_of_them():
     figures = environment("figures")
     assert [pin for pin in pins("requirements.txt") if pin in figures] == figures
     assert not any(pin.startswith(("torch", "transformers")) for pin in figures)
+
+
+def test_drawing_imports_nothing_that_its_environment_lacks():
+    here = {name for name, of in importlib.metadata.packages_distributions().items()
+            if {canonical(one) for one in of} & lacked()}  # fmt: skip
+    assert {"torch", "scipy", "statsmodels"} <= here
+    blocked = f"import sys; sys.modules.update(dict.fromkeys({sorted(here)}))"
+    drawing = "import keepset.steps.drawing, keepset.job, keepset.record"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{blocked}; {drawing}"],
+        env={"PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def canonical(requirement):
+    """The name of a distribution, without version and extras."""
+    return re.split(r"[=\[]", requirement)[0].lower().replace("_", "-")
+
+
+def lacked():
+    """What the requirements name and the environment of the figures does not."""
+    held = {canonical(pin) for pin in environment("figures")}
+    return {canonical(pin) for pin in pins("requirements.txt")} - held
 
 
 def test_what_is_built_after_conda_is_pinned_as_in_the_requirements():

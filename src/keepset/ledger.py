@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 
 from keepset import tables
-from keepset.claims import VERDICTS, bound, number
+from keepset.claims import VERDICTS
+from keepset.wording import bound, number
 
 _COLOURS = {"reproduced": "32", "contradicted": "31", "inconclusive": "33", "not tested here": "90"}
 _MARKS = {"reproduced": "+", "contradicted": "x", "inconclusive": "?", "not tested here": "-"}

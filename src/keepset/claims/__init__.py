@@ -4,6 +4,5 @@ from keepset.claims.case import Case, Claim
 from keepset.claims.catalogue import CLAIMS
 from keepset.claims.evidence import Evidence, traits
 from keepset.claims.judge import VERDICTS, judge
-from keepset.claims.wording import bound, number
 
-__all__ = ["CLAIMS", "VERDICTS", "Case", "Claim", "Evidence", "bound", "judge", "number", "traits"]
+__all__ = ["CLAIMS", "VERDICTS", "Case", "Claim", "Evidence", "judge", "traits"]

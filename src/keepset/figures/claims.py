@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from keepset.claims import bound
 from keepset.figures import style
+from keepset.wording import bound
 
 # Mark and colour of each verdict; the marks alone tell them apart.
 LOOKS = {
