@@ -70,6 +70,7 @@ def test_the_gates_are_on_record(trained: Path) -> None:
 def test_the_card_says_what_was_missed() -> None:
     trained: dict[str, Any] = {
         "architecture": "Mamba2ForCausalLM", "data": "text", "steps": 10, "tokens": 100, "seed": 1,
+        "induction": True,
         "device": "cpu", "dtype": "torch.bfloat16", "seconds": 60.0, "text_nll": 4.0,
     }  # fmt: skip
     measured: dict[str, Any] = {
@@ -79,5 +80,8 @@ def test_the_card_says_what_was_missed() -> None:
     gate = {"name": "recall", "value": 0.5, "bound": "at least 0.8", "passed": False}
     text = model_card("mamba2", trained, measured, [gate, {**gate, "name": "b", "passed": True}])
     assert "It misses 1: recall." in text
+    assert "Start: near an induction circuit" in text
+    plain = model_card("mamba2", {**trained, "induction": False}, measured, [gate])
+    assert "Start: as transformers draws it" in plain
     assert "perplexity 80.00, recall 2.0%" in text
     assert "It passes all." in model_card("mamba2", trained, measured, [{**gate, "passed": True}])

@@ -40,6 +40,9 @@ class Specimen(Strict):
     l1: float = Field(
         0.0, ge=0, description="Penalty on the sum of |h| per token, mean over FFN sites; nats."
     )
+    induction: bool = Field(
+        False, description="Start as an induction circuit (keepset.train.induction)."
+    )
 
 
 class TrainingData(Strict):

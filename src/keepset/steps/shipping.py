@@ -107,6 +107,10 @@ def model_card(
         f"- Training: {trained['steps']:,} steps, {trained['tokens']:,} tokens,"
         f" seed {trained['seed']}, {trained['device']}, {trained['dtype'].removeprefix('torch.')}"
         f" autocast, {trained['seconds'] / 60:.0f} minutes.",
+        "- Start: near an induction circuit (docs/METHODS.md, section 4); training is free to undo"
+        " it."
+        if trained["induction"]
+        else "- Start: as transformers draws it.",
         f"- Last training loss (text): {trained['text_nll']:.3f} nats per token; held-out"
         f" perplexity {measured['perplexity']:.2f}.",
         f"- Recall by number of facts: {recall}.",

@@ -132,6 +132,7 @@ def train_specimen(
         "tokens": settings.steps * rows.batch_tokens,
         "seconds": trainer.seconds,
         "seed": settings.seed,
+        "induction": settings.specimens[name].induction,
         "architecture": type(trainer.model).__name__,
         "data": _describe_data(data, settings),
         "text_nll": _last_text_nll(losses),

@@ -23,6 +23,7 @@ from keepset.intervene import watching
 from keepset.kernels.dispatch import torch_scans
 from keepset.settings import Specimen, Training
 from keepset.sites import Site, find_sites
+from keepset.train.induction import start_induction
 from keepset.train.loss import linear_cross_entropy
 from keepset.train.rows import Batch, Rows
 
@@ -37,7 +38,8 @@ def build_model(
     """A freshly initialised model of a Hugging Face architecture, weights in float32.
 
     Raises:
-        ConfigError: transformers does not know the architecture, or a key of its configuration.
+        ConfigError: transformers does not know the architecture, or a key of its configuration;
+            or `induction` is asked of an architecture for which it is not known.
     """
     end = tokenizer.eos_token_id
     tokens = {"vocab_size": len(tokenizer), "bos_token_id": end, "eos_token_id": end}
@@ -51,6 +53,11 @@ def build_model(
         raise ConfigError(
             f"training.specimens.{name}: cannot build a {specimen.model_type}: {error}"
         ) from None
+    if specimen.induction:
+        try:
+            start_induction(model, seed)
+        except ConfigError as error:
+            raise ConfigError(f"training.specimens.{name}.{error}") from None
     return model.float()
 
 
