@@ -10,6 +10,7 @@ import pytest
 
 from keepset import grid, plan, settings
 from keepset.plan import Job, cost, jobs, resources, work
+from keepset.plan.cost import _BASE, _BASE_BESIDE_GPU, _CONTEXT
 from keepset.sizes import Size, table
 
 ROOT = Path(__file__).parents[1]
@@ -133,9 +134,9 @@ def test_a_cpu_has_all_in_main_memory(paper):
     job = Job("evaluate_dense", {"model": "opt-2.7b", "corpus": "c4"})
     on_cpu, on_gpu = (cost(paper, job, size, kind) for kind in ("cpu", "cuda"))
     assert on_cpu.gpu == 0
-    peak = on_gpu.gpu - plan._CONTEXT
-    assert on_cpu.memory == plan._BASE + peak
-    assert on_gpu.memory == plan._BASE_BESIDE_GPU + on_gpu.weights
+    peak = on_gpu.gpu - _CONTEXT
+    assert on_cpu.memory == _BASE + peak
+    assert on_gpu.memory == _BASE_BESIDE_GPU + on_gpu.weights
 
 
 def test_the_embedded_study_fits_where_it_was_measured(embedded):
