@@ -393,6 +393,3 @@ def speed_of(kind: Kind, rate: float | None, bandwidth: float | None, measured: 
         raise ModelError(
             f"{error}; --measure needs the device of the study: run it there, or state --rate"
         ) from None
-
-
-__all__ = ["Bill", "Job", "Known", "Row", "make", "measure", "speed_of", "stated", "text"]
