@@ -14,7 +14,7 @@ from typing import Any
 
 from keepset import plan, sizes
 from keepset.errors import ConfigError, ModelError
-from keepset.plan import Cost, Job, Kind, Speed
+from keepset.plan import Cost, Kind, Speed
 from keepset.settings import Config
 from keepset.sizes import Size
 
