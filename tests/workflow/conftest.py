@@ -138,6 +138,7 @@ def study(folder: Path) -> dict[str, Any]:
         "statistics": {"resamples": 199},
         "benchmark": {
             "shapes": {"tiny": {"d_model": 24, "n_units": 40, "gated": True}},
+            "block_dtypes": ["float32", "bfloat16"],
             "blocks": {1: [0.5, 0.9], 2: [0.9]},
             "seconds": 0.0,
             "corpus": "letters",

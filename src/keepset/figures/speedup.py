@@ -32,14 +32,15 @@ _TRITON = "triton-ffn"
 
 @style.styled
 def draw(kernels: pd.DataFrame) -> Figure:
-    """Measured speed-up over dense against sparsity, one token at a time; a panel per level.
+    """Measured speed-up over dense against sparsity, one token at a time.
 
     Args:
         kernels: The `kernels` table. Windowed rules are for the frontier and are left out here.
 
     Returns:
-        The figure: a colour per shape or model, a mark per path or rule, the 20th to 80th
-        percentile of rounds as bars; dotted, the limit 1 / (share kept).
+        The figure: a panel per number format and level, a colour per shape or model, a mark per
+        path or rule, the 20th to 80th percentile of rounds as bars; dotted, the limit
+        1 / (share kept).
 
     Raises:
         KeepsetError: nothing was timed at batch 1.
@@ -51,11 +52,13 @@ def draw(kernels: pd.DataFrame) -> Figure:
     at = {sparsity: place for place, sparsity in enumerate(sparsities)}
     names = style.in_order(table["model"])
     colours = dict(zip(names, style.CYCLE * (1 + len(names) // len(style.CYCLE)), strict=False))
-    levels = [level for level in LEVELS if (table["level"] == level).any()]
-    figure, axes = style.panels([("", level) for level in levels], height=2.6, share_y=False)
-    for (_, level), ax in axes.items():
-        _panel(ax, table[table["level"] == level], at, colours)
-        ax.set_title(LEVELS[level])
+    found = dict(style.split(table, "dtype", "level"))
+    keys = [(dtype, level) for dtype in style.in_order(table["dtype"]) for level in LEVELS]
+    keys = [key for key in keys if key in found]
+    figure, axes = style.panels(keys, height=2.6, share_y=False)
+    for (dtype, level), ax in axes.items():
+        _panel(ax, found[dtype, level], at, colours)
+        ax.set_title(f"{LEVELS[level]}\n{dtype}")
     style.ratio_axes(axes.values())
     figure.supylabel("speed-up over dense", fontsize=8)
     figure.supxlabel("neurons left out", fontsize=8)

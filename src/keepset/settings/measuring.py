@@ -27,6 +27,9 @@ class Kernels(Strict):
     )
 
 
+TimedDtype = Literal["float32", "bfloat16", "float16"]
+
+
 class Shape(Strict):
     """The sizes of an FFN block."""
 
@@ -38,8 +41,9 @@ class Shape(Strict):
 class Benchmark(Strict):
     """What is timed, on `snakemake --cores 1 benchmarks` only."""
 
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: TimedDtype = Field("float32", description="Of whole models.")
     threads: int = Field(1, ge=1, description="CPU threads.")
+    block_dtypes: list[TimedDtype] = Field(["float32"], min_length=1, description="Of blocks.")
     shapes: dict[Name, Shape] = Field(default_factory=dict, description="Blocks, random weights.")
     blocks: dict[Annotated[int, Field(ge=1)], list[Sparsity]] = Field(
         default_factory=dict, description="Tokens at a time -> sparsities at which they are timed."

@@ -44,13 +44,15 @@ def benchmark_shapes(
     """
     setting = Benchmark.model_validate(settings)
     machine = timing.measure(models.resolve_device(device))
-    dtype = models.resolve_dtype(setting.dtype, machine.device)
     rows = []
     with choice.choosing(Kernels.model_validate(kernels)) as chosen:
         choice.require(machine.device)
         for name, shape in setting.shapes.items():
-            timed = blocks.time_shape(name, shape, setting.blocks, dtype, machine, setting.seconds)
-            rows += list(timed)
+            for number in setting.block_dtypes:
+                dtype = models.resolve_dtype(number, machine.device)
+                made = (setting.blocks, dtype, machine, setting.seconds)
+                timed = blocks.time_shape(name, shape, *made)
+                rows += [{**row, "dtype": number} for row in timed]
     ran = {"chosen": chosen.model_dump()}
     _write(rows, {"study": study}, setting, (machine, ran), output)
 
@@ -77,7 +79,7 @@ def benchmark_model(
     with choice.choosing(Kernels.model_validate(run["kernels"])) as chosen:
         for row in decoding.time_decoding(network, prompt, rules, setting.tokens, machine, moments):
             logger.info("%(method)s %(sparsity)g W=%(window)s %(choice)s: %(speedup_p50).3f", row)
-            rows.append(row)
+            rows.append({**row, "dtype": setting.dtype})
         # Two tokens tell what runs the mixers, where there are any.
         mixers = generate(network, prompt, 2).mixers if loaded.runner.states else {}
     ran = {"chosen": chosen.model_dump(), **mixers}
@@ -105,7 +107,6 @@ def _write(
     machine, kernels = ran
     found = {
         "device": _device(machine.device),
-        "dtype": setting.dtype,
         "threads": torch.get_num_threads(),
     }
     table = pd.DataFrame([{**identity, **row, **found} for row in rows]).reindex(columns=COLUMNS)
