@@ -9,33 +9,21 @@ holds. Written to benchmarks/activity.csv.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
-from pathlib import Path
 
-import pandas as pd
-import torch
-from layer_budgets import magnitudes
+import studied
 
-from keepset import models, store, text
+from keepset import text
 from keepset.runner import Runner
-from keepset.sites import find_sites
 
 
-def measure(results: Path, name: str, corpus: str) -> Iterator[dict[str, object]]:
+def measure(runner: Runner, blocks: text.Blocks) -> Iterator[dict[str, object]]:
     """One row per layer."""
-    model, _ = models.load(
-        store.read_json(results / name / "model.json"), torch.device("cpu"), torch.float32
-    )
-    runner = Runner(model.eval(), find_sites(model))
-    blocks = text.load_blocks(results / name / corpus / "blocks.safetensors")
-    sizes = magnitudes(runner, blocks.evaluation)
+    sizes = studied.magnitudes(runner, blocks.evaluation)
     for site in runner.sites:
         size = sizes[site.key]
         mean = size.mean(dim=0).sort(descending=True).values
         yield {
-            "model": name,
-            "corpus": corpus,
             "layer": site.name,
             "units": size.shape[1],
             "active_per_token": float((size > 0).sum(dim=1).float().mean()),
@@ -44,19 +32,5 @@ def measure(results: Path, name: str, corpus: str) -> Iterator[dict[str, object]
         }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("results", type=Path, help="results/<study>")
-    parser.add_argument("models", nargs="+")
-    parser.add_argument("--corpus", default="wiki")
-    asked = parser.parse_args()
-    table = pd.DataFrame(
-        row for name in asked.models for row in measure(asked.results, name, asked.corpus)
-    )
-    with store.replacing(Path(__file__).with_suffix(".csv")) as temporary:
-        table.round(4).to_csv(temporary, index=False, lineterminator="\n")
-    print(table.round(3).to_string(index=False))
-
-
 if __name__ == "__main__":
-    main()
+    studied.main(__file__, __doc__, measure)

@@ -11,29 +11,19 @@ benchmarks/layer_budgets.csv.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
-import pandas as pd
+import studied
 import torch
 from torch import Tensor
 
-from keepset import models, store, text
+from keepset import text
 from keepset.intervene import Action, watching
 from keepset.runner import Runner, perplexity
-from keepset.sites import Site, find_sites
+from keepset.sites import Site
 
 SPARSITIES = (0.8, 0.9, 0.95)
 Keep = Callable[[Site, Tensor], Tensor]
-
-
-def magnitudes(runner: Runner, blocks: Tensor) -> dict[str, Tensor]:
-    """|h| of every site, (tokens, n_units)."""
-    parts: dict[str, list[Tensor]] = {site.key: [] for site in runner.sites}
-    with watching(runner.model, runner.sites, lambda site, h: parts[site.key].append(h.abs())):
-        runner.block_nll(blocks)
-    return {key: torch.cat([part.flatten(0, -2) for part in own]) for key, own in parts.items()}
 
 
 def quantile(values: list[Tensor], share: float) -> float:
@@ -59,14 +49,9 @@ def _kth(sizes: Tensor, sparsity: float) -> Tensor:
     return sizes.kthvalue(max(1, int(sparsity * sizes.shape[-1])), dim=-1, keepdim=True).values
 
 
-def measure(results: Path, name: str, corpus: str) -> Iterator[dict[str, object]]:
+def measure(runner: Runner, blocks: text.Blocks) -> Iterator[dict[str, object]]:
     """One row per method, budget and sparsity."""
-    model, _ = models.load(
-        store.read_json(results / name / "model.json"), torch.device("cpu"), torch.float32
-    )
-    runner = Runner(model.eval(), find_sites(model))
-    blocks = text.load_blocks(results / name / corpus / "blocks.safetensors")
-    sizes = magnitudes(runner, blocks.calibration)
+    sizes = studied.magnitudes(runner, blocks.calibration)
     dense = perplexity(runner, blocks.evaluation)
     for sparsity in SPARSITIES:
         for method, budget, keep in rules(sizes, sparsity):
@@ -75,8 +60,6 @@ def measure(results: Path, name: str, corpus: str) -> Iterator[dict[str, object]
                 ratio = perplexity(runner, blocks.evaluation) / dense
             kept = [sum(own) / len(own) for own in shares.values()]
             yield {
-                "model": name,
-                "corpus": corpus,
                 "method": method,
                 "budget": budget,
                 "sparsity": sparsity,
@@ -95,19 +78,5 @@ def _masking(keep: Keep, shares: dict[str, list[float]]) -> Action:
     return action
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("results", type=Path, help="results/<study>")
-    parser.add_argument("models", nargs="+")
-    parser.add_argument("--corpus", default="wiki")
-    asked = parser.parse_args()
-    table = pd.DataFrame(
-        row for name in asked.models for row in measure(asked.results, name, asked.corpus)
-    )
-    with store.replacing(Path(__file__).with_suffix(".csv")) as temporary:
-        table.round(4).to_csv(temporary, index=False, lineterminator="\n")
-    print(table.round(3).to_string(index=False))
-
-
 if __name__ == "__main__":
-    main()
+    studied.main(__file__, __doc__, measure)

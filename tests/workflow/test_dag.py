@@ -348,6 +348,8 @@ def test_speed_is_measured_on_demand_only(finished):
     rows = table(finished, "kernels.parquet")
     assert set(rows["model"]) == {"tiny", "llama", "relu", "hybrid"}
     assert set(rows["level"]) == {"kernel", "ffn", "model"}
+    assert set(rows.loc[rows["level"] != "model", "dtype"]) == {"float32", "bfloat16"}
+    assert set(rows.loc[rows["level"] == "model", "dtype"]) == {"float32"}
     assert len(pd.read_csv(finished.results() / "kernels.csv")) == len(rows)
     facts = json.loads((finished.results() / "kernels.json").read_text())["llama"]
     assert facts["bandwidth_bytes_per_s"] > 0

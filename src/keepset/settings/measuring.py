@@ -43,7 +43,9 @@ class Benchmark(Strict):
 
     dtype: TimedDtype = Field("float32", description="Of whole models.")
     threads: int = Field(1, ge=1, description="CPU threads.")
-    block_dtypes: list[TimedDtype] = Field(["float32"], min_length=1, description="Of blocks.")
+    block_dtypes: list[TimedDtype] | None = Field(
+        None, min_length=1, description="Of blocks; that of whole models where nothing is said."
+    )
     shapes: dict[Name, Shape] = Field(default_factory=dict, description="Blocks, random weights.")
     blocks: dict[Annotated[int, Field(ge=1)], list[Sparsity]] = Field(
         default_factory=dict, description="Tokens at a time -> sparsities at which they are timed."

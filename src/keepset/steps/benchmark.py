@@ -48,7 +48,7 @@ def benchmark_shapes(
     with choice.choosing(Kernels.model_validate(kernels)) as chosen:
         choice.require(machine.device)
         for name, shape in setting.shapes.items():
-            for number in setting.block_dtypes:
+            for number in setting.block_dtypes or [setting.dtype]:
                 dtype = models.resolve_dtype(number, machine.device)
                 made = (setting.blocks, dtype, machine, setting.seconds)
                 timed = blocks.time_shape(name, shape, *made)

@@ -79,7 +79,7 @@ def _mamba2(body: Any, _: PreTrainedConfig, generator: Generator) -> None:
 
 
 def _zamba2(body: Any, _: PreTrainedConfig, generator: Generator) -> None:
-    """The first Mamba-2 layer; the shared block's part starts at zero, or it is soon shut off."""
+    """The first Mamba-2 layer; the shared block starts silent, lest its noise drown the rest."""
     layers = body.layers
     for layer in layers:
         if hasattr(layer, "linear"):
