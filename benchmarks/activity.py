@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import studied
 
 from keepset import text
-from keepset.runner import Runner
+from keepset.measure.runner import Runner
 
 
 def measure(runner: Runner, blocks: text.Blocks) -> Iterator[dict[str, object]]:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from keepset import text
-from keepset.intervene import Action, watching
-from keepset.runner import Runner, perplexity
+from keepset.hold.inputs import Action, watching
+from keepset.measure.runner import Runner, perplexity
 from keepset.sites import Site
 
 SPARSITIES = (0.8, 0.9, 0.95)

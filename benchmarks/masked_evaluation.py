@@ -17,11 +17,11 @@ import pandas as pd
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from keepset import trace
-from keepset.evaluate import Runner, describe
-from keepset.job import job
-from keepset.keep import Rule
-from keepset.provenance import environment
+from keepset.calibrate import activations
+from keepset.measure.runner import Runner
+from keepset.rules.rule import Rule, describe
+from keepset.run.job import job
+from keepset.run.provenance import environment
 from keepset.sites import find_sites
 
 RULES = [
@@ -74,7 +74,7 @@ def main() -> None:
         ids = torch.randint(4, 40_000, (17, 128), generator=torch.Generator().manual_seed(0))
         lead_in, blocks = ids[:1], ids[1:]
         sites = find_sites(model)
-        moments = trace.record(model, sites, lead_in, gradients=False, batch_tokens=128)
+        moments = activations.record(model, sites, lead_in, gradients=False, batch_tokens=128)
         runner = Runner(model, sites, moments=moments)
         timed(runner, blocks, None, lead_in)
         rows = []

@@ -10,9 +10,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from keepset import models, store, text
-from keepset.intervene import watching
-from keepset.runner import Runner
+from keepset import models, text
+from keepset.files import store
+from keepset.hold.inputs import watching
+from keepset.measure.runner import Runner
 from keepset.sites import find_sites
 
 Measure = Callable[[Runner, text.Blocks], Iterator[dict[str, object]]]

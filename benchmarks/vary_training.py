@@ -23,10 +23,12 @@ import pandas as pd
 import torch
 from transformers import AutoModelForCausalLM
 
-from keepset import settings, store, text, trace
-from keepset.job import job
-from keepset.keep import Rule
-from keepset.runner import Runner, perplexity
+from keepset import settings, text
+from keepset.calibrate import activations
+from keepset.files import store
+from keepset.measure.runner import Runner, perplexity
+from keepset.rules.rule import Rule
+from keepset.run.job import job
 from keepset.sites import find_sites
 from keepset.steps.training import train_specimen
 
@@ -57,7 +59,9 @@ def measure(folder: Path, blocks: text.Blocks) -> Iterator[dict[str, float]]:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model.eval().requires_grad_(False)
     sites = find_sites(model)
-    moments = trace.record(model, sites, blocks.calibration, gradients=False, batch_tokens=1024)
+    moments = activations.record(
+        model, sites, blocks.calibration, gradients=False, batch_tokens=1024
+    )
     runner = Runner(model, sites, moments=moments)
     dense = perplexity(runner, blocks.evaluation)
     for sparsity in SPARSITIES:

@@ -2,8 +2,8 @@
 
 import torch
 
-from keepset import trace
-from keepset.evaluate import Runner
+from keepset.calibrate import activations
+from keepset.measure.runner import Runner
 from keepset.sites import find_sites
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -18,7 +18,7 @@ def prompt(tokens=6, seed=1, device="cpu"):
 def sums(model):
     sites = find_sites(model)
     blocks = prompt(24, seed=9)
-    return trace.record(model, sites, blocks, gradients=False, batch_tokens=64)
+    return activations.record(model, sites, blocks, gradients=False, batch_tokens=64)
 
 
 def reference(model, ids, tokens, rule, moments):

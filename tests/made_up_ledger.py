@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from keepset.claims import CLAIMS, VERDICTS, papers
-from keepset.claims.judge import LEDGER_COLUMNS
+from keepset.analyse.claims import CLAIMS, VERDICTS, papers
+from keepset.analyse.claims.judge import LEDGER_COLUMNS
 
 
 def ledger() -> pd.DataFrame:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from keepset.prune import STATE_SIZE_KEYS
+from keepset.hold.cut import STATE_SIZE_KEYS
 
 FAMILIES = tuple(STATE_SIZE_KEYS)
 GROUP_KEYS = {"mamba2": "n_groups", "nemotron_h": "n_groups", "zamba2": "mamba_ngroups"}

@@ -5,10 +5,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from keepset import generate as gen
-from keepset import models, settings, trace
+from keepset import models, settings
+from keepset.calibrate import activations
 from keepset.cli import main
-from keepset.generate import parse_keep
+from keepset.decode import generate as gen
+from keepset.decode.generate import parse_keep
 from keepset.sites import find_sites
 
 
@@ -79,11 +80,11 @@ def test_generates_the_masked_references_tokens(
 ):
     model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
     info = models.prepare("model", settings.Model(path=str(tiny_checkpoint)), tmp_path)
-    moments = trace.record(
+    moments = activations.record(
         model, find_sites(model), torch.arange(4, 68)[None], gradients=False, batch_tokens=64
     )
     cache = tmp_path / "activations.safetensors"
-    trace.save(moments, cache, {"model": info["fingerprint"]})
+    activations.save(moments, cache, {"model": info["fingerprint"]})
     rule = parse_keep(keep)
     extra = ["--activations", str(cache)] if rule.window == "corpus" else []
     assert generate(tiny_checkpoint, keep, "--check", "--threads", "1", *extra) == 0

@@ -49,7 +49,7 @@ def test_drawing_imports_nothing_that_its_environment_lacks():
             if {canonical(one) for one in of} & lacked()}  # fmt: skip
     assert {"torch", "scipy", "statsmodels"} <= here
     blocked = f"import sys; sys.modules.update(dict.fromkeys({sorted(here)}))"
-    drawing = "import keepset.steps.drawing, keepset.job, keepset.record"
+    drawing = "import keepset.steps.drawing, keepset.run.job, keepset.run.record"
     done = subprocess.run(
         [sys.executable, "-c", f"{blocked}; {drawing}"],
         env={"PYTHONPATH": str(ROOT / "src")},

@@ -7,15 +7,15 @@ import torch
 from transformers.models.mamba2 import modeling_mamba2
 
 from decoding import DEVICE, prompt, reference
-from keepset import generate as gen
+from keepset.decode import generate as gen
 from keepset.decode import sparse_decoding
 from keepset.errors import ConfigError, KernelError
+from keepset.hold.cut import prune_states
 from keepset.kernels import choice, triton_state
 from keepset.kernels.choice import choosing
 from keepset.kernels.dispatch import CONV, SCAN, STEP, UPDATE
 from keepset.kernels.mixers import bound, mixer_kernels, scan_path
 from keepset.kernels.scan import chunk_scan
-from keepset.prune import prune_states
 from keepset.settings import Kernels
 from keepset.sites import find_state_sites
 from state_models import shape

@@ -2,12 +2,12 @@ import pandas as pd
 import pytest
 import torch
 
-from keepset import trace
+from keepset.calibrate import activations
 from keepset.errors import KeepsetError
-from keepset.grid import benchmark_rules
-from keepset.keep import Rule
 from keepset.kernels import calibrate
+from keepset.rules.rule import Rule
 from keepset.settings import Benchmark
+from keepset.settings.grid import benchmark_rules
 from keepset.sites import find_sites
 from keepset.speed import decoding, timing
 
@@ -25,7 +25,9 @@ def prompt(tokens=8):
 
 
 def test_every_rule_is_timed_over_whole_windows(model):
-    sums = trace.record(model, find_sites(model), prompt(32), gradients=False, batch_tokens=64)
+    sums = activations.record(
+        model, find_sites(model), prompt(32), gradients=False, batch_tokens=64
+    )
     rules = benchmark_rules(SETTING)
     with calibrate.forcing("held"):
         rows = pd.DataFrame(list(decoding.time_decoding(model, prompt(), rules, 6, MACHINE, sums)))

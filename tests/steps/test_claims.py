@@ -3,7 +3,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from keepset import store
+from keepset.files import store
 from keepset.steps import claims
 
 STATISTICS = {"confidence": 0.95, "resamples": 99, "perplexity_margin": 0.01}

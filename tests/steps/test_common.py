@@ -2,8 +2,9 @@
 
 import pytest
 
-from keepset import models, settings, store
+from keepset import models, settings
 from keepset.errors import ConfigError
+from keepset.files import store
 from keepset.kernels import choice
 from keepset.steps.common import Run, load
 

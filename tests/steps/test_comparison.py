@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 import made_up_state
-from keepset import store
+from keepset.files import store
 from keepset.steps import comparison, drawing
 
 

@@ -12,7 +12,8 @@ import torch
 from test_training import ANIMALS, SETTINGS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from keepset import settings, store
+from keepset import settings
+from keepset.files import store
 from keepset.steps.shipping import measure_specimens, model_card, ship_specimens
 from keepset.steps.training import prepare_training, train_specimen
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from keepset import models, store, text
+from keepset import models, text
 from keepset.errors import CacheError
-from keepset.grid import state_static_rules, state_windowed_rules
+from keepset.files import store
 from keepset.settings import Model, State, StateDial, StateStaticGrid
+from keepset.settings.grid import state_static_rules, state_windowed_rules
 from keepset.steps import evaluation, states
 from keepset.steps.common import Run
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from keepset import store
 from keepset.errors import CacheError
+from keepset.files import store
 from keepset.settings import Training, TrainingData
 from keepset.steps.training import load_rows, load_tokenizer, prepare_training, train_specimen
 

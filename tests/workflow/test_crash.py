@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from keepset import settings
-from keepset.verify import verify
+from keepset.run.verify import verify
 
 pytestmark = [pytest.mark.crash, pytest.mark.xdist_group("crash")]
 

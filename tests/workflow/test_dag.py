@@ -16,10 +16,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from keepset import parameters, record, settings, text
-from keepset.claims import CLAIMS, VERDICTS
+from keepset import settings, text
+from keepset.analyse.claims import CLAIMS, VERDICTS
 from keepset.cli import main
-from keepset.verify import verify
+from keepset.run import record
+from keepset.run.verify import verify
+from keepset.settings import steps
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.workflow, pytest.mark.xdist_group("workflow")]
@@ -166,10 +168,14 @@ def test_an_added_model_reuses_every_earlier_result(finished):
 @pytest.mark.parametrize(
     ("module", "expected", "spared"),
     [
-        ("stats.py", {"test_significance", "correlate_size_impact"}, {"evaluate_static"}),
-        ("claims/state.py", {"judge_claims", "draw_claims"}, {"test_significance"}),
-        ("keep.py", {"evaluate_static", "evaluate_windowed"}, {"prepare_model", "prepare_corpus"}),
-        ("figures/dial.py", {"draw_dial"}, {"test_significance", "evaluate_static"}),
+        ("analyse/stats.py", {"test_significance", "correlate_size_impact"}, {"evaluate_static"}),
+        ("analyse/claims/state.py", {"judge_claims", "draw_claims"}, {"test_significance"}),
+        (
+            "rules/masks.py",
+            {"evaluate_static", "evaluate_windowed"},
+            {"prepare_model", "prepare_corpus"},
+        ),
+        ("report/figures/dial.py", {"draw_dial"}, {"test_significance", "evaluate_static"}),
     ],
 )
 def test_changed_code_reruns_the_rules_that_use_it(finished, module, expected, spared):
@@ -185,7 +191,7 @@ def test_changed_code_reruns_the_rules_that_use_it(finished, module, expected, s
 
 
 def test_a_comment_reruns_nothing(finished):
-    path = finished.folder / "src/keepset/keep.py"
+    path = finished.folder / "src/keepset/rules/masks.py"
     original = path.read_text()
     path.write_text("# a comment\n" + original)
     try:
@@ -263,7 +269,7 @@ def test_bad_input_ends_with_a_message(finished, change, message):
 
 
 def test_verify_finds_nothing_amiss_and_knows_every_rule(finished):
-    """What `keepset.parameters` says a job's settings are is what the workflow gave it."""
+    """What `keepset.settings.steps` says a job's settings are is what the workflow gave it."""
     finished.write()
     config = settings.load(finished.folder / "config.yaml")
     findings, files = verify(finished.results(), config)
@@ -271,7 +277,7 @@ def test_verify_finds_nothing_amiss_and_knows_every_rule(finished):
     assert files > 50
     for path in (finished.results() / "records").rglob("*.json"):
         content = record.read_record(path)
-        assert parameters.step_settings(config, content["rule"], content["wildcards"]) is not None
+        assert steps.step_settings(config, content["rule"], content["wildcards"]) is not None
 
 
 def test_a_model_that_was_not_downloaded_is_missed_once(finished):

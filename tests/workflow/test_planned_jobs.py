@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from conftest import ROOT, counted
-from keepset import plan, settings, sizes
+from keepset import plan, settings
+from keepset.plan import sizes
 
 # What Snakemake asks of a scheduler for a job, at its first and its second attempt.
 ASKING = """

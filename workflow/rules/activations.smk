@@ -47,9 +47,7 @@ rule correlate_size_impact:
         **bill("correlate_size_impact", mem_mb=2500, runtime=60),
     params:
         run=run_settings,
-        settings=lambda wildcards: parameters.correlation_settings(
-            CONFIG, wildcards.corpus
-        ),
+        settings=lambda wildcards: steps.correlation_settings(CONFIG, wildcards.corpus),
         identity=identity,
         code=code_hash("keepset.steps.correlation"),
     message:

@@ -4,7 +4,7 @@
 # Outputs: kernels/shapes.parquet, {model}/kernels.parquet; kernels.parquet, .json and .csv;
 #          figures/speedup and figures/frontier as .png, .svg, .pdf.
 
-BENCHMARK = parameters.benchmark_settings(CONFIG)
+BENCHMARK = steps.benchmark_settings(CONFIG)
 TIMED_MODELS = [model for model in MODELS if CONFIG.studies(model, "ffn")]
 TIMED = CONFIG.benchmark.corpus if CONFIG.benchmark else "no-corpus"
 SPEED_FIGURES = {
@@ -66,7 +66,7 @@ rule benchmark_model:
         gpu=GPU,
         timer=1,
     params:
-        run=lambda wildcards: parameters.benchmark_run(CONFIG, wildcards.model),
+        run=lambda wildcards: steps.benchmark_run(CONFIG, wildcards.model),
         settings=BENCHMARK,
         identity=lambda wildcards: {"study": CONFIG.study, "model": wildcards.model},
         code=code_hash("keepset.speed.decoding"),
@@ -128,7 +128,7 @@ for FIGURE, TABLES in SPEED_FIGURES.items():
             runtime=5,
         params:
             figure=FIGURE,
-            code=code_hash(f"keepset.figures.{FIGURE}"),
+            code=code_hash(f"keepset.report.figures.{FIGURE}"),
         message:
             f"Drawing figure {FIGURE}"
         script:

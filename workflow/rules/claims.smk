@@ -48,7 +48,7 @@ rule judge_claims:
         mem_mb=memory(1000),
         runtime=15,
     params:
-        settings=parameters.claims_settings(CONFIG),
+        settings=steps.claims_settings(CONFIG),
         code=code_hash("keepset.steps.claims"),
     message:
         "Judging the claims"

@@ -23,10 +23,12 @@ shell.prefix(
 if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_DISABLE", "1")
 
-from keepset import parameters, plan, settings, sizes
-from keepset.alone import alone
+from keepset import plan, settings
+from keepset.plan import sizes
+from keepset.settings import steps
+from keepset.run.alone import alone
 from keepset.errors import KeepsetError
-from keepset.provenance import code_hash
+from keepset.run.provenance import code_hash
 
 # A lock that is there though no Snakemake runs here was left by one that was killed.
 if workflow.is_main_process and alone(".snakemake"):
@@ -95,12 +97,12 @@ wildcard_constraints:
 
 def run_settings(wildcards):
     """How a model is run: device, dtype, implementations, tokens per forward pass."""
-    return parameters.run_settings(CONFIG, wildcards.model)
+    return steps.run_settings(CONFIG, wildcards.model)
 
 
 def identity(wildcards):
     """The leading columns of a result table."""
-    return parameters.identity(CONFIG, dict(wildcards.items()))
+    return steps.identity(CONFIG, dict(wildcards.items()))
 
 
 def grid(part):
@@ -129,7 +131,7 @@ def per_corpus(name, kind=None):
 def perplexity_parts(wildcards):
     """The tables of one model and corpus, one per method."""
     model, corpus = wildcards.model, wildcards.corpus
-    parts = parameters.perplexity_parts(CONFIG, model, corpus)
+    parts = steps.perplexity_parts(CONFIG, model, corpus)
     return [f"{RESULTS}/{model}/{corpus}/{part}.parquet" for part in parts]
 
 
@@ -155,5 +157,5 @@ def chosen_units(wildcards):
 
 def state_settings(*parts):
     """What keep sets of states are chosen by, with `parts` of what is done with them."""
-    chosen = parameters.state_parts(*parts)
+    chosen = steps.state_parts(*parts)
     return lambda wildcards: chosen(CONFIG)

@@ -157,9 +157,7 @@ rule evaluate_capability:
         **bill("evaluate_capability", mem_mb=2500, runtime=120),
     params:
         run=run_settings,
-        settings=lambda wildcards: parameters.capability_settings(
-            CONFIG, wildcards.model
-        ),
+        settings=lambda wildcards: steps.capability_settings(CONFIG, wildcards.model),
         identity=identity,
         code=code_hash("keepset.steps.evaluation"),
     message:

@@ -2,7 +2,7 @@
 # Inputs: significance/*.parquet. Outputs: figures/{figure}.png, .svg, .pdf.
 
 
-FIGURE_TABLES = parameters.figure_tables(CONFIG)
+FIGURE_TABLES = steps.figure_tables(CONFIG)
 
 
 # One rule per figure, since a caption cannot be chosen by a wildcard.
@@ -33,7 +33,7 @@ for FIGURE, SOURCES in FIGURE_TABLES.items():
             runtime=5,
         params:
             figure=FIGURE,
-            code=code_hash(f"keepset.figures.{FIGURE}"),
+            code=code_hash(f"keepset.report.figures.{FIGURE}"),
         message:
             f"Drawing figure {FIGURE}"
         script:

@@ -41,7 +41,7 @@ rule prepare_corpus:
         mem_mb=memory(2000),
         runtime=60,
     params:
-        corpus=lambda wildcards: parameters.corpus_source(CONFIG, wildcards.corpus),
+        corpus=lambda wildcards: steps.corpus_source(CONFIG, wildcards.corpus),
         seed=CONFIG.seed,
         code=code_hash("keepset.steps.texts"),
     message:

@@ -137,7 +137,7 @@ rule correlate_state:
         statistics=CONFIG.statistics.model_dump(),
         seed=CONFIG.seed,
         identity=identity,
-        code=code_hash("keepset.correlate"),
+        code=code_hash("keepset.analyse.correlation"),
     message:
         "Correlating the state channels of {wildcards.model} on {wildcards.corpus}"
     script:

@@ -114,7 +114,7 @@ rule sort_channels:
         "../scripts/sort_channels.py"
 
 
-TABLES = parameters.printed_tables(CONFIG)
+TABLES = steps.printed_tables(CONFIG)
 TABLE_NAMES = list(TABLES)
 
 

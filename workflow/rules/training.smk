@@ -7,7 +7,7 @@
 # time does; --forcerun train_specimen runs them anyway.
 SPECIMENS = list(CONFIG.training.specimens) if CONFIG.training else []
 TRAINING = CONFIG.training.model_dump() if CONFIG.training else {}
-TRAINING_DATA = parameters.training_data(CONFIG)
+TRAINING_DATA = steps.training_data(CONFIG)
 
 
 wildcard_constraints:
@@ -64,9 +64,7 @@ rule train_specimen:
         runtime=720,
         gpu=GPU,
     params:
-        training=lambda wildcards: parameters.specimen_settings(
-            CONFIG, wildcards.specimen
-        ),
+        training=lambda wildcards: steps.specimen_settings(CONFIG, wildcards.specimen),
         device=CONFIG.device,
         dtype=CONFIG.dtype,
     message:
@@ -107,7 +105,7 @@ rule measure_specimens:
 
 
 # The curves of the specimens that the study uses, where their folders hold them.
-SHIPPED_LOSSES = parameters.shipped_losses(CONFIG)
+SHIPPED_LOSSES = steps.shipped_losses(CONFIG)
 LOSSES = {
     "training": expand(
         f"{RESULTS}/training/{{specimen}}/losses.parquet", specimen=SPECIMENS
@@ -144,7 +142,7 @@ for FOLDER, TABLES_OF_LOSSES in LOSSES.items():
             mem_mb=memory(1000),
             runtime=5,
         params:
-            code=code_hash("keepset.figures.loss_curve"),
+            code=code_hash("keepset.report.figures.loss_curve"),
         message:
             f"Drawing the loss curves of {FOLDER}"
         script:

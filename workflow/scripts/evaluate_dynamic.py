@@ -1,7 +1,7 @@
-from keepset.grid import dynamic_rules
-from keepset.job import job
-from keepset.record import recording
+from keepset.run.job import job
+from keepset.run.record import recording
 from keepset.settings import DynamicGrid
+from keepset.settings.grid import dynamic_rules
 from keepset.steps import evaluation
 from keepset.steps.common import Run
 

@@ -1,7 +1,7 @@
-from keepset.grid import state_static_rules
-from keepset.job import job
-from keepset.record import recording
+from keepset.run.job import job
+from keepset.run.record import recording
 from keepset.settings import StateStaticGrid
+from keepset.settings.grid import state_static_rules
 from keepset.steps import states
 from keepset.steps.common import Run
 

@@ -1,5 +1,5 @@
-from keepset.job import job
-from keepset.record import recording
+from keepset.run.job import job
+from keepset.run.record import recording
 from keepset.steps import states
 from keepset.steps.common import Run
 

@@ -1,7 +1,7 @@
 from pathlib import Path
 
-from keepset.job import job
-from keepset.record import recording
+from keepset.run.job import job
+from keepset.run.record import recording
 from keepset.steps import publish
 
 with job(snakemake.log[0], snakemake.threads), recording(snakemake):

@@ -1,7 +1,7 @@
 """Decode under a keep rule with the paths that do less work.
 
-`sparse_decoding` is the fast counterpart of `keepset.evaluate.Runner.holding`: the same rules, the
-same sets, the same tokens up to rounding; what is left out is not computed, or not read.
+`sparse_decoding` is the fast counterpart of `keepset.measure.runner.Runner.holding`: the same
+rules, the same sets, the same tokens up to rounding; what is left out is not computed, or not read.
 """
 
 from keepset.decode.session import Session, sparse_decoding

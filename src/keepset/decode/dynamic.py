@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from keepset.decode.whole import Alike, Forward, WholeBlock
-from keepset.intervene import output_norms
-from keepset.keep import Rule, n_kept, top_mask, top_units
+from keepset.hold.inputs import output_norms
 from keepset.kernels import dispatch
 from keepset.kernels.torch_ffn import DownPath
 from keepset.kernels.weights import FfnWeights
-from keepset.scores import token_score
+from keepset.rules.masks import top_mask, top_units
+from keepset.rules.rule import Rule, n_kept
+from keepset.rules.scores import token_score
 from keepset.sites import Site
 
 

@@ -16,12 +16,12 @@ from keepset.decode.static import cut_blocks
 from keepset.decode.whole import Alike, can_be_apart, standing_forward
 from keepset.decode.windowed import HeldSite, Shared
 from keepset.errors import ConfigError
-from keepset.evaluate import Runner, describe
-from keepset.keep import Rule
 from keepset.kernels import choice
 from keepset.kernels.mixers import mixer_kernels
 from keepset.kernels.torch_ffn import neuron_major
-from keepset.scores import Moments
+from keepset.measure.runner import Runner
+from keepset.rules.rule import Rule, describe
+from keepset.rules.scores import Moments
 from keepset.settings import Kernels
 from keepset.sites import Site, find_sites
 
@@ -60,7 +60,7 @@ def sparse_decoding(
     """Decode under `rule` without computing, or without reading, what it leaves out.
 
     Within the block the model may run as usual, through `model.generate` too; a context starts
-    where its key-value cache is empty. The keep sets are those of `keepset.intervene.Windows` on
+    where its key-value cache is empty. The keep sets are those of `keepset.hold.inputs.Windows` on
     passages, and of `Static`, and outputs are equal to theirs up to rounding. Static and windowed
     rules stand in for weights, dynamic ones for the forward of the down projections, whose
     neuron-major copies take memory meanwhile. Of several paths the fastest one is taken, found by
@@ -69,7 +69,7 @@ def sparse_decoding(
     Args:
         model: A causal language model in eval mode.
         rule: Dynamic, windowed with choice `causal`, or static; None is dense.
-        moments: Site key -> calibration sums (`keepset.trace`), for static rules.
+        moments: Site key -> calibration sums (`keepset.calibrate.activations`), for static rules.
         sites: The sites; found if left out.
         given: Site key -> (n_windows, n_units) bool, the sets of a windowed rule, known
             beforehand (replayed). Then choice may be `oracle`, and batches have one row.

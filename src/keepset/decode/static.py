@@ -21,7 +21,7 @@ def cut_blocks(sites: Sequence[Site], paths: Counter[str]) -> Iterator[None]:
     """Let kernels run blocks whose weights are cut, where they are faster, up to 16 tokens.
 
     Args:
-        sites: Sites that are cut already (`keepset.intervene.sliced`).
+        sites: Sites that are cut already (`keepset.hold.inputs.sliced`).
         paths: Counts tokens x sites that kernels ran.
     """
     alike = Alike("static", paths)

@@ -19,7 +19,7 @@ from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
 from keepset.errors import KernelError
-from keepset.intervene import sliceable
+from keepset.hold.inputs import sliceable
 from keepset.kernels import choice, dispatch
 from keepset.kernels.choice import TRITON_FFN
 from keepset.kernels.weights import MAX_ROWS, FfnWeights

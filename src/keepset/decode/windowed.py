@@ -30,12 +30,13 @@ from keepset.decode.whole import (
     uncounted,
     units_of,
 )
-from keepset.intervene import output_norms, slice_up, swapped
-from keepset.keep import Rule, n_kept, top_mask
+from keepset.hold.inputs import output_norms, slice_up, swapped
 from keepset.kernels import calibrate, choice, dispatch
 from keepset.kernels.choice import TRITON_FFN
 from keepset.kernels.weights import FfnWeights
-from keepset.scores import token_score
+from keepset.rules.masks import top_mask
+from keepset.rules.rule import Rule, n_kept
+from keepset.rules.scores import token_score
 from keepset.sites import Site
 
 HELD = "held"

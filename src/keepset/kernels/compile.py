@@ -28,13 +28,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from keepset.files.store import replacing
 from keepset.kernels.launch import Launch, check, recorded
 from keepset.kernels.triton_ffn import shared_set_decode, sparse_decode, sparse_down
 from keepset.kernels.triton_prefill import compacted_prefill, shared_set_ffn
 from keepset.kernels.triton_state import new_state, state_step
 from keepset.kernels.triton_topk import window_topk
 from keepset.kernels.weights import FfnWeights
-from keepset.store import replacing
 
 # isort: split
 import triton

@@ -14,8 +14,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from keepset import store
 from keepset.errors import KeepsetError, ModelError
+from keepset.files import store
 
 CONFIG = "config.json"
 _WEIGHTS = (

@@ -17,8 +17,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from keepset import store
 from keepset.errors import ModelError
+from keepset.files import store
 from keepset.models import mamba_ssm
 from keepset.models.checkpoint import check, explained, fingerprint, relevant
 from keepset.models.mamba_ssm import is_original

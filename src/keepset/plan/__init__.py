@@ -2,7 +2,8 @@
 
 One arithmetic for `keepset plan` and for the resources that the workflow's rules ask for; it is
 written out in docs/METHODS.md, section 9. Like everything that the workflow imports at its start,
-it does without torch: rules are counted here, and a test holds the counts against `keepset.grid`.
+it does without torch: rules are counted here, and a test holds the counts against
+`keepset.settings.grid`.
 """
 
 from keepset.plan.cost import (

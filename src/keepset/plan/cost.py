@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from keepset.plan.jobs import Job
+from keepset.plan.sizes import Size
 from keepset.plan.work import WORK, Work, work
 from keepset.settings import Config
-from keepset.sizes import Size
 
 Kind = Literal["cpu", "cuda"]
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from keepset import parameters
-from keepset.settings import Config
+from keepset.settings import Config, steps
 
 
 @dataclass(frozen=True)
@@ -59,13 +58,13 @@ def _text_jobs(config: Config, model: str, corpus: str) -> Iterator[Job]:
 
 def _last_rules(config: Config) -> Iterator[str]:
     """The rules that join, test, judge and draw: one job each."""
-    drawn = parameters.figure_tables(config)
-    tables = {*parameters.printed_tables(config).values()}
+    drawn = steps.figure_tables(config)
+    tables = {*steps.printed_tables(config).values()}
     tables.update(*drawn.values())
-    for rule, made in parameters.SIGNIFICANCE.items():
+    for rule, made in steps.SIGNIFICANCE.items():
         if tables & set(made):
             yield rule
     yield "write_tables"
     yield from (f"draw_{figure}" for figure in drawn)
-    if parameters.shipped_losses(config):
+    if steps.shipped_losses(config):
         yield "draw_losses_figures"

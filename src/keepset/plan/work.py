@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from keepset.plan.jobs import Job
+from keepset.plan.sizes import Size
 from keepset.settings import Config, Dial, DynamicGrid, State, StateStaticGrid, StaticGrid, Task
-from keepset.sizes import Size
 
 PASSAGE_WORDS = 75
 """Words of a LAMBADA passage (Paperno et al. 2016); of items of kind jsonl, for want of better."""
@@ -113,7 +113,7 @@ def _activations(study: _Study, names: Mapping[str, str]) -> Iterator[Work]:
 
 
 def _correlation(study: _Study, names: Mapping[str, str]) -> Iterator[Work]:
-    """Single units are left out of one row each; a dense row goes before (`keepset.correlate`)."""
+    """Single units are left out of one row each; a dense row goes before."""
     if not study.config.corpora[names["corpus"]].ablation:
         return
     ablation, rows = study.config.ablation, max(1, study.config.text.batch_tokens // study.block)
@@ -170,12 +170,12 @@ def _task_seeds(study: _Study) -> int:
 
 
 def _steps(access: str, choice: str) -> int:
-    """How often a windowed rule runs a state token by token (`keepset.state.hold`)."""
+    """How often a windowed rule runs a state token by token (`keepset.hold.state`)."""
     return 1 if access == "read" else 2 + (choice == "causal")
 
 
 def _score_state(study: _Study, _: Mapping[str, str]) -> Iterator[Work]:
-    """A pass for the sums, one for Taylor, and those in order of layers: `keepset.state.score`."""
+    """A pass for the sums, one for Taylor, and those in order of layers."""
     state, size = study.config.state, study.size
     assert state is not None
     tokens, batch_tokens = study.calibration, study.config.text.batch_tokens

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from keepset.keep import n_kept, top_mask, top_units
 from keepset.kernels import choice, dispatch, naive
 from keepset.kernels.choice import TRITON_DOWN, TRITON_FFN
 from keepset.kernels.weights import MAX_ROWS, FfnWeights
+from keepset.rules.masks import top_mask, top_units
+from keepset.rules.rule import n_kept
 from keepset.settings import Shape
 from keepset.speed.timing import Machine, Run, in_turn, must_agree, summary
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from keepset.decode.generate import Generation, compare, disagreement, generate
 from keepset.errors import KeepsetError
-from keepset.evaluate import describe
-from keepset.generate import Generation, compare, disagreement, generate
-from keepset.intervene import output_norms, watching
-from keepset.keep import Rule, n_kept, spread_windows, top_mask, window_means
-from keepset.scores import Moments, token_score
+from keepset.hold.inputs import output_norms, watching
+from keepset.rules.masks import spread_windows, top_mask, window_means
+from keepset.rules.rule import Rule, describe, n_kept
+from keepset.rules.scores import Moments, token_score
 from keepset.sites import Site, find_sites
 from keepset.speed.timing import Machine, summary
 

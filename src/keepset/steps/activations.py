@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from keepset import store, text, trace
-from keepset.progress import Progress
+from keepset import text
+from keepset.calibrate import activations
+from keepset.files import store
+from keepset.run.progress import Progress
 from keepset.steps.common import PathLike, Run, cache_identity, load
 
 
@@ -14,7 +16,7 @@ def cache_activations(
     tokens = text.load_blocks(blocks)
     loaded = load(model, run)
     progress = Progress(label, tokens.calibration.numel())
-    moments = trace.record(
+    moments = activations.record(
         loaded.runner.model,
         loaded.runner.sites,
         tokens.calibration,
@@ -27,4 +29,4 @@ def cache_activations(
     n_tokens = tokens.calibration.numel()
     sidecar = {**loaded.provenance, "identity": identity, "n_tokens": n_tokens}
     store.write_json(sidecar, store.sidecar(output))
-    trace.save(moments, output, identity)
+    activations.save(moments, output, identity)

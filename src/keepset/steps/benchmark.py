@@ -12,12 +12,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from keepset import models, provenance, store, text
+from keepset import models, text
+from keepset.decode.generate import generate
 from keepset.errors import ConfigError
-from keepset.generate import generate
-from keepset.grid import benchmark_rules
+from keepset.files import store
 from keepset.kernels import calibrate, choice
+from keepset.run import provenance
 from keepset.settings import Benchmark, Kernels
+from keepset.settings.grid import benchmark_rules
 from keepset.speed import blocks, decoding, timing
 from keepset.steps.common import PathLike, Run, load, load_moments
 

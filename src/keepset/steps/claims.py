@@ -8,11 +8,14 @@ from typing import Any
 
 import pandas as pd
 
-from keepset import claims, ledger, provenance, store
-from keepset.claims import Evidence
+from keepset.analyse import claims
+from keepset.analyse.claims import Evidence
+from keepset.analyse.significance import with_access
 from keepset.errors import KeepsetError
+from keepset.files import store
+from keepset.report import ledger
+from keepset.run import provenance
 from keepset.settings import Statistics
-from keepset.significance import with_access
 
 PathLike = str | Path
 
@@ -69,7 +72,7 @@ def gather(inputs: Mapping[str, Sequence[PathLike]], settings: Mapping[str, Any]
 
 
 def _of_tasks(capability: pd.DataFrame, tasks: Mapping[str, str]) -> pd.DataFrame:
-    """The rows of the tasks that claims are judged on (`keepset.parameters.claims_settings`)."""
+    """The rows of the tasks that claims are judged on (`claims_settings`)."""
     return capability[capability["task"].isin(list(tasks))] if len(capability) else capability
 
 

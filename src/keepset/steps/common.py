@@ -9,11 +9,14 @@ from typing import Any
 
 from torch import Tensor
 
-from keepset import models, provenance, store, text, trace
+from keepset import models, text
+from keepset.calibrate import activations
+from keepset.files import store
 from keepset.kernels import choice
 from keepset.kernels.mixers import scan_path
-from keepset.runner import Runner
-from keepset.scores import Moments
+from keepset.measure.runner import Runner
+from keepset.rules.scores import Moments
+from keepset.run import provenance
 from keepset.settings import Kernels
 from keepset.sites import find_sites, find_state_sites
 
@@ -92,7 +95,7 @@ def load_moments(
 ) -> dict[str, dict[str, Tensor]]:
     """Read an activation cache, and refuse it unless it is this model's and this text's."""
     dtype = str(models.resolve_dtype(run.dtype, models.resolve_device(run.device)))
-    return trace.load(cache, cache_identity(store.read_json(model), blocks, dtype, gradients))
+    return activations.load(cache, cache_identity(store.read_json(model), blocks, dtype, gradients))
 
 
 def sets_identity(

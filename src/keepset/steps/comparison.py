@@ -8,9 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from keepset import compare, provenance, store
+from keepset.analyse import comparisons, quadrants
+from keepset.files import store
+from keepset.run import provenance
 from keepset.settings import Statistics
-from keepset.state import quadrants
 from keepset.text.recall import CHANCE
 
 PathLike = str | Path
@@ -30,12 +31,12 @@ def compare_settings(
     found = {name: _joined(paths) for name, paths in inputs.items()}
     settings = Statistics.model_validate(statistics)
     made = {
-        "recall": compare.recall_table(found["capability"], settings, CHANCE),
-        "state_pairs": compare.state_pairs(
+        "recall": comparisons.recall_table(found["capability"], settings, CHANCE),
+        "state_pairs": comparisons.state_pairs(
             found["perplexity"], found["capability"], settings, seed
         ),
-        "side_by_side": compare.side_by_side(found["ratios"]),
-        "lengths": compare.length_ratios(found["lengths"], settings, seed),
+        "side_by_side": comparisons.side_by_side(found["ratios"]),
+        "lengths": comparisons.length_ratios(found["lengths"], settings, seed),
     }
     source = {**provenance.environment(), "statistics": dict(statistics), "seed": seed}
     for name, path in outputs.items():

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from keepset import correlate, store, text
+from keepset import text
+from keepset.analyse import correlation
+from keepset.files import store
 from keepset.settings import Ablation, Statistics
 from keepset.steps.common import PathLike, Run, load, load_moments
 
@@ -26,18 +28,18 @@ def correlate_size_impact(
     tokens = text.load_blocks(blocks)
     moments = load_moments(cache, model, tokens, run, settings["gradients"])
     loaded = load(model, run)
-    units = correlate.unit_table(loaded.runner.sites, moments, tokens.calibration.numel())
+    units = correlation.unit_table(loaded.runner.sites, moments, tokens.calibration.numel())
     ablated = None
     if settings["ablation"] is not None:
         ablation = Ablation.model_validate(settings["ablation"])
-        ablated = correlate.sample_units(units, ablation.units, settings["seed"])
+        ablated = correlation.sample_units(units, ablation.units, settings["seed"])
         n_blocks = -(-ablation.tokens // tokens.calibration.shape[1])
         label = f"{identity['model']} {identity['corpus']} ablations"
-        loss = correlate.measure_ablations(
+        loss = correlation.measure_ablations(
             loaded.runner, ablated, tokens.calibration[:n_blocks], label
         )
         ablated = ablated.assign(loss=loss)
-    table = correlate.correlation_table(
+    table = correlation.correlation_table(
         units,
         ablated,
         Statistics.model_validate(settings["statistics"]),

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pandas as pd
 from matplotlib.figure import Figure
 
-from keepset.figures import (
+from keepset.report.figures import (
     capability,
     claims,
     decoupling,

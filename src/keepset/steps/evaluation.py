@@ -8,11 +8,13 @@ from typing import Any
 
 import pandas as pd
 
-from keepset import evaluate, store, text
-from keepset.grid import capability_rules, state_capability_rules
-from keepset.keep import Rule
+from keepset import text
+from keepset.calibrate.sets import load_sets
+from keepset.files import store
+from keepset.measure import tables
+from keepset.rules.rule import Rule
 from keepset.settings import Capability, State
-from keepset.state.sets import load_sets
+from keepset.settings.grid import capability_rules, state_capability_rules
 from keepset.steps.common import PathLike, Run, load, load_moments, sets_identity
 
 
@@ -32,7 +34,7 @@ def evaluate_rules(
     loaded = load(model, run, moments)
     label = f"{identity['model']} {identity['corpus']} {Path(output).stem}"
     own = [rule for rule in rules if rule is None or loaded.runner.sites]
-    table = evaluate.perplexity_table(loaded.runner, tokens, own, identity, label)
+    table = tables.perplexity_table(loaded.runner, tokens, own, identity, label)
     found = {**loaded.provenance, "text": tokens.fingerprint}
     store.write_table(table, output, found)
 
@@ -76,7 +78,7 @@ def evaluate_capability(
     asked = text.read_items(items)
     encoded = text.encode_items(asked, loaded.tokenizer)
     label = f"{identity['model']} {identity['task']} capability"
-    table = evaluate.capability_table(runner, encoded, rules, identity, label)
+    table = tables.capability_table(runner, encoded, rules, identity, label)
     kinds = pd.DataFrame(
         [(item.n_facts, item.distance) for item in asked], columns=["n_facts", "distance"]
     ).astype("Int64")

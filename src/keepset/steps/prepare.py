@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from keepset import models, store, text
+from keepset import models, text
+from keepset.files import store
 from keepset.settings import Model
 
 PathLike = str | Path

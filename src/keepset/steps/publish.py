@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from keepset import tables
+from keepset.report import tables
 
 PathLike = str | Path
 

@@ -11,9 +11,12 @@ import pandas as pd
 import torch
 from transformers import AutoModelForCausalLM
 
-from keepset import gates, models, provenance, store, text
+from keepset import models, text
+from keepset.files import store
+from keepset.run import provenance
 from keepset.settings import Task, Training
 from keepset.steps.training import load_rows, load_tokenizer
+from keepset.train import gates
 
 PathLike = str | Path
 

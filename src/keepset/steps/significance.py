@@ -8,7 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from keepset import provenance, significance, store
+from keepset.analyse import significance
+from keepset.files import store
+from keepset.run import provenance
 from keepset.settings import Statistics
 
 PathLike = str | Path

@@ -8,16 +8,20 @@ from typing import Any
 
 import pandas as pd
 
-from keepset import correlate, evaluate, models, prune, store, text
+from keepset import models, text
+from keepset.analyse import correlation
+from keepset.calibrate.channels import Scorer, keep_sets
+from keepset.calibrate.sets import Sets, channel_table, load_sets, memory_table, save_sets
 from keepset.errors import ModelError
-from keepset.grid import state_length_rules
-from keepset.keep import Rule
-from keepset.progress import Progress
-from keepset.runner import Runner, perplexity
+from keepset.files import store
+from keepset.hold import cut
+from keepset.measure import tables
+from keepset.measure.runner import Runner, perplexity
+from keepset.rules.rule import Rule
+from keepset.run.progress import Progress
 from keepset.settings import State, StateStaticGrid, Statistics
+from keepset.settings.grid import state_length_rules
 from keepset.sites import StateSite, find_state_sites
-from keepset.state.score import Scorer, keep_sets
-from keepset.state.sets import Sets, channel_table, load_sets, memory_table, save_sets
 from keepset.steps.common import PathLike, Run, load, sets_identity
 
 
@@ -56,7 +60,7 @@ def score_state(
             tokens.calibration,
             batch,
             progress,
-            gradient_tokens=run.batch_tokens // 4,  # as in keepset.trace
+            gradient_tokens=run.batch_tokens // 4,  # as in keepset.calibrate.activations
         )
         with runner.holding(None):
             sets, sums = keep_sets(scorer, grid.scores, grid.sparsities, settings["seeds"])
@@ -88,7 +92,7 @@ def evaluate_state(
         runner.state_sets = load_sets(sets, sets_identity(loaded, tokens, settings))
     label = f"{identity['model']} {identity['corpus']} {Path(output).stem}"
     own = rules if runner.states else []
-    table = evaluate.perplexity_table(runner, tokens, own, identity, label)
+    table = tables.perplexity_table(runner, tokens, own, identity, label)
     store.write_table(table, output, {**loaded.provenance, "text": tokens.fingerprint})
 
 
@@ -113,18 +117,18 @@ def evaluate_lengths(
     state = State.model_validate(settings["state"])
     rules = state_length_rules(state, settings["seeds"]) if runner.states else []
     label = f"{identity['model']} {identity['corpus']} lengths"
-    tables = []
+    parts = []
     for factor in state.lengths if rules else ():
         joined = tokens.joined(factor)
         if joined is None or not models.fits(runner.model, joined.evaluation.shape[1]):
             continue
         named = f"{label} {joined.evaluation.shape[1]}"
-        table = evaluate.perplexity_table(runner, joined, [None, *rules], identity, named)
+        table = tables.perplexity_table(runner, joined, [None, *rules], identity, named)
         # Words and bytes of the tokens where blocks were joined are not known.
         table = table.drop(columns=["n_words", "n_bytes"])
-        tables.append(table.assign(length=joined.evaluation.shape[1]))
+        parts.append(table.assign(length=joined.evaluation.shape[1]))
     found = {**loaded.provenance, "text": tokens.fingerprint}
-    store.write_table(pd.concat(tables) if tables else pd.DataFrame(), output, found)
+    store.write_table(pd.concat(parts) if parts else pd.DataFrame(), output, found)
 
 
 def correlate_state(
@@ -135,7 +139,7 @@ def correlate_state(
     output: PathLike,
 ) -> None:
     """Correlate the size of channels with what they do."""
-    table = correlate.state_correlation_table(
+    table = correlation.state_correlation_table(
         pd.read_parquet(channels), Statistics.model_validate(statistics), seed, identity
     )
     store.write_table(table, output, store.read_json(store.sidecar(channels)))
@@ -170,10 +174,10 @@ def prune_state(
         "parameters_dense": network.num_parameters(),
         "state_bytes_dense": _state_bytes(runner.states),
     }
-    prune.prune_states(network, runner.state_sets[score, rule.seed, sparsity])
-    prune.save_pruned(network, loaded.tokenizer, output)
+    cut.prune_states(network, runner.state_sets[score, rule.seed, sparsity])
+    cut.save_pruned(network, loaded.tokenizer, output)
     parameter = next(network.parameters())
-    again = prune.load_pruned(output, dtype=parameter.dtype, device=parameter.device)
+    again = cut.load_pruned(output, dtype=parameter.dtype, device=parameter.device)
     small = Runner(again, [], batch_tokens=run.batch_tokens)
     found |= {
         "perplexity_pruned": perplexity(small, tokens.evaluation),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from keepset import store
+from keepset.files import store
 
 PathLike = str | Path
 

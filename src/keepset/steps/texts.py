@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from keepset import store, text
+from keepset import text
+from keepset.files import store
 from keepset.settings import Corpus, Task
 
 PathLike = str | Path

@@ -14,8 +14,10 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from keepset import models, provenance, store
+from keepset import models
 from keepset.errors import CacheError
+from keepset.files import store
+from keepset.run import provenance
 from keepset.settings import Training, TrainingData
 from keepset.text import read_documents
 from keepset.text.corpora import join_documents

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from keepset.errors import TextError
-from keepset.store import fingerprint, replacing
+from keepset.files.store import fingerprint, replacing
 from keepset.text.corpora import join_documents
 
 if TYPE_CHECKING:

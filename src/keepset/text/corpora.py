@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from keepset.errors import TextError
+from keepset.files.store import fingerprint
 from keepset.settings import Corpus, TextSource
-from keepset.store import fingerprint
 from keepset.text.sources import read_documents
 
 SHARES = {"calibration": 0.4, "evaluation": 0.3, "heldout": 0.3}

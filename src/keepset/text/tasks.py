@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from keepset.errors import TextError
+from keepset.files.store import fingerprint, replacing
 from keepset.settings import Task, TextSource
-from keepset.store import fingerprint, replacing
 from keepset.text.corpora import take_turns
 from keepset.text.formats import format_of, read_text
 from keepset.text.passages import passages

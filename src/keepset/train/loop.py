@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from keepset import store
 from keepset.errors import ConfigError
-from keepset.intervene import watching
+from keepset.files import store
+from keepset.hold.inputs import watching
 from keepset.kernels.dispatch import torch_scans
 from keepset.settings import Specimen, Training
 from keepset.sites import Site, find_sites

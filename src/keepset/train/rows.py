@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from keepset import store
 from keepset.errors import TextError
+from keepset.files import store
 from keepset.settings import Recall
 from keepset.text.recall import NAMES, draw_episode
 

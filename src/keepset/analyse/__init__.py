@@ -1,0 +1,1 @@
+"""Numbers to conclusions: intervals, tests, correlations, the papers' claims."""

@@ -1,0 +1,80 @@
+"""A claim, and the cases that speak for or against it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from keepset.analyse.claims.evidence import Evidence
+from keepset.analyse.effects import Bounds, Effect
+
+Scale = Literal["ratio", "difference", "correlation", "share"]
+Scope = Literal["value", "direction"]
+Family = Literal["two ways", "ghost", "twell", "keepset"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model on one text or task: what was measured, and where the claim says it lies.
+
+    Attributes:
+        model: The model.
+        origin: pretrained or specimen.
+        site: ffn or state.
+        where: The corpus or task.
+        compared: The settings, in words.
+        scale: ratio (effect and bounds are logs), difference, correlation or share.
+        effect: What was measured.
+        bounds: Where the claim says it lies.
+    """
+
+    model: str
+    origin: str
+    site: str
+    where: str
+    compared: str
+    scale: Scale
+    effect: Effect
+    bounds: Bounds
+
+    @property
+    def scope(self) -> Scope:
+        """A specimen speaks about a direction only: its numbers are not a large model's."""
+        return "direction" if self.origin == "specimen" else "value"
+
+    def shown(self, value: float) -> float:
+        """An effect or bound on the scale that readers see."""
+        return math.exp(value) if self.scale == "ratio" else value
+
+
+Found = Iterator[Case | str]
+"""What a rule yields: cases, and sentences that say what is missing."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim as data.
+
+    Attributes:
+        id: C1..C16 of the papers, D1..D4 of this project.
+        title: A few words, for figures.
+        sentence: The claim, in our words.
+        source: The paper.
+        paper: Its value, filled from papers.csv.
+        test: What is compared with which bound, by which test, and what is tested in a specimen.
+        needs: What the value asks for.
+        family: Claims whose p-values are adjusted together.
+        rule: Turns tables into cases.
+    """
+
+    id: str
+    title: str
+    sentence: str
+    source: str
+    paper: str
+    test: str
+    needs: str
+    family: Family
+    rule: Callable[[Evidence], Found]

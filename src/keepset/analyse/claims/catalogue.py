@@ -1,0 +1,263 @@
+"""The claims, as data. docs/CLAIMS.md explains them."""
+
+from __future__ import annotations
+
+from keepset.analyse.claims import dial, feedforward, skills, state
+from keepset.analyse.claims.case import Claim
+
+STUDY = "Two ways to slim a model"
+GHOST = "GHOST (arXiv:2602.11408)"
+TWELL = "Sparser, Faster, Lighter (arXiv:2603.23198)"
+OURS = "keepset"
+UNASKED = "not in the papers"
+
+_RELU = "a pretrained ReLU transformer such as OPT-1.3B, on a GPU"
+_SWIGLU = "a pretrained SwiGLU transformer"
+_HYBRID = "a pretrained hybrid such as Zamba2-1.2B, on a GPU"
+_MAMBA = "a pretrained Mamba-2 model such as mamba2-1.3b, on a GPU"
+_STATE = "a pretrained model with a recurrent state, such as mamba2-1.3b or Zamba2-1.2B, on a GPU"
+
+_BLOCKS = "paired t-test over blocks, BCa interval"
+
+CLAIMS: tuple[Claim, ...] = (
+    Claim(
+        "C1",
+        "FFN size and output weight agree weakly",
+        "Neurons that are often large have larger output weights, but only weakly so.",
+        STUDY,
+        "correlation {C1:dense}",
+        "0 < Spearman(mean |h|, ||w||) < 0.5; t-test over layers; specimen: above 0",
+        _SWIGLU,
+        "two ways",
+        feedforward.weak_agreement,
+    ),
+    Claim(
+        "C2",
+        "... and equally on every corpus",
+        "How weakly they agree does not depend on the corpus.",
+        STUDY,
+        "within {C1:spread} of each other, three corpora",
+        "difference between any two corpora within 0.1; TOST over layers, BCa interval",
+        _SWIGLU + ", and two corpora",
+        "two ways",
+        feedforward.same_on_corpora,
+    ),
+    Claim(
+        "C3",
+        "Weight and energy of the state disagree",
+        "In the recurrent state, channels of large weight carry less energy, not more.",
+        STUDY,
+        "correlation {C3:dense} (Zamba2-1.2B)",
+        "Spearman(weight norm product, energy) < 0; t-test over layers",
+        _STATE,
+        "two ways",
+        state.negative_agreement,
+    ),
+    Claim(
+        "C4",
+        "Static 90% breaks transformers (100 x)",
+        "With 90% of the neurons chosen once, by size, the perplexity of a transformer rises at"
+        " least a hundredfold.",
+        STUDY,
+        "{C4:static 0.90} times dense",
+        f"static magnitude 90% / dense > 100; {_BLOCKS}; specimen: > 1",
+        _SWIGLU,
+        "two ways",
+        feedforward.static_collapse,
+    ),
+    Claim(
+        "C5",
+        "Dynamic 95% is lossless for ReLU",
+        "A ReLU transformer loses nothing when 95% of its neurons are left out, chosen at every"
+        " token.",
+        STUDY,
+        "{C5:dynamic 0.95} times dense",
+        "dynamic magnitude 95% / dense within the perplexity margin; TOST over blocks, BCa"
+        " interval; specimen: costs less than for the SwiGLU specimen (Welch)",
+        _RELU,
+        "two ways",
+        feedforward.relu_lossless,
+    ),
+    Claim(
+        "C6",
+        "... and costly for SwiGLU",
+        "A SwiGLU transformer does lose under the same rule.",
+        STUDY,
+        "{C6:dynamic 0.95} times dense",
+        f"dynamic magnitude 95% / dense above the margin; {_BLOCKS}; specimen: > 1",
+        _SWIGLU,
+        "two ways",
+        feedforward.swiglu_costly,
+    ),
+    Claim(
+        "C7",
+        "Capability at 90% dynamic is kept by ReLU",
+        "A ReLU transformer's accuracy is the same with 90% of the neurons left out at every"
+        " token.",
+        STUDY,
+        "{C7:dense} dense, {C7:dynamic 0.90} dynamic (n = 300, p = 1.00)",
+        "accuracy within the accuracy margin of dense; TOST on Tango's score; specimen: loses less"
+        " than the SwiGLU specimen (Welch)",
+        _RELU + ", and a task that it does",
+        "two ways",
+        skills.relu_keeps,
+    ),
+    Claim(
+        "C8",
+        "... and lost by SwiGLU",
+        "A SwiGLU transformer loses accuracy under the same rule.",
+        STUDY,
+        "{C8:dense} dense, {C8:dynamic 0.90} dynamic (n = 300)",
+        "accuracy below dense by more than the margin; Tango's score; specimen: below dense, exact"
+        " McNemar",
+        _SWIGLU + ", and a task that it does",
+        "two ways",
+        skills.swiglu_loses,
+    ),
+    Claim(
+        "C9",
+        "The hybrid's FFN is mild either way",
+        "In a hybrid, leaving out FFN neurons costs less than twice the perplexity, static at 90%"
+        " or dynamic at 95%.",
+        STUDY,
+        "{C9:static 0.90} static, {C9:dynamic 0.95} dynamic, times dense",
+        f"both / dense < 2; {_BLOCKS}; specimen: costs less than for the SwiGLU specimen (Welch)",
+        _HYBRID,
+        "two ways",
+        feedforward.hybrid_mild,
+    ),
+    Claim(
+        "C10",
+        "The dial rises from dynamic to static",
+        "The longer a keep set is held, the more it costs: from every token over windows to once.",
+        STUDY,
+        "90%: {C10:windowed 0.9 W=1@Qwen2.5-1.5B} (W = 1), {C10:windowed 0.9 W=1024@Qwen2.5-1.5B}"
+        " (W = 1024), Qwen2.5-1.5B",
+        "at 50% and 90%: Page's test over blocks; against it, a step that falls (paired t-test,"
+        " Bonferroni over steps)",
+        "a model with windowed runs",
+        "two ways",
+        dial.monotone,
+    ),
+    Claim(
+        "C11",
+        "A gradient score does not rescue static",
+        "Choosing once by a gradient score still costs more than choosing by size at every token.",
+        STUDY,
+        "in words",
+        f"static Taylor 90% / dynamic magnitude 90% > 1; {_BLOCKS}",
+        "a transformer with static Taylor runs",
+        "two ways",
+        feedforward.gradient_no_rescue,
+    ),
+    Claim(
+        "C12",
+        "GHOST beats magnitude and random",
+        "On the recurrent state, GHOST's channels cost less perplexity than those of the weights"
+        " or of chance; about one point at 50% for Mamba2-1.3B.",
+        GHOST,
+        "at 50%: GHOST {C12:ghost 0.5@Mamba2-1.3B}, magnitude {C12:magnitude 0.5@Mamba2-1.3B},"
+        " random {C12:random 0.5@Mamba2-1.3B}, dense {C12:dense@Mamba2-1.3B} (Mamba2-1.3B)",
+        f"GHOST / each < 1 at 50%; {_BLOCKS}; specimen: at 70% and 90%",
+        _MAMBA,
+        "ghost",
+        state.ghost_wins,
+    ),
+    Claim(
+        "C13",
+        "An L1-trained ReLU FFN can skip 99%",
+        "A ReLU transformer trained with an L1 penalty on its activations loses nearly nothing"
+        " with 99% of the neurons left out at every token.",
+        TWELL,
+        "in words",
+        "dynamic magnitude 99% / dense within the perplexity margin; TOST over blocks, BCa"
+        " interval; specimen: costs less than without the penalty (Welch)",
+        "a pretrained transformer trained with an L1 penalty",
+        "twell",
+        feedforward.l1_lossless,
+    ),
+    Claim(
+        "C14",
+        "A fifth phantom, a fifth corporeal",
+        "About a fifth of the channels have low weight and high energy, a fifth the reverse, so"
+        " that the two rankings disagree on about 41% at half.",
+        GHOST,
+        "{C14:phantom} and {C14:corporeal}; {C14:disagree} at half",
+        "both shares within 5 points of 20%; TOST over layers; specimen: disagreement above 25%,"
+        " nearer to chance (50%) than to agreement",
+        _MAMBA,
+        "ghost",
+        state.quadrants,
+    ),
+    Claim(
+        "C15",
+        "Exact recall pays for a pruned state",
+        "What a pruned state loses is exact recall.",
+        GHOST,
+        "{C15:ghost 0.5} points of LAMBADA at 50%",
+        "accuracy under GHOST 50% below dense; exact McNemar; specimen: recall at 90%",
+        _MAMBA + ", and a task that it does",
+        "ghost",
+        skills.recall_pays,
+    ),
+    Claim(
+        "C16",
+        "Scoring forward needs a third of the memory",
+        "GHOST, which needs forward passes only, fits in a third of Taylor's memory.",
+        GHOST,
+        "{C16:ghost} GB against {C16:taylor} GB or more",
+        "peak memory of GHOST / Taylor < 1/3, measured; specimen: < 1",
+        _MAMBA,
+        "ghost",
+        state.forward_memory,
+    ),
+    Claim(
+        "D1",
+        "A state re-chosen at every token forgets",
+        "For memory, dynamic is not the cheap end: what is re-chosen at every token and forgotten"
+        " where not kept costs more than one GHOST set for all text.",
+        OURS,
+        UNASKED,
+        f"dynamic 90% (write), by size and by impact / static GHOST 90% > 1; {_BLOCKS}",
+        _STATE,
+        "keepset",
+        state.rechoice_forgets,
+    ),
+    Claim(
+        "D2",
+        "Forgetting costs more than not reading",
+        "At the same sparsity, a state that forgets what is not kept loses more than one that only"
+        " does not read it.",
+        OURS,
+        UNASKED,
+        f"dynamic 90%: write / read > 1, by size and by impact; {_BLOCKS}",
+        _STATE,
+        "keepset",
+        state.forgetting_costs,
+    ),
+    Claim(
+        "D3",
+        "Causal windows cost more than oracle ones",
+        "A keep set chosen on the window before, which can be deployed, costs more than the"
+        " paper's, which is chosen on the window itself.",
+        OURS,
+        UNASKED,
+        f"windowed magnitude 90%: causal / oracle > 1 at every W; {_BLOCKS}",
+        "a model with oracle and causal windows",
+        "keepset",
+        dial.causal_costs_more,
+    ),
+    Claim(
+        "D4",
+        "Taylor predicts the measured loss change",
+        "Of the notions of impact, first-order Taylor ranks units most as their measured change of"
+        " the loss does.",
+        OURS,
+        UNASKED,
+        "Spearman with |loss change|: Taylor above magnitude, weight and output; bootstrap over"
+        " units, BCa interval",
+        "a model with single-unit ablations and gradients",
+        "keepset",
+        dial.taylor_predicts,
+    ),
+)

@@ -1,0 +1,271 @@
+"""Tables that set settings side by side: score against score, memory against scratch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from keepset.analyse import stats
+from keepset.analyse.significance import (
+    SETTING,
+    TASK_CELL,
+    TEXT_CELL,
+    Row,
+    adjust,
+    by_seed,
+    cells,
+    groups,
+    name_of,
+    ratio_rows,
+    with_access,
+)
+from keepset.errors import KeepsetError
+from keepset.settings import Statistics
+
+RIVALS = ("magnitude", "taylor", "random")
+"""What GHOST is set against."""
+
+POOLED = -1
+"""The distance of rows over all distances, as layer -1 is for correlations."""
+
+RECALL_COLUMNS = [
+    *TASK_CELL, *SETTING, "seeds", "n_facts", "distance", "n", "accuracy", "ci_low", "ci_high",
+    "accuracy_min", "accuracy_max", "chance",
+]  # fmt: skip
+PAIR_COLUMNS = [
+    "study", "model", "origin", "measure", "text", "score", "rival", "seed", "sparsity", "n",
+    "value", "value_rival", "effect", "ci_low", "ci_high", "p", "p_holm", "verdict",
+]  # fmt: skip
+LENGTH_COLUMNS = [
+    *TEXT_CELL, *SETTING, "length", "seeds", "n_blocks", "n_tokens", "ppl_dense", "ppl", "ratio",
+    "ci_low", "ci_high", "ratio_min", "ratio_max", "p", "p_holm",
+]  # fmt: skip
+CELL_COLUMNS = [
+    *TEXT_CELL, "part", "persistence", "by", *SETTING, "ppl_dense", "ppl", "ratio", "ci_low",
+    "ci_high", "p_holm", "equivalent",
+]  # fmt: skip
+
+
+def recall_table(capability: pd.DataFrame, statistics: Statistics, chance: float) -> pd.DataFrame:
+    """Accuracy in recall by number of facts and distance, under every setting.
+
+    Args:
+        capability: The `capability` table; tasks without numbers of facts are passed over.
+        statistics: The level of the intervals.
+        chance: Accuracy of one who does not know the facts.
+
+    Returns:
+        One row per setting, number of facts and distance in words (-1: all distances), with
+        Wilson's interval. Seeds of the random score are pooled by their mean accuracy, which has
+        the interval of as many items as one seed answers; accuracy_min and accuracy_max are
+        their spread.
+
+    Raises:
+        KeepsetError: dense rows are missing.
+    """
+    if not len(capability) or "n_facts" not in capability:
+        return pd.DataFrame(columns=RECALL_COLUMNS)
+    asked = with_access(capability[capability["n_facts"].notna()])
+    rows = []
+    for cell, dense, table in cells(asked, TASK_CELL, "item"):
+        everything = pd.concat([dense.reset_index(), table])
+        for setting, group in groups(everything, SETTING):
+            for found in _by_kind(group, statistics):
+                rows.append({**cell, **setting, **found, "chance": chance})
+    return pd.DataFrame(rows, columns=RECALL_COLUMNS)
+
+
+def _by_kind(items: pd.DataFrame, statistics: Statistics) -> Iterator[Row]:
+    """Accuracy of one setting at each number of facts: over all distances, then at each."""
+    both = pd.concat([items.assign(distance=POOLED), items])
+    kind = ["n_facts", "distance"]
+    seeds = both.groupby([*kind, "seed"])["correct"].agg(["mean", "size"])
+    found = seeds.groupby(kind).agg(
+        seeds=("mean", "size"),
+        n=("size", "first"),
+        accuracy=("mean", "mean"),
+        accuracy_min=("mean", "min"),
+        accuracy_max=("mean", "max"),
+    )
+    for row in found.reset_index().to_dict("records"):
+        low, high = stats.wilson(row["accuracy"] * row["n"], row["n"], statistics.confidence)
+        yield {**{str(key): value for key, value in row.items()}, "ci_low": low, "ci_high": high}
+
+
+def state_pairs(
+    perplexity: pd.DataFrame,
+    capability: pd.DataFrame,
+    statistics: Statistics,
+    seed: int,
+    score: str = "ghost",
+) -> pd.DataFrame:
+    """One static score of states against its rivals at every sparsity, paired.
+
+    Args:
+        perplexity: The `perplexity` table.
+        capability: The `capability` table; may be empty.
+        statistics: Level and resamples.
+        seed: Seed of the bootstrap.
+        score: The score that is set against the others.
+
+    Returns:
+        One row per model, text, rival and sparsity. Perplexity: value and value_rival are
+        perplexities, effect is their ratio with a BCa interval over blocks, p the paired t-test;
+        a random rival is the mean over its seeds of each block's nll. Accuracy: effect is the
+        difference with Tango's interval, p the exact McNemar test on the same items, and a random
+        rival has a row for each `seed`. p_holm is over one model and text. verdict: better or
+        worse than the rival at the study's level, else "not told apart".
+
+    Raises:
+        KeepsetError: blocks or items of two settings differ.
+    """
+    rows = [
+        *_perplexity_pairs(with_access(perplexity), statistics, seed, score),
+        *_accuracy_pairs(with_access(capability), statistics, score),
+    ]
+    table = adjust(iter(rows), PAIR_COLUMNS, "text")
+    if len(table):
+        table["verdict"] = [_verdict(row, 1 - statistics.confidence) for row in table.itertuples()]
+    return table
+
+
+def _verdict(row: Any, alpha: float) -> str:
+    if not row.p_holm < alpha:
+        return "not told apart"
+    good = row.effect < 1 if row.measure == "perplexity" else row.effect > 0
+    return "better" if good else "worse"
+
+
+def _static(table: pd.DataFrame) -> pd.DataFrame:
+    return table[(table["site"] == "state") & (table["method"] == "static")]
+
+
+def _rivals(table: pd.DataFrame, score: str) -> Iterator[tuple[Row, pd.DataFrame, pd.DataFrame]]:
+    """At each sparsity the rows of `score` and those of each rival."""
+    for share, group in _static(table).groupby("sparsity"):
+        own = group[group["score"] == score]
+        for rival in RIVALS:
+            theirs = group[group["score"] == rival]
+            if len(own) and len(theirs):
+                yield {"score": score, "rival": rival, "sparsity": share}, own, theirs
+
+
+def _head(cell: Row, measure: str, text: str) -> Row:
+    names = ("study", "model", "origin")
+    return {**{name: cell[name] for name in names}, "measure": measure, "text": cell[text]}
+
+
+def _perplexity_pairs(
+    perplexity: pd.DataFrame, statistics: Statistics, seed: int, score: str
+) -> Iterator[Row]:
+    for cell, dense, table in cells(perplexity, TEXT_CELL, "block"):
+        for pair, own, theirs in _rivals(table, score):
+            ours, other = (by_seed(t, dense, name_of(cell, pair)) for t in (own, theirs))
+            a, b, tokens = ours.mean(axis=1), other.mean(axis=1), dense["n_tokens"]
+            found = stats.paired_ratio(
+                a, b, tokens,
+                confidence=statistics.confidence, resamples=statistics.resamples, seed=seed,
+            )  # fmt: skip
+            yield {
+                **_head(cell, "perplexity", "corpus"),
+                **pair,
+                "seed": POOLED if other.shape[1] > 1 else int(other.columns[0]),
+                "n": len(dense),
+                "value": stats.perplexity(a.sum(), tokens.sum()),
+                "value_rival": stats.perplexity(b.sum(), tokens.sum()),
+                "effect": found.ratio,
+                "ci_low": found.low,
+                "ci_high": found.high,
+                "p": found.p,
+            }
+
+
+def _accuracy_pairs(capability: pd.DataFrame, statistics: Statistics, score: str) -> Iterator[Row]:
+    for cell, _, table in cells(capability, TASK_CELL, "item"):
+        for pair, own, theirs in _rivals(table, score):
+            ours = own.set_index("item")["correct"].sort_index()
+            for seed, part in theirs.groupby("seed"):
+                other = part.set_index("item")["correct"].sort_index()
+                if not other.index.equals(ours.index):
+                    name = name_of(cell, pair)
+                    raise KeepsetError(f"{name}: the items of two scores differ; run both again")
+                low, high = stats.paired_difference(ours, other, statistics.confidence)
+                yield {
+                    **_head(cell, "accuracy", "task"),
+                    **pair,
+                    "seed": seed,
+                    "n": len(ours),
+                    "value": ours.mean(),
+                    "value_rival": other.mean(),
+                    "effect": ours.mean() - other.mean(),
+                    "ci_low": low,
+                    "ci_high": high,
+                    "p": stats.mcnemar_exact(ours, other).p,
+                }
+
+
+def length_ratios(lengths: pd.DataFrame, statistics: Statistics, seed: int) -> pd.DataFrame:
+    """Perplexity relative to dense by the length of the passages evaluated.
+
+    Args:
+        lengths: Joined `length` tables; may be empty.
+        statistics: Level, margin and resamples.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        Rows as in the `ratios` table, one per setting and length in tokens; each is set against
+        dense at its own length. p_holm is over one model and corpus, all lengths together.
+    """
+    rows = (
+        {**row, **length}
+        for length, part in groups(lengths, ["length"])
+        for row in ratio_rows(with_access(part), statistics, seed)
+    )
+    return adjust(rows, LENGTH_COLUMNS, "corpus")
+
+
+_CELLS = {
+    # (site, method): by size, by impact
+    ("state", "static"): ("magnitude", "ghost"),
+    ("state", "dynamic"): ("magnitude", "impact"),
+    ("ffn", "static"): ("magnitude", "impact"),
+    ("ffn", "dynamic"): ("magnitude", "impact"),
+}
+
+
+def side_by_side(ratios: pd.DataFrame) -> pd.DataFrame:
+    """The eight cells (memory | scratch) x (static | dynamic) x (size | impact).
+
+    Args:
+        ratios: The `ratios` table of keepset.analyse.significance.
+
+    Returns:
+        The rows of models and corpora on which both kinds of site were run, with part, persistence
+        and by; at the sparsities that every part and persistence there has, or at all where none
+        is shared. A dynamic state has a row for each access: read and write. A state's size is
+        ||W_B|| ||W_C|| when static and H^2 when dynamic; its impact is H^2 C^2, whose static
+        form is GHOST.
+    """
+    parts = [
+        ratios[
+            (ratios["site"] == site) & (ratios["method"] == method) & (ratios["score"] == score)
+        ].assign(part={"state": "memory", "ffn": "scratch"}[site], persistence=method, by=by)
+        for (site, method), scores in _CELLS.items()
+        for by, score in zip(("size", "impact"), scores, strict=True)
+    ]
+    found = pd.concat(parts, ignore_index=True)
+    kept = [own for _, own in found.groupby(["model", "corpus"], sort=False) if _both(own)]
+    table = pd.concat([_shared(own) for own in kept]) if kept else found.iloc[:0]
+    return table.reindex(columns=CELL_COLUMNS).reset_index(drop=True)
+
+
+def _both(own: pd.DataFrame) -> bool:
+    return own["part"].nunique() == len({"memory", "scratch"})
+
+
+def _shared(own: pd.DataFrame) -> pd.DataFrame:
+    every = [set(part["sparsity"]) for _, part in own.groupby(["part", "persistence"])]
+    common = set.intersection(*every)
+    return own[own["sparsity"].isin(common)] if common else own

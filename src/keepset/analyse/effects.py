@@ -1,0 +1,349 @@
+"""Effects with one-sided tests against any bound: what a verdict rests on.
+
+Every effect is of paired or repeated items: blocks of text, items of a task, layers, units. Each
+test is a call of scipy or statsmodels that others can repeat from the stored tables.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats as scipy_stats
+from statsmodels.stats import weightstats
+
+from keepset.analyse import stats
+from keepset.errors import KeepsetError
+
+Floats = NDArray[np.float64]
+POWER = 0.8
+
+
+class Sampling(NamedTuple):
+    """How intervals are made."""
+
+    confidence: float = 0.95
+    resamples: int = 9999
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A measured effect, its interval, and its tests against a bound.
+
+    Attributes:
+        estimate: The effect; a log ratio, a difference, a correlation or a share.
+        low: Lower end of its interval, NaN where it is not known.
+        high: Upper end.
+        error: Its standard error; 0 where the effect is measured and not sampled.
+        n: Items that it rests on.
+        unit: What an item is: block, item, layer or neuron.
+        test: The test's name, for readers.
+        greater: bound -> p of "the effect is the bound or less".
+        less: bound -> p of "the effect is the bound or more".
+    """
+
+    estimate: float
+    low: float
+    high: float
+    error: float
+    n: int
+    unit: str
+    test: str
+    greater: Callable[[float], float]
+    less: Callable[[float], float]
+
+    @property
+    def sampled(self) -> bool:
+        """Whether another sample could give another effect."""
+        return self.test != "measured"
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Where an effect has to lie for a claim to hold: low < effect < high."""
+
+    low: float = -math.inf
+    high: float = math.inf
+
+    def p_for(self, effect: Effect) -> float:
+        """p of "the claim is false": the larger of the one-sided p of each end.
+
+        With both ends this is TOST (Schuirmann 1987), an intersection-union test.
+        """
+        ends = [effect.greater(self.low)] if math.isfinite(self.low) else []
+        ends += [effect.less(self.high)] if math.isfinite(self.high) else []
+        return max(ends)
+
+    def p_against(self, effect: Effect) -> float:
+        """p of "the claim is true": the smaller of the one-sided p, doubled where both ends are."""
+        ends = [effect.less(self.low)] if math.isfinite(self.low) else []
+        ends += [effect.greater(self.high)] if math.isfinite(self.high) else []
+        return min(1.0, len(ends) * min(ends))
+
+    def distance(self, effect: Effect) -> float:
+        """How far the effect is from the nearest end."""
+        return min(abs(effect.estimate - end) for end in (self.low, self.high))
+
+
+def needed(effect: Effect, bounds: Bounds, alpha: float, power: float = POWER) -> float:
+    """Items that would decide, if the effect is as large as measured: normal approximation.
+
+    Args:
+        effect: What was measured; its standard error shrinks with the root of n.
+        bounds: Where the claim says it lies.
+        alpha: One-sided level.
+        power: Chance of a decision.
+
+    Returns:
+        Whole items, more than there are; infinite where the effect lies on a bound, NaN where
+        the standard error is not known.
+    """
+    distance = bounds.distance(effect)
+    if not math.isfinite(effect.error) or not math.isfinite(distance):
+        return math.nan
+    if distance == 0:
+        return math.inf
+    z_alpha, z_power = scipy_stats.norm.ppf([1 - alpha, power])
+    n = effect.n * ((z_alpha + z_power) * effect.error / distance) ** 2
+    return float(max(math.ceil(n), effect.n + 1))
+
+
+def _always(p: float) -> Callable[[float], float]:
+    """A test whose p does not depend on the bound."""
+    return lambda _: p
+
+
+def _t_tests(values: Floats) -> tuple[Callable[[float], float], Callable[[float], float]]:
+    """One-sided t-tests of a mean; where nothing varies the mean is the truth."""
+    if len(values) < 2:
+        return _always(math.nan), _always(math.nan)
+    if np.ptp(values) == 0:
+        mean = float(values[0])
+        return (lambda bound: float(mean <= bound)), (lambda bound: float(mean >= bound))
+    described = weightstats.DescrStatsW(values)
+    return (
+        lambda bound: float(described.ttest_mean(bound, alternative="larger")[1]),
+        lambda bound: float(described.ttest_mean(bound, alternative="smaller")[1]),
+    )
+
+
+def _error(values: Floats) -> float:
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+
+
+def log_ratio(
+    nll_a: ArrayLike, nll_b: ArrayLike, n_tokens: ArrayLike, sampling: Sampling
+) -> Effect:
+    """Log of the ratio of two perplexities on the same blocks.
+
+    BCa interval over blocks; paired t-tests of the blocks' log ratios.
+
+    Args:
+        nll_a: (blocks,) summed nats.
+        nll_b: (blocks,) summed nats, same blocks.
+        n_tokens: (blocks,) predicted tokens.
+        sampling: Level, resamples and seed of the interval.
+
+    Raises:
+        KeepsetError: as `stats.paired_ratio`.
+    """
+    found = stats.paired_ratio(nll_a, nll_b, n_tokens, **sampling._asdict())
+    terms = stats.log_ratios(nll_a, nll_b, n_tokens)
+    return Effect(
+        float(terms.mean()), math.log(found.low), math.log(found.high), _error(terms), len(terms),
+        "block", "paired t-test", *_t_tests(terms),
+    )  # fmt: skip
+
+
+def mean(values: ArrayLike, unit: str, confidence: float) -> Effect:
+    """A mean of independent values, layers most often: t interval and t-tests.
+
+    Raises:
+        KeepsetError: there is no value, or one is not finite.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    if x.ndim != 1 or len(x) == 0 or not np.isfinite(x).all():
+        raise KeepsetError(f"a mean over {unit}s needs finite values, got {x}")
+    low = high = math.nan
+    if len(x) > 1:
+        low, high = weightstats.DescrStatsW(x).tconfint_mean(1 - confidence)
+    return Effect(
+        float(x.mean()), float(low), float(high), _error(x), len(x), unit, "t-test", *_t_tests(x)
+    )
+
+
+def correlation_difference(a: ArrayLike, b: ArrayLike, sampling: Sampling) -> Effect:
+    """Mean difference of two correlations of the same layers, on two corpora say.
+
+    Layers are the clusters: their differences are resampled (BCa), and t-tested.
+
+    Args:
+        a: (layers,) coefficients.
+        b: (layers,) coefficients of the same layers.
+        sampling: Level, resamples and seed of the interval.
+
+    Raises:
+        KeepsetError: lengths differ, or a coefficient is not finite.
+    """
+    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if x.shape != y.shape:
+        raise KeepsetError(f"correlations of the same layers are needed, got {x.shape}, {y.shape}")
+    found = mean(x - y, "layer", sampling.confidence)
+    if len(x) < 2:
+        return found
+    if np.ptp(x - y) == 0:
+        return replace(found, low=found.estimate, high=found.estimate)
+    low, high = stats.bca((x - y,), lambda d, axis: d.mean(axis=axis), *sampling)
+    return replace(found, low=low, high=high, test="paired t-test")
+
+
+def mean_difference(a: ArrayLike, b: ArrayLike, unit: str, confidence: float) -> Effect:
+    """Difference of two means of different items: Welch's interval and tests.
+
+    Raises:
+        KeepsetError: a side has no value, or one that is not finite.
+    """
+    x, y = (np.asarray(values, dtype=np.float64) for values in (a, b))
+    estimate = mean(x, unit, confidence).estimate - mean(y, unit, confidence).estimate
+    n = min(len(x), len(y))
+    if n < 2 or (np.ptp(x) == 0 and np.ptp(y) == 0):
+        return Effect(
+            estimate, math.nan, math.nan, math.nan, n, unit, "Welch's t-test",
+            _always(math.nan), _always(math.nan),
+        )  # fmt: skip
+    compared = weightstats.CompareMeans.from_data(x, y)
+    low, high = compared.tconfint_diff(1 - confidence, usevar="unequal")
+    error = math.sqrt(x.var(ddof=1) / len(x) + y.var(ddof=1) / len(y))
+
+    def p(alternative: str) -> Callable[[float], float]:
+        return lambda bound: float(
+            compared.ttest_ind(alternative=alternative, usevar="unequal", value=bound)[1]
+        )
+
+    return Effect(
+        estimate, float(low), float(high), error, n, unit, "Welch's t-test",
+        p("larger"), p("smaller"),
+    )  # fmt: skip
+
+
+def accuracy_difference(a: ArrayLike, b: ArrayLike, confidence: float) -> Effect:
+    """accuracy(a) - accuracy(b) on the same items.
+
+    Tango's score interval and tests; against 0 the exact McNemar test, one-sided.
+
+    Args:
+        a: (n,) bool, correct under the first setting.
+        b: (n,) bool, correct under the second.
+        confidence: Level of the interval.
+
+    Raises:
+        KeepsetError: lengths differ.
+    """
+    only_a, only_b, n = stats.discordant(a, b)
+    low, high = stats.paired_difference(a, b, confidence)
+    estimate = (only_a - only_b) / n if n else math.nan
+    # Where no pair is discordant the estimated variance is 0; the score interval's is not.
+    z = scipy_stats.norm.ppf(0.5 + confidence / 2)
+    wald = math.sqrt(max((only_a + only_b) / n - estimate**2, 0.0) / n) if n else math.nan
+    error = wald or (high - low) / (2 * z)
+
+    def p(tail: str, bound: float) -> float:
+        if n == 0:
+            return math.nan
+        if bound == 0:
+            pairs = only_a + only_b
+            exact = scipy_stats.binomtest(only_a, max(pairs, 1), alternative=tail).pvalue
+            return float(exact) if pairs else 1.0
+        score = stats.tango(only_a, only_b, n, bound)
+        tails = {"greater": scipy_stats.norm.sf, "less": scipy_stats.norm.cdf}
+        return float(tails[tail](score))
+
+    return Effect(
+        estimate, low, high, error, n, "item", "score test",
+        lambda bound: p("greater", bound), lambda bound: p("less", bound),
+    )  # fmt: skip
+
+
+def rank_correlation_gap(
+    better: ArrayLike, worse: ArrayLike, truth: ArrayLike, layer: ArrayLike, sampling: Sampling
+) -> Effect:
+    """How much better one score ranks units than another: a difference of rank correlations.
+
+    Both are correlations with `truth` of ranks within layers. Units are resampled: BCa interval,
+    and normal tests with the bootstrap's standard error.
+
+    Args:
+        better: (n,) the score that should rank better.
+        worse: (n,) the other.
+        truth: (n,) what both should follow.
+        layer: (n,) the layer of each unit.
+        sampling: Level, resamples and seed.
+
+    Raises:
+        KeepsetError: lengths differ, or there are fewer than three units.
+    """
+    columns = pd.DataFrame({"better": better, "worse": worse, "truth": truth, "layer": layer})
+    if len(columns) < 3:
+        raise KeepsetError(f"a rank correlation needs three units, got {len(columns)}")
+    ranked = columns.groupby("layer").rank()
+    ranked -= ranked.groupby(columns["layer"]).transform("mean")
+    ranks = [ranked[name].to_numpy() for name in ("better", "worse", "truth")]
+
+    def gap(x: Floats, y: Floats, z: Floats, axis: int) -> Floats:
+        return (
+            scipy_stats.pearsonr(x, z, axis=axis).statistic
+            - scipy_stats.pearsonr(y, z, axis=axis).statistic
+        )
+
+    low, high, error = stats.bca_with_error(ranks, gap, *sampling)
+    estimate = float(gap(ranks[0], ranks[1], ranks[2], axis=0))
+    return Effect(
+        estimate, low, high, error, len(columns), "neuron", "bootstrap z-test",
+        lambda bound: float(scipy_stats.norm.sf((estimate - bound) / error)),
+        lambda bound: float(scipy_stats.norm.cdf((estimate - bound) / error)),
+    )  # fmt: skip
+
+
+def rising(loss: ArrayLike, first_to_last: Effect) -> Effect:
+    """Whether loss rises with every step of an ordered factor.
+
+    Against 0: Page's test of an ordered increase; and, on the other side, the smallest p of a
+    fall at one step (paired t-tests), times the number of steps.
+
+    Args:
+        loss: (blocks, steps) in order.
+        first_to_last: The effect of the last step against the first, which gives the estimate.
+    """
+    table = np.asarray(loss, dtype=np.float64)
+    page = stats.page_trend(table).p
+    falls = [_t_tests(step)[1](0.0) for step in np.diff(table, axis=1).T]
+    fall = min(1.0, len(falls) * min(falls))
+    return replace(first_to_last, test="Page's test", greater=_always(page), less=_always(fall))
+
+
+def measured(estimate: float, unit: str = "run") -> Effect:
+    """A quantity that is measured and not sampled, such as a peak of memory: no interval, no p."""
+    return Effect(
+        estimate, math.nan, math.nan, 0.0, 1, unit, "measured",
+        lambda bound: float(estimate <= bound), lambda bound: float(estimate >= bound),
+    )  # fmt: skip
+
+
+def holm_by(p: Sequence[float], family: Sequence[str]) -> Floats:
+    """Holm's adjustment within each family; NaNs stay NaN and do not count."""
+    table = pd.Series(np.asarray(p, dtype=np.float64))
+    adjusted = table.groupby(np.asarray(family)).transform(stats.holm)
+    return adjusted.to_numpy(dtype=np.float64)
+
+
+def pairs_in_order(names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Every pair of names, earlier ones first."""
+    for at, first in enumerate(names):
+        for second in names[at + 1 :]:
+            yield first, second

@@ -1,0 +1,1 @@
+"""One pass over calibration text: the activation cache, scores of state channels, keep sets."""

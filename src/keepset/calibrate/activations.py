@@ -1,0 +1,173 @@
+"""One pass over the calibration text -> the activation cache (DESIGN: written once, read by all).
+
+The cache holds, per site, float64 sums of every unit over all calibration tokens:
+
+=================  ===============================================================
+``abs_sum``        sum_t |h_j(t)|
+``square_sum``     sum_t h_j(t)^2
+``nonzero``        number of tokens with h_j(t) != 0
+``impact_sum``     sum_t |h_j(t)| * ||w_j||_2
+``weight_norm``    ||w_j||_2
+``taylor_sum``     sum_t h_j(t) dL/dh_j(t), L the summed loss in nats
+``taylor_abs_sum`` sum_t |h_j(t) dL/dh_j(t)|
+``sample``         raw activations of the first tokens, (n_sample, n_units) float32
+=================  ===============================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from keepset.errors import ModelError
+from keepset.files import archive
+from keepset.hold.inputs import output_norms, watching
+from keepset.models import check_length
+from keepset.run.progress import Progress
+from keepset.sites import Site
+
+SAMPLE_TOKENS = 32
+FORMAT = "keepset-activations-2"
+
+
+class _Sums:
+    """Running sums of one site; everything is added up in float64."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.tensors: dict[str, Tensor] = {"weight_norm": output_norms(site).double().cpu()}
+        self._samples: list[Tensor] = []
+
+    def _add(self, name: str, value: Tensor) -> None:
+        value = value.cpu()
+        self.tensors[name] = self.tensors[name] + value if name in self.tensors else value
+
+    def add_activations(self, h: Tensor) -> None:
+        """Add h (batch, tokens, n_units)."""
+        flat = h.detach().reshape(-1, h.shape[-1])
+        size = flat.abs().sum(dim=0, dtype=torch.float64)
+        if not bool(torch.isfinite(size).all()):
+            raise ModelError(f"NaN or infinity in the activations of {self.site.name}")
+        self._add("abs_sum", size)
+        self._add("square_sum", flat.double().square().sum(dim=0))
+        self._add("nonzero", (flat != 0).sum(dim=0).double())
+        wanted = SAMPLE_TOKENS - sum(len(part) for part in self._samples)
+        if wanted > 0:
+            self._samples.append(flat[:wanted].float().cpu())
+
+    def add_gradient(self, h: Tensor, gradient: Tensor) -> None:
+        """Add the first-order terms of h and dL/dh, both (batch, tokens, n_units)."""
+        product = (h.detach() * gradient).reshape(-1, h.shape[-1])
+        self._add("taylor_sum", product.sum(dim=0, dtype=torch.float64))
+        self._add("taylor_abs_sum", product.abs().sum(dim=0, dtype=torch.float64))
+
+    def result(self) -> dict[str, Tensor]:
+        norm = self.tensors["weight_norm"]
+        impact = self.tensors["abs_sum"] * norm
+        return {**self.tensors, "impact_sum": impact, "sample": torch.cat(self._samples)}
+
+
+@contextmanager
+def _differentiable_input(model: Any) -> Iterator[None]:
+    """Let gradients flow from the embeddings on, though no parameter asks for one."""
+    handle = model.get_input_embeddings().register_forward_hook(
+        lambda _module, _args, output: output.requires_grad_(True)
+    )
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def record(
+    model: nn.Module,
+    sites: Sequence[Site],
+    blocks: Tensor,
+    *,
+    gradients: bool,
+    batch_tokens: int,
+    progress: Progress | None = None,
+) -> dict[str, dict[str, Tensor]]:
+    """Run the calibration blocks once and sum up what every later step needs.
+
+    Args:
+        model: A causal language model in eval mode.
+        sites: Its sites.
+        blocks: (n_blocks, tokens) int64 calibration token ids.
+        gradients: Also take the true gradient of the loss (Taylor); about three times the work.
+        batch_tokens: Tokens per forward pass, at least one block.
+        progress: Told of every batch.
+
+    Returns:
+        Site key -> the tensors above.
+
+    Raises:
+        ModelError: NaN or infinity in an activation, the message names the layer; or blocks are
+            longer than the model's positions.
+    """
+    check_length(model, blocks.shape[1], "blocks", "text.block")
+    sums = {site.key: _Sums(site) for site in sites}
+
+    def action(site: Site, h: Tensor) -> Tensor | None:
+        sums[site.key].add_activations(h)
+        if not gradients:
+            return None
+        # The hook frees each gradient as soon as it is used. Returning h puts this very tensor,
+        # which may be a reshaped view, on the path of the gradient.
+        h.register_hook(lambda gradient: sums[site.key].add_gradient(h, gradient))
+        return h
+
+    device = next(model.parameters()).device
+    # The backward pass keeps every activation and three copies of the logits.
+    tokens = batch_tokens // 4 if gradients else batch_tokens
+    rows = max(1, tokens // blocks.shape[1])
+    with watching(model, sites, action), torch.set_grad_enabled(gradients):
+        for batch in blocks.split(rows):
+            ids = batch.to(device)
+            if gradients:
+                with _differentiable_input(model):
+                    logits = model(input_ids=ids, use_cache=False).logits
+                loss = nn.functional.cross_entropy(
+                    logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum"
+                )
+                loss.backward()
+            else:
+                model(input_ids=ids, use_cache=False)
+            if progress is not None:
+                progress.advance(batch.numel(), "activations")
+    return {key: site.result() for key, site in sums.items()}
+
+
+def save(
+    moments: Mapping[str, Mapping[str, Tensor]], path: str | Path, identity: Mapping[str, Any]
+) -> None:
+    """Write the cache, whole or not at all.
+
+    Args:
+        moments: What `record` returned.
+        path: The .safetensors file.
+        identity: What the cache belongs to (model, corpus, settings); checked by `load`.
+    """
+    tensors = {
+        f"{key}.{name}": value for key, site in moments.items() for name, value in site.items()
+    }
+    archive.save(tensors, path, FORMAT, identity)
+
+
+def load(path: str | Path, identity: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
+    """Read a cache back, and refuse one that belongs to something else.
+
+    Raises:
+        CacheError: the file is missing, corrupt, or differs from `identity`; the message names
+            what differs.
+    """
+    moments: dict[str, dict[str, Tensor]] = {}
+    for name, value in archive.load(path, FORMAT, identity, "activation cache").items():
+        key, _, field = name.rpartition(".")
+        moments.setdefault(key, {})[field] = value
+    return dict(sorted(moments.items()))

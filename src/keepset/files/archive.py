@@ -1,0 +1,98 @@
+"""Tensors in a file that says what it belongs to: safetensors, the same bytes every time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from keepset.errors import CacheError
+from keepset.files.store import replacing
+
+# One key: safetensors writes several in an order of its own, another one in every process.
+_KEY = "keepset"
+
+
+def save(
+    tensors: Mapping[str, Tensor], path: str | Path, kind: str, identity: Mapping[str, Any]
+) -> None:
+    """Write tensors, whole or not at all.
+
+    Args:
+        tensors: Name -> tensor.
+        path: The .safetensors file.
+        kind: What the file holds, with a version.
+        identity: What it belongs to, as JSON could hold it; checked by `load`.
+    """
+    content = json.dumps({"format": kind, "identity": dict(identity)}, sort_keys=True)
+    with replacing(path) as temporary:
+        save_file(
+            {name: value.contiguous() for name, value in tensors.items()},
+            temporary,
+            metadata={_KEY: content},
+        )
+
+
+def load(path: str | Path, kind: str, identity: Mapping[str, Any], what: str) -> dict[str, Tensor]:
+    """Read tensors back, sorted by name, and refuse those that belong to something else.
+
+    Args:
+        path: The file.
+        kind: As for `save`.
+        identity: What it must belong to.
+        what: What it holds, in words, for messages.
+
+    Raises:
+        CacheError: the file is missing, corrupt, or differs from `identity`; the message names
+            what differs.
+    """
+    with _opened(path, what) as archive:
+        _check(path, _identity(path, archive, kind, what), identity, what)
+        return {name: archive.get_tensor(name) for name in sorted(archive.keys())}
+
+
+def identity_of(path: str | Path, kind: str, what: str) -> dict[str, Any]:
+    """What a file belongs to.
+
+    Raises:
+        CacheError: the file is missing, corrupt, or of another kind.
+    """
+    with _opened(path, what) as archive:
+        return _identity(path, archive, kind, what)
+
+
+@contextmanager
+def _opened(path: str | Path, what: str) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as archive:
+            yield archive
+    except (SafetensorError, OSError) as error:
+        raise CacheError(
+            f"{path}: the {what} cannot be read ({error}); delete the file and run the workflow"
+            " again"
+        ) from None
+
+
+def _identity(path: str | Path, archive: Any, kind: str, what: str) -> dict[str, Any]:
+    content = json.loads((archive.metadata() or {}).get(_KEY, "{}"))
+    if content.get("format") != kind:
+        raise CacheError(f"{path}: not the {what} of this version; delete the file and rerun")
+    found: dict[str, Any] = content["identity"]
+    return found
+
+
+def _check(
+    path: str | Path, found: Mapping[str, Any], identity: Mapping[str, Any], what: str
+) -> None:
+    for key in sorted({*found, *identity}):
+        if found.get(key) != identity.get(key):
+            raise CacheError(
+                f"{path}: stale {what}: {key} is {found.get(key)!r} there and"
+                f" {identity.get(key)!r} here; delete the file and run the workflow again"
+            )

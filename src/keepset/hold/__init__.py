@@ -1,0 +1,1 @@
+"""A running model obeys a rule. Everything put in its way is taken back."""

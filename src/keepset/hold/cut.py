@@ -1,0 +1,162 @@
+"""Cut state channels out of a model's weights, and write the smaller checkpoint.
+
+A Mamba-2 mixer makes B and C by rows of its input projection and channels of its convolution, and
+the state has as many columns as they have. Cutting those rows and channels leaves a mixer with a
+smaller state that computes what the masked one does, in prefill and step by step.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from keepset import models
+from keepset.errors import ModelError
+from keepset.sites import StateSite, find_state_sites
+
+STATE_SIZE_KEYS = {
+    "mamba2": "state_size",
+    "zamba2": "mamba_d_state",
+    "bamba": "mamba_d_state",
+    "falcon_h1": "mamba_d_state",
+    "granitemoehybrid": "mamba_d_state",
+    "nemotron_h": "ssm_state_size",
+}
+"""The configuration key that holds the state size, by `config.model_type`."""
+
+PER_LAYER = "keepset_state_sizes"
+"""Key of a checkpoint's configuration: state size by layer, where layers differ."""
+
+
+def prune_states(model: PreTrainedModel, kept: Mapping[str, Tensor]) -> None:
+    """Cut the channels that are not kept out of the weights, in place.
+
+    Args:
+        model: A model with Mamba-2 mixers.
+        kept: Site key -> (n_groups, n_state) bool; every group of a layer keeps as many.
+
+    Raises:
+        ModelError: a site has no mask, a mask has another shape, or groups keep unlike numbers.
+    """
+    sites = find_state_sites(model)
+    for site in sites:
+        _check(site, kept)
+    for site in sites:
+        mask = kept[site.key]
+        _slice(site, mask.flatten().nonzero()[:, 0], int(mask[0].sum()))
+    _configure(model, find_state_sites(model))
+
+
+def _check(site: StateSite, kept: Mapping[str, Tensor]) -> None:
+    mask = kept.get(site.key)
+    if mask is None or mask.shape != (site.n_groups, site.n_state):
+        found = "none" if mask is None else tuple(mask.shape)
+        raise ModelError(
+            f"{site.name}: a mask of shape {(site.n_groups, site.n_state)} is needed, got {found}"
+        )
+    counts = mask.sum(dim=1)
+    if int(counts.min()) != int(counts.max()) or int(counts.min()) < 1:
+        raise ModelError(
+            f"{site.name}: every group must keep the same number of channels, at least one;"
+            f" got {counts.tolist()}"
+        )
+
+
+def _slice(site: StateSite, units: Tensor, n_state: int) -> None:
+    mixer: Any = site.mixer
+    inner, n_units = mixer.intermediate_size, site.n_units
+    units = units.to(mixer.in_proj.weight.device)
+    # in_proj makes gate, x, B, C and dt, in this order; the convolution sees x, B and C.
+    channels = torch.cat(
+        [torch.arange(inner, device=units.device), inner + units, inner + n_units + units]
+    )
+    steps = torch.arange(inner + 2 * n_units, inner + 2 * n_units + site.n_heads)
+    rows = torch.cat(
+        [torch.arange(inner, device=units.device), inner + channels, inner + steps.to(units.device)]
+    )
+    _select(mixer.in_proj, rows)
+    mixer.in_proj.out_features = len(rows)
+    _select(mixer.conv1d, channels)
+    for size in ("in_channels", "out_channels", "groups"):
+        setattr(mixer.conv1d, size, len(channels))
+    mixer.conv_dim = len(channels)
+    mixer.ssm_state_size = n_state
+    if hasattr(mixer, "groups_time_state_size"):
+        mixer.groups_time_state_size = site.n_groups * n_state
+    if isinstance(getattr(mixer, "mup_vector", None), Tensor):
+        mixer.mup_vector = mixer.mup_vector[..., rows]
+
+
+def _select(module: nn.Module, rows: Tensor) -> None:
+    for name in ("weight", "bias"):
+        tensor = getattr(module, name, None)
+        if tensor is not None:
+            parameter = nn.Parameter(tensor.detach()[rows].clone(), requires_grad=False)
+            setattr(module, name, parameter)
+
+
+def _configure(model: PreTrainedModel, sites: list[StateSite]) -> None:
+    config = model.config.get_text_config()
+    sizes = {site.layer: site.n_state for site in sites}
+    key = STATE_SIZE_KEYS.get(config.model_type)
+    if key is None:
+        raise ModelError(
+            f"{config.model_type}: which configuration key holds the state size is not known; add"
+            " it to STATE_SIZE_KEYS in keepset/hold/cut.py"
+        )
+    setattr(config, key, max(sizes.values()))
+    if len(set(sizes.values())) > 1:
+        setattr(config, PER_LAYER, {str(layer): n for layer, n in sizes.items()})
+
+
+def save_pruned(model: PreTrainedModel, tokenizer: Any, folder: str | Path) -> None:
+    """Write a pruned model: config, weights and tokenizer, whole or not at all.
+
+    One state size for all layers loads in plain transformers; sizes that differ load through
+    `load_pruned`.
+    """
+    models.save(model, tokenizer, folder)
+
+
+def load_pruned(
+    folder: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> PreTrainedModel:
+    """Load what `save_pruned` wrote, whether or not the layers' state sizes differ.
+
+    Raises:
+        ModelError: the folder is no checkpoint, or its weights are not those of its configuration.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder}: no checkpoint (config.json is missing)")
+    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if PER_LAYER not in content:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        return model.to(device).eval().requires_grad_(False)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    sizes = {int(layer): n for layer, n in content[PER_LAYER].items()}
+    for site in find_state_sites(model):
+        first = torch.zeros(site.n_groups, site.n_state, dtype=torch.bool)
+        first[:, : sizes[site.layer]] = True
+        _slice(site, first.flatten().nonzero()[:, 0], sizes[site.layer])
+    state: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        state |= load_file(file)
+    try:
+        found = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise ModelError(f"{folder}: weights and configuration do not fit: {error}") from None
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    read = {id(parameters[name]) for name in state if name in parameters}
+    missing = [name for name in found.missing_keys if id(parameters.get(name)) not in read]
+    if missing:
+        raise ModelError(f"{folder}: lacks {len(missing)} parameters: {', '.join(missing[:3])}")
+    return model.to(device).eval().requires_grad_(False)

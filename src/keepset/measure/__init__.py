@@ -1,0 +1,1 @@
+"""What a model does under rules: losses, answers, single-unit ablations."""

@@ -1,0 +1,82 @@
+"""Weight against energy: channels that look small and work, and the other way round."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from keepset.report.figures import style
+
+_LOOKS = {
+    "phantom": (style.VERMILION, "^", "phantom: low weight, high energy"),
+    "corporeal": (style.BLUE, "s", "corporeal: high weight, low energy"),
+    "strong": (style.GREY, "o", "high in both"),
+    "idle": (style.GREY, "v", "low in both"),
+}
+# Where a quadrant's share is written, in shares of the panel.
+_CORNERS = {
+    "phantom": (0.02, 0.98, "left", "top"),
+    "strong": (0.98, 0.98, "right", "top"),
+    "idle": (0.02, 0.02, "left", "bottom"),
+    "corporeal": (0.98, 0.02, "right", "bottom"),
+}
+
+
+@style.styled
+def draw(channels: pd.DataFrame, shares: pd.DataFrame) -> Figure:
+    """Energy of every channel against the product of its weights' norms; a panel per model.
+
+    Args:
+        channels: What keepset.analyse.quadrants.with_quadrants returned.
+        shares: What keepset.analyse.quadrants.shares returned.
+
+    Returns:
+        The figure: dotted lines are medians over the model, numbers the shares of the quadrants.
+
+    Raises:
+        KeepsetError: there is no channel.
+    """
+    style.need(channels, "phantom", "channel of a recurrent state")
+    keys = style.in_order(zip(channels["model"], channels["corpus"], strict=True))
+    figure, axes = style.panels(keys, height=2.4, share_x=False, share_y=False)
+    facts = shares.set_index(["model", "corpus"])
+    for (model, corpus), ax in axes.items():
+        own = channels[(channels["model"] == model) & (channels["corpus"] == corpus)]
+        _panel(ax, own, facts.loc[(model, corpus)])
+        mark = " (specimen)" if style.any_specimen(own) else ""
+        parted = f"{100 * facts.loc[(model, corpus), 'disagreement']:.0f}%"
+        ax.set_title(f"{model}{mark}, {corpus}\nthe halves kept differ in {parted}")
+    figure.supylabel("energy $\\sqrt{\\mathrm{mean}\\ H^2 C^2}$", fontsize=8)
+    figure.supxlabel("weight $\\Vert W_B\\Vert\\,\\Vert W_C\\Vert$", fontsize=8)
+    seen = [name for name in _LOOKS if (channels["quadrant"] == name).any()]
+    style.legend(figure, [_handle(*_LOOKS[name]) for name in seen], channels)
+    return figure
+
+
+def _panel(ax: Axes, table: pd.DataFrame, facts: Any) -> None:
+    hollow = style.any_specimen(table)
+    for (quadrant,), rows in style.split(table, "quadrant"):
+        colour, marker, _ = _LOOKS[quadrant]
+        face = "none" if hollow else colour
+        points = (rows["magnitude"], rows["energy"])
+        ax.scatter(*points, s=6, marker=marker, facecolors=face, edgecolors=colour, lw=0.5)
+    ax.axvline(table["weight_median"].iloc[0], color=style.BLACK, lw=0.7, ls=":")
+    ax.axhline(table["energy_median"].iloc[0], color=style.BLACK, lw=0.7, ls=":")
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.margins(0.12)
+    style.log_ticks(ax.xaxis)
+    style.log_ticks(ax.yaxis)
+    for quadrant, (x, y, across, up) in _CORNERS.items():
+        share = f"{100 * facts[quadrant]:.0f}%"
+        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+        place: dict[str, Any] = {"ha": across, "va": up, "transform": ax.transAxes}
+        ax.text(x, y, share, color=_LOOKS[quadrant][0], fontsize=8, bbox=box, **place)
+
+
+def _handle(colour: str, marker: str, label: str) -> Line2D:
+    return Line2D([], [], color=colour, marker=marker, ls="", label=label)

@@ -1,0 +1,100 @@
+"""Speed-up against sparsity: the down projection, the FFN block, the whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from keepset.report.figures import style
+
+LEVELS = {
+    "kernel": "down projection, set given",
+    "ffn": "FFN block",
+    "model": "whole model, decoding",
+}
+_KINDS = {
+    "bag": ("o", "embedding_bag"),
+    "select": ("s", "copy rows, multiply"),
+    "masked": ("X", "mask, multiply densely"),
+    "triton-down": ("v", "Triton, kept rows where they are"),
+    "dynamic": ("^", "dynamic: set chosen at every token"),
+    "known": ("D", "set known: static, or within a window"),
+    "dynamic, triton-ffn": ("<", "dynamic, the block in one path of Triton kernels"),
+    "known, triton-ffn": (">", "set known, the block in one path of Triton kernels"),
+}
+_TRITON = "triton-ffn"
+
+
+@style.styled
+def draw(kernels: pd.DataFrame) -> Figure:
+    """Measured speed-up over dense against sparsity, one token at a time.
+
+    Args:
+        kernels: The `kernels` table. Windowed rules are for the frontier and are left out here.
+
+    Returns:
+        The figure: a panel per number format and level, a colour per shape or model, a mark per
+        path or rule, the 20th to 80th percentile of rounds as bars; dotted, the limit
+        1 / (share kept).
+
+    Raises:
+        KeepsetError: nothing was timed at batch 1.
+    """
+    table = kernels[(kernels["batch"] == 1) & kernels["method"].isin(["dynamic", "static"])]
+    style.need(table, "speedup", "time at batch 1")
+    table = table.assign(kind=[_kind(row) for row in table.to_dict("records")])
+    sparsities = sorted(table["sparsity"].unique())
+    at = {sparsity: place for place, sparsity in enumerate(sparsities)}
+    names = style.in_order(table["model"])
+    colours = dict(zip(names, style.CYCLE * (1 + len(names) // len(style.CYCLE)), strict=False))
+    found = dict(style.split(table, "dtype", "level"))
+    keys = [(dtype, level) for dtype in style.in_order(table["dtype"]) for level in LEVELS]
+    keys = [key for key in keys if key in found]
+    figure, axes = style.panels(keys, height=2.6, share_y=False)
+    for (dtype, level), ax in axes.items():
+        _panel(ax, found[dtype, level], at, colours)
+        ax.set_title(f"{LEVELS[level]}\n{dtype}")
+    style.ratio_axes(axes.values())
+    figure.supylabel("speed-up over dense", fontsize=8)
+    figure.supxlabel("neurons left out", fontsize=8)
+    style.legend(figure, _handles(table, colours), table.assign(origin="pretrained"))
+    return figure
+
+
+def _kind(row: Mapping[Any, Any]) -> str:
+    if row["level"] == "kernel":
+        return str(row["path"])
+    kind = "dynamic" if row["method"] == "dynamic" else "known"
+    return f"{kind}, {row['path']}" if row["level"] == "ffn" and row["path"] == _TRITON else kind
+
+
+def _panel(ax: Axes, table: pd.DataFrame, at: dict[float, int], colours: dict[str, str]) -> None:
+    for (name, kind), rows in style.split(table, "model", "kind"):
+        rows = rows.sort_values("sparsity")
+        marker, _ = _KINDS.get(kind, ("P", kind))
+        values = (rows["speedup_p50"], rows["speedup_p20"], rows["speedup_p80"])
+        look = style.marks(False, colours[name])
+        style.interval(ax, rows["sparsity"].map(at), *values, marker=marker, **look)
+    limit = [1 / (1 - sparsity) for sparsity in at]
+    if (table["level"] != "model").all():
+        ax.plot(list(at.values()), limit, color=style.GREY, linestyle=":", linewidth=1)
+    ax.set_xticks(list(at.values()), [style.percent(sparsity) for sparsity in at])
+
+
+def _handles(table: pd.DataFrame, colours: dict[str, str]) -> list[Line2D]:
+    kinds = style.in_order(table["kind"])
+    looks = [(kind, *_KINDS.get(kind, ("P", kind))) for kind in [*_KINDS, *kinds]]
+    found = {kind: (marker, label) for kind, marker, label in looks if kind in kinds}
+    return [
+        *(Line2D([], [], color=colour, label=name) for name, colour in colours.items()),
+        *(
+            Line2D([], [], color=style.GREY, linestyle="", marker=marker, label=label)
+            for marker, label in found.values()
+        ),
+        Line2D([], [], color=style.GREY, linestyle=":", label="limit: 1 / (share kept)"),
+    ]

@@ -1,0 +1,182 @@
+"""The ledger of claims for readers: terminal, LaTeX, HTML."""
+
+from __future__ import annotations
+
+import html
+import math
+import textwrap
+from typing import Any
+
+import pandas as pd
+
+from keepset.analyse.claims import VERDICTS
+from keepset.report import tables
+from keepset.report.wording import bound, number
+
+_COLOURS = {"reproduced": "32", "contradicted": "31", "inconclusive": "33", "not tested here": "90"}
+_MARKS = {"reproduced": "+", "contradicted": "x", "inconclusive": "?", "not tested here": "-"}
+# The verdicts' colours on paper and screen, Okabe and Ito's: told apart by colour-blind readers.
+HEX = {
+    "reproduced": "#0072B2",
+    "contradicted": "#D55E00",
+    "inconclusive": "#E69F00",
+    "not tested here": "#999999",
+}
+
+
+def counts(ledger: pd.DataFrame) -> str:
+    """ "9 reproduced, 2 contradicted, ..." """
+    found = ledger["verdict"].value_counts()
+    return ", ".join(f"{found.get(verdict, 0)} {verdict}" for verdict in VERDICTS)
+
+
+def ours(row: Any) -> str:
+    """The deciding case: its number and interval; empty where nothing was tested."""
+    if not row.cases:
+        return ""
+    times = " x" if row.scale == "ratio" else ""
+    text = f"{number(row.estimate)}{times}"
+    if not math.isnan(row.ci_low):
+        text += f" [{number(row.ci_low)}, {number(row.ci_high)}]"
+    return text
+
+
+def p_value(row: Any) -> float:
+    """p of the verdict, adjusted."""
+    return float(row.p_against_holm if row.verdict == "contradicted" else row.p_for_holm)
+
+
+def case(row: Any) -> str:
+    """Which case decides, and what it compares."""
+    return f"{row.model}, {row.where}: {row.compared}" if row.cases else ""
+
+
+def text(
+    ledger: pd.DataFrame, *, colour: bool = False, total: bool = True, width: int = 100
+) -> str:
+    """The ledger for a terminal.
+
+    Args:
+        ledger: What `claims.judge` returned, or claims.csv.
+        colour: Use ANSI colours.
+        total: End with the number of each verdict.
+        width: Columns.
+    """
+    lines = []
+    for row in ledger.itertuples():
+        verdict = str(row.verdict)
+        word = f"{verdict}, direction" if row.scope == "direction" else verdict
+        head = f"{row.claim:<4}{_MARKS[verdict]} {word}"
+        if colour:
+            head = f"\033[1;{_COLOURS[verdict]}m{head}\033[0m"
+        lines.append(head)
+        details = [str(row.sentence), f"papers: {row.paper}"]
+        if row.cases:
+            details.append(f"here: {ours(row)}, asked {bound(row)} ({case(row)})")
+        details.append(str(row.note))
+        for detail in details:
+            lines += textwrap.wrap(detail, width, initial_indent=" " * 6, subsequent_indent=" " * 8)
+    return "\n".join([*lines, *(["", counts(ledger)] if total else []), ""])
+
+
+def cases_text(cases: pd.DataFrame, claim: str) -> str:
+    """The cases of one claim for a terminal, as a table."""
+    own = cases[cases["claim"] == claim]
+    if not len(own):
+        return f"{claim}: no case was run\n"
+    columns = ["model", "where", "compared", "scope", "estimate", "ci_low", "ci_high", "n"]
+    columns += ["unit", "p_for", "p_against", "verdict"]
+    return own[columns].to_string(index=False, float_format=number) + "\n"
+
+
+def latex(ledger: pd.DataFrame) -> str:
+    """The ledger as a longtable."""
+    cells = [
+        [
+            str(row.claim),
+            tables.escape(str(row.title)),
+            tables.escape(str(row.paper)),
+            tables.escape(ours(row)) or "--",
+            tables.escape(bound(row)) or "--",
+            tables.escape(str(row.verdict)) + (r"$^{d}$" if row.scope == "direction" else ""),
+            tables.p_value(p_value(row)),
+        ]
+        for row in ledger.itertuples()
+    ]
+    caption = (
+        "The claims and their verdicts. Ours: the deciding case, with its interval; asked: where"
+        " the claim says that it lies; $p$: of the verdict, Holm within a family of claims."
+        " $^{d}$: direction only, in specimens trained here."
+    )
+    head = ["claim", "", "papers", "ours", "asked", "verdict", "p"]
+    return tables.latex(head, cells, caption, "tab:claims")
+
+
+def page(ledger: pd.DataFrame, cases: pd.DataFrame, study: str) -> str:
+    """The ledger and its cases as one HTML page that needs no other file."""
+    rows = "\n".join(_html_claim(row, cases) for row in ledger.itertuples())
+    title = f"Claims of study {html.escape(study)}"
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
+        f"<style>{_STYLE}</style></head><body>\n<h1>{title}</h1>\n"
+        f"<p>{html.escape(counts(ledger))}. A verdict rests on the case that holds least, or that"
+        " fails most; p-values are adjusted by Holm's method within a family of claims. Specimens"
+        " are small models trained here: they speak about directions only.</p>\n"
+        f"<table><thead><tr>{_HEAD}</tr></thead><tbody>\n{rows}\n</tbody></table>\n</body></html>\n"
+    )
+
+
+_STYLE = (
+    "body{font:15px/1.4 system-ui,sans-serif;margin:2em auto;max-width:75em;padding:0 1em}"
+    "table{border-collapse:collapse;width:100%}td,th{padding:.4em .6em;text-align:left;"
+    "vertical-align:top;border-bottom:1px solid #ccc}small{color:#444}"
+    "b.verdict{color:#fff;border-radius:.3em;padding:.1em .5em;white-space:nowrap}"
+    "details table{font-size:85%}"
+)
+_HEAD = "".join(
+    f"<th>{name}</th>" for name in ("", "claim", "papers", "here", "asked", "verdict", "p")
+)
+_CASE_COLUMNS = ("model", "where", "compared", "estimate", "ci_low", "ci_high", "n", "unit", "test")
+
+
+def _html_claim(row: Any, cases: pd.DataFrame) -> str:
+    p = p_value(row)
+    shown = "" if math.isnan(p) else "&lt; 0.001" if p < 0.001 else f"{p:.3f}"
+    scope = "<br><small>direction only</small>" if row.scope == "direction" else ""
+    verdict = f'<b class="verdict" style="background:{_ink(row.verdict)}">{row.verdict}</b>{scope}'
+    here = html.escape(ours(row)) + (f"<br><small>{html.escape(case(row))}</small>")
+    own = cases[cases["claim"] == row.claim]
+    cells = [
+        f"<b>{row.claim}</b>",
+        f"{html.escape(str(row.sentence))}<br><small>{html.escape(str(row.source))}."
+        f" {html.escape(str(row.test))}. <i>{html.escape(str(row.note))}.</i></small>"
+        f"{_html_cases(own)}",
+        html.escape(str(row.paper)),
+        here,
+        html.escape(bound(row)),
+        verdict,
+        shown,
+    ]
+    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+def _ink(verdict: str) -> str:
+    """A darker orange: white letters on Okabe and Ito's cannot be read."""
+    return {"inconclusive": "#8a5f00", "not tested here": "#666666"}.get(verdict, HEX[verdict])
+
+
+def _html_cases(own: pd.DataFrame) -> str:
+    if not len(own):
+        return ""
+    head = "".join(f"<th>{name}</th>" for name in (*_CASE_COLUMNS, "p for", "p against", "verdict"))
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f"<td>{html.escape(value if isinstance(value, str) else number(value))}</td>"
+            for value in (row[c] for c in (*_CASE_COLUMNS, "p_for", "p_against", "verdict"))
+        )
+        + "</tr>"
+        for _, row in own.iterrows()
+    )
+    table = f"<table><tr>{head}</tr>{body}</table>"
+    return f"<details><summary>{len(own)} cases</summary>{table}</details>"

@@ -1,0 +1,1 @@
+"""What is kept: rules, masks and scores."""

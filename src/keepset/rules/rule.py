@@ -1,0 +1,93 @@
+"""A keep rule: which units are kept, how they are chosen, and for how long. No torch here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+from keepset.errors import ConfigError
+
+Window = int | Literal["sequence", "corpus"]
+Choice = Literal["oracle", "causal"]
+SiteKind = Literal["ffn", "state"]
+Access = Literal["none", "both", "read", "write"]
+
+
+def n_kept(n_units: int, sparsity: float) -> int:
+    """How many of `n_units` stay: n - floor(sparsity * n), in exact decimal arithmetic.
+
+    Raises:
+        ConfigError: sparsity outside [0, 1), or no units.
+    """
+    if n_units < 1:
+        raise ConfigError(f"a site has at least one unit, got {n_units}")
+    if not 0 <= sparsity < 1:
+        raise ConfigError(f"sparsity must be in [0, 1), got {sparsity}")
+    # 0.29 * 100 is 28.999... in floating point; the decimal that the user wrote is what counts.
+    return n_units - math.floor(Fraction(str(float(sparsity))) * n_units)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One point of the grid: how units are chosen, how many go, and for how long it holds.
+
+    `access` is for state channels: what one that is left out loses. `both`: it is gone. `read`:
+    the state keeps it, but it is not read. `write`: it is forgotten.
+
+    Raises:
+        ConfigError: sparsity outside [0, 1), or a window that is neither a positive number of
+            tokens nor "sequence" nor "corpus".
+    """
+
+    score: str
+    sparsity: float
+    window: Window
+    choice: Choice = "oracle"
+    seed: int = 0
+    site: SiteKind = "ffn"
+    access: Access = "none"
+
+    def __post_init__(self) -> None:
+        n_kept(1, self.sparsity)
+        named = self.window in ("sequence", "corpus")
+        count = isinstance(self.window, int) and not isinstance(self.window, bool)
+        if not named and not (count and int(self.window) >= 1):
+            raise ConfigError(
+                f"window must be a positive number of tokens, 'sequence' or 'corpus',"
+                f" got {self.window!r}"
+            )
+
+    @property
+    def method(self) -> str:
+        """`static`, `dynamic` or `windowed`: three places on one dial."""
+        if self.window == "corpus":
+            return "static"
+        return "dynamic" if self.window == 1 and self.choice == "oracle" else "windowed"
+
+    @property
+    def columns(self) -> dict[str, object]:
+        """The rule as columns of a result table."""
+        choice = "none" if self.window == "corpus" else self.choice
+        return {
+            "method": self.method,
+            "score": self.score,
+            "seed": self.seed,
+            "sparsity": self.sparsity,
+            "window": str(self.window),
+            "choice": choice,
+            "access": self.access,
+        }
+
+
+def describe(rule: Rule | None) -> str:
+    """A rule in words: "dense", "static magnitude 0.9", "windowed magnitude 0.9 W=8 causal"."""
+    if rule is None:
+        return "dense"
+    text = f"{rule.method} {rule.score} {rule.sparsity:g}"
+    if rule.site == "state":
+        text = f"state {rule.access} {text}"
+    if rule.method == "windowed":
+        text += f" W={rule.window} {rule.choice}"
+    return f"{text} seed {rule.seed}" if rule.score == "random" else text

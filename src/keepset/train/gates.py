@@ -1,0 +1,192 @@
+"""What a specimen must show before it is called a success, measured on held-out text.
+
+A specimen that misses a gate is shipped and reported as it is: its model card says so.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from keepset.hold.inputs import watching
+from keepset.hold.state import StateMask, scanning
+from keepset.measure.runner import Runner, perplexity
+from keepset.sites import Site, find_sites, find_state_sites
+from keepset.text import Item, encode_items
+
+RECALL = 0.80
+"""Least share of correct answers with 1 to 4 facts."""
+SPREAD = 1.15
+"""Largest ratio of the perplexities of the FFN specimens."""
+ZEROS = 0.80
+"""Least share of natural zeros of a ReLU FFN, mean over layers."""
+L1_ZEROS = 0.95
+"""The same with an L1 penalty, in every layer."""
+L1_COST = 1.05
+"""Largest perplexity with an L1 penalty, relative to without."""
+STATE_COST = 1.30
+"""Least perplexity without the recurrent state, relative to with it; or recall at chance."""
+CHANCE = 0.05
+"""Recall that counts as chance: guessing one of 64 things is right 1.6% of the time."""
+ROUND_TRIP = 0.001
+"""Largest relative change of perplexity when weights are stored in float16."""
+
+
+@dataclass
+class Measured:
+    """What one specimen does on held-out text."""
+
+    n_parameters: int
+    perplexity: float
+    perplexity_float16: float
+    recall: dict[str, float]
+    """Share of correct answers by number of facts."""
+    zeros: dict[str, float] = field(default_factory=dict)
+    """Share of FFN activations that are exactly zero, by site."""
+    perplexity_without_state: float | None = None
+    recall_without_state: float | None = None
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One condition."""
+
+    specimen: str
+    name: str
+    value: float
+    bound: str
+    passed: bool
+
+
+def measure(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Tensor,
+    items: Sequence[Item],
+    batch_tokens: int = 2048,
+) -> Measured:
+    """Measure a specimen.
+
+    Args:
+        model: The specimen, float32.
+        tokenizer: Its tokenizer.
+        rows: (n, tokens) int64, held-out text.
+        items: Recall items; `n_facts` of each is set.
+        batch_tokens: Tokens per forward pass.
+    """
+    sites, states = find_sites(model), find_state_sites(model)
+    runner = Runner(model, sites, states=states, batch_tokens=batch_tokens)
+    half = copy.deepcopy(model).half().float()
+    found = Measured(
+        n_parameters=model.num_parameters(),
+        perplexity=perplexity(runner, rows),
+        perplexity_float16=perplexity(Runner(half, [], batch_tokens=batch_tokens), rows),
+        recall=_recall(runner, tokenizer, items),
+        zeros=_zeros(runner, rows),
+    )
+    if states:
+        nothing = {s.key: torch.zeros(s.n_groups, s.n_state, dtype=torch.bool) for s in states}
+        with scanning(model, states, StateMask(nothing)):
+            found.perplexity_without_state = perplexity(runner, rows)
+            found.recall_without_state = _mean(_recall(runner, tokenizer, items))
+    return found
+
+
+def _recall(
+    runner: Runner, tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]
+) -> dict[str, float]:
+    correct = runner.last_words(encode_items(items, tokenizer))["correct"]
+    facts = [item.n_facts for item in items]
+    return {str(n): float(share) for n, share in correct.groupby(facts).mean().items()}
+
+
+def _zeros(runner: Runner, rows: Tensor) -> dict[str, float]:
+    counts = {site.key: torch.zeros(2, dtype=torch.float64) for site in runner.sites}
+
+    def action(site: Site, h: Tensor) -> None:
+        counts[site.key] += torch.tensor([float((h == 0).sum()), float(h.numel())]).double()
+
+    with watching(runner.model, runner.sites, action):
+        runner.block_nll(rows)
+    return {key: float(zeros / total) for key, (zeros, total) in counts.items()}
+
+
+def _mean(shares: Mapping[str, float]) -> float:
+    return sum(shares.values()) / len(shares)
+
+
+def judge(measured: Mapping[str, Measured]) -> list[Gate]:
+    """Hold every specimen against its gates.
+
+    Args:
+        measured: Specimen name -> what it does. `relu`, `relu-l1` and `swiglu` are compared with
+            one another where they are there.
+    """
+    gates = []
+    for name, found in measured.items():
+        few = {n: share for n, share in found.recall.items() if int(n) <= 4}
+        gates.append(_least(name, "recall with 1 to 4 facts", _mean(few), RECALL))
+        change = abs(found.perplexity_float16 / found.perplexity - 1)
+        gates.append(_most(name, "float16 changes perplexity by", change, ROUND_TRIP))
+        if found.perplexity_without_state is not None and found.recall_without_state is not None:
+            ratio = found.perplexity_without_state / found.perplexity
+            at_chance = found.recall_without_state <= CHANCE
+            text = f"at least {STATE_COST:g}, or recall at chance ({CHANCE:g})"
+            passed = ratio >= STATE_COST or at_chance
+            gates.append(Gate(name, "perplexity without the state", ratio, text, passed))
+            gates.append(
+                Gate(name, "recall without the state", found.recall_without_state, text, passed)
+            )
+    return [*gates, *_ffn_gates(measured)]
+
+
+def _ffn_gates(measured: Mapping[str, Measured]) -> list[Gate]:
+    gates = []
+    family = {n: measured[n].perplexity for n in ("relu", "relu-l1", "swiglu") if n in measured}
+    for name, value in family.items():
+        ratio = value / min(family.values())
+        gates.append(_most(name, "perplexity over the best FFN specimen's", ratio, SPREAD))
+    if "relu" in measured:
+        zeros = measured["relu"].zeros
+        gates.append(_least("relu", "natural zeros, mean over layers", _mean(zeros), ZEROS))
+    if "relu-l1" in measured:
+        zeros = measured["relu-l1"].zeros
+        least = min(zeros.values())
+        gates.append(_least("relu-l1", "natural zeros, smallest layer", least, L1_ZEROS))
+        if "relu" in measured:
+            ratio = family["relu-l1"] / family["relu"]
+            gates.append(_most("relu-l1", "perplexity over relu's", ratio, L1_COST))
+    return gates
+
+
+def _least(specimen: str, name: str, value: float, bound: float) -> Gate:
+    return Gate(specimen, name, value, f"at least {bound:g}", value >= bound)
+
+
+def _most(specimen: str, name: str, value: float, bound: float) -> Gate:
+    return Gate(specimen, name, value, f"at most {bound:g}", value <= bound)
+
+
+def report(gates: Sequence[Gate]) -> str:
+    """One line per gate, with pass or fail."""
+    lines = [
+        f"{'pass' if gate.passed else 'FAIL'}  {gate.specimen:<8}  {gate.name}: {gate.value:.4g}"
+        f" ({gate.bound})"
+        for gate in gates
+    ]
+    missed = sum(not gate.passed for gate in gates)
+    return "\n".join([*lines, f"{len(gates) - missed} passed, {missed} failed"])
+
+
+def as_json(measured: Mapping[str, Measured], gates: Sequence[Gate]) -> dict[str, Any]:
+    """Both, ready for JSON."""
+    return {
+        "measured": {name: asdict(found) for name, found in measured.items()},
+        "gates": [asdict(gate) for gate in gates],
+    }

@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import made_up
+from keepset.analyse import significance, stats
+from keepset.errors import KeepsetError
+from keepset.settings import Statistics
+
+STATISTICS = Statistics(resamples=199)
+
+
+def run(perplexity: pd.DataFrame, capability: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    return significance.test_significance(perplexity, capability, STATISTICS, seed=1)
+
+
+@pytest.fixture(scope="module")
+def perplexity() -> pd.DataFrame:
+    return made_up.perplexity(["smollm2-135m", "relu"], ("wiki", "docs"))
+
+
+@pytest.fixture(scope="module")
+def small() -> pd.DataFrame:
+    return made_up.perplexity(["relu"], ("wiki", "docs")).query("corpus == 'docs'")
+
+
+@pytest.fixture(scope="module")
+def capability() -> pd.DataFrame:
+    return made_up.capability(["smollm2-135m", "relu"])
+
+
+@pytest.fixture(scope="module")
+def found(perplexity, capability) -> dict[str, pd.DataFrame]:
+    return run(perplexity, capability)
+
+
+def pick(table: pd.DataFrame, **values: object) -> pd.DataFrame:
+    for column, value in values.items():
+        table = table[table[column] == value]
+    return table
+
+
+STATIC = {"method": "static", "score": "magnitude", "sparsity": 0.9}
+
+
+class TestRatios:
+    def test_one_row_by_hand(self, found, perplexity):
+        row = pick(found["ratios"], model="relu", corpus="wiki", **STATIC).iloc[0]
+        cell = pick(perplexity, model="relu", corpus="wiki")
+        dense, here = pick(cell, method="dense")["nll"], pick(cell, **STATIC)["nll"]
+        assert row["ppl"] == pytest.approx(np.exp(here.sum() / (8 * 255)))
+        assert row["ratio"] == pytest.approx(row["ppl"] / row["ppl_dense"])
+        assert row["word_ppl"] == pytest.approx(np.exp(here.sum() / (8 * 190)))
+        assert row["bits_per_byte"] == pytest.approx(here.sum() / np.log(2) / (8 * 1130))
+        assert row["bits_per_byte_dense"] == pytest.approx(dense.sum() / np.log(2) / (8 * 1130))
+        assert row["ci_low"] < row["ratio"] < row["ci_high"]
+        assert (row["n_blocks"], row["n_tokens"]) == (8, 8 * 255)
+
+    def test_every_setting_once(self, found, perplexity):
+        keys = ["model", "corpus", *significance.SETTING]
+        perplexity = significance.with_access(perplexity)
+        sparse = perplexity[perplexity["method"] != "dense"]
+        assert len(found["ratios"]) == len(sparse.drop_duplicates(keys))
+        assert not found["ratios"].duplicated(keys).any()
+
+    def test_holm_family_is_model_and_corpus(self, found):
+        for _, family in found["ratios"].groupby(["model", "corpus"]):
+            assert family["p_holm"].to_numpy() == pytest.approx(stats.holm(family["p"]))
+
+    def test_seeds_are_pooled_and_their_spread_shown(self, found, perplexity):
+        setting = {"score": "random", "method": "static", "sparsity": 0.8}
+        row = pick(found["ratios"], model="relu", corpus="wiki", **setting).iloc[0]
+        cell = pick(perplexity, model="relu", corpus="wiki")
+        totals = pick(cell, **setting).groupby("seed")["nll"].sum()
+        ratios = np.exp((totals - pick(cell, method="dense")["nll"].sum()) / (8 * 255))
+        assert row["seeds"] == 5
+        assert (row["ratio_min"], row["ratio_max"]) == pytest.approx((ratios.min(), ratios.max()))
+        assert row["ratio"] == pytest.approx(np.exp(np.log(ratios).mean()))
+
+    def test_unchanged_is_equivalent_and_not_significant(self, small, capability):
+        dense = pick(small, method="dense")
+        same = dense.assign(method="dynamic", score="magnitude", window="1", choice="oracle")
+        row = run(pd.concat([dense, same]), capability)["ratios"].iloc[0]
+        assert row[["ratio", "ci_low", "ci_high", "p_holm"]].tolist() == [1.0] * 4
+        assert row["equivalent"]
+
+    def test_row_order_does_not_matter(self, small, capability):
+        tables = [run(t, capability) for t in (small, small.sample(frac=1, random_state=0))]
+        keys = ["model", "corpus", *significance.SETTING]
+        left, right = (t["ratios"].sort_values(keys, ignore_index=True) for t in tables)
+        pd.testing.assert_frame_equal(left, right)
+
+
+class TestCapability:
+    def test_one_row_by_hand(self, found, capability):
+        row = pick(found["capability"], model="smollm2-135m", method="static").iloc[0]
+        cell = pick(capability, model="smollm2-135m")
+        dense = pick(cell, method="dense")["correct"].to_numpy()
+        here = pick(cell, method="static")["correct"].to_numpy()
+        assert row["accuracy"] == here.mean()
+        assert row["accuracy_dense"] == dense.mean()
+        assert row["difference"] == pytest.approx(here.mean() - dense.mean())
+        assert (row["ci_low"], row["ci_high"]) == stats.wilson(here.sum(), 300, 0.95)
+        assert (row["only_here"], row["only_dense"]) == (0, (dense & ~here).sum())
+        assert row["diff_low"] < row["difference"] < row["diff_high"] < 0
+        assert row["p_holm"] < 0.001
+        assert not row["equivalent"]
+
+    def test_dense_has_accuracy_and_no_test(self, found):
+        dense = pick(found["capability"], method="dense")
+        assert dense["accuracy"].notna().all()
+        assert dense[["difference", "p", "p_holm", "equivalent"]].isna().all(axis=None)
+
+    def test_holm_family_is_model_and_task(self, found):
+        for _, family in found["capability"].groupby(["model", "task"]):
+            assert family["p_holm"].to_numpy() == pytest.approx(
+                stats.holm(family["p"]), nan_ok=True
+            )
+
+    def test_the_same_answers_are_equivalent(self, capability, small):
+        dense = pick(capability, model="relu", method="dense")
+        same = dense.assign(method="dynamic", window="1")
+        row = run(small, pd.concat([dense, same]))["capability"].iloc[1]
+        assert row["p"] == 1.0
+        assert row["equivalent"]
+        assert row["diff_high"] > 0.01
+
+
+class TestTrend:
+    def test_rises(self, found):
+        trend = pick(found["trend"], choice="oracle")
+        assert trend["monotone"].all()
+        assert (trend["p_holm"] < 0.001).all()
+        assert set(trend["windows"]) == {"1,2,4,8,16,32,64,128,sequence"}
+
+    def test_dynamic_starts_the_oracle_dial_only(self, small, capability):
+        without = small[small["method"] != "dynamic"]
+        trend = run(without, capability)["trend"]
+        assert set(pick(trend, choice="oracle")["windows"]) == {"2,4,8,16,32,64,128,sequence"}
+        assert set(pick(trend, choice="causal")["windows"]) == {"1,2,4,8,16,32,64,128,sequence"}
+
+    def test_settings_without_a_dial_have_no_row(self, found):
+        docs = pick(found["trend"], corpus="docs")
+        assert set(docs["sparsity"]) == {0.9}
+        assert set(docs["score"]) == {"magnitude"}
+
+    def test_a_step_down_is_not_monotone(self, small, capability):
+        bent = small.copy()
+        bent.loc[bent["window"] == "8", "nll"] -= 2000
+        assert not run(bent, capability)["trend"]["monotone"].any()
+
+    def test_missing_window(self, small, capability):
+        gone = small[(small["window"] != "8") | (small["block"] != 3)]
+        with pytest.raises(KeepsetError, match=r"relu|smollm2.*not those of dense"):
+            run(gone, capability)
+
+
+class TestTables:
+    def test_parquet_keeps_them(self, found, tmp_path):
+        for name, table in found.items():
+            table.to_parquet(tmp_path / name)
+            pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / name), table)
+
+    def test_nothing_measured(self):
+        found = run(pd.DataFrame(), pd.DataFrame())
+        assert {name: len(table) for name, table in found.items()} == dict.fromkeys(found, 0)
+        assert "ci_low" in found["ratios"]
+
+    def test_one_block(self, small, capability):
+        row = run(pick(small, block=0), capability)["ratios"].iloc[0]
+        assert row[["ci_low", "p", "p_holm"]].isna().all()
+        assert not row["equivalent"]
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda t: t.drop(columns="nll"), "perplexity table: missing column nll"),
+            (lambda t: t[t["method"] != "dense"], "made-up .* one dense row per block"),
+            (lambda t: pd.concat([t, t]), "one dense row per block"),
+            (lambda t: t[(t["method"] != "static") | (t["block"] != 2)], "static .* not those of"),
+            (lambda t: t.assign(n_tokens=t["n_tokens"] + t["sparsity"]), "not those of dense"),
+            (lambda t: t.assign(nll=t["nll"].where(t["window"] != "4", np.inf)), "4 .*not finite"),
+        ],
+    )
+    def test_perplexity(self, small, capability, change, message):
+        with pytest.raises(KeepsetError, match=message):
+            run(change(small), capability)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda t: t.drop(columns="item"), "capability table: missing column item"),
+            (lambda t: t[t["method"] != "dense"], "one dense row per item"),
+            (lambda t: t[(t["method"] != "static") | (t["item"] != 2)], "static .* not those of"),
+        ],
+    )
+    def test_capability(self, small, capability, change, message):
+        with pytest.raises(KeepsetError, match=message):
+            run(small, change(capability))
+
+
+class TestSites:
+    """Dense rows serve every site; `access` is part of a setting."""
+
+    @pytest.fixture
+    def hybrid(self, small):
+        ffn = small.assign(access="none")
+        state = pick(ffn, method="static", score="magnitude").assign(site="state", access="both")
+        reading = pick(ffn, method="dynamic", score="magnitude")
+        parts = [reading.assign(site="state", access=how) for how in ("read", "write")]
+        parts[1]["nll"] += 50
+        return ffn, pd.concat([state, *parts])
+
+    @pytest.mark.parametrize("dense", ["ffn", "none", "each"])
+    def test_dense_rows_of_any_site(self, hybrid, capability, dense):
+        ffn, state = hybrid
+        runs = pick(ffn, method="dense")
+        rest = pd.concat([ffn[ffn["method"] != "dense"], state])
+        sites = ["ffn", "state"] if dense == "each" else [dense]
+        table = pd.concat([rest, *(runs.assign(site=site) for site in sites)])
+        ratios = run(table, capability)["ratios"]
+        assert set(ratios["site"]) == {"ffn", "state"}
+        same = {"method": "static", "score": "magnitude", "sparsity": 0.9}
+        assert pick(ratios, **same)["ratio"].nunique() == 1
+        assert len(pick(ratios, **same)) == 2
+
+    def test_reading_and_writing_are_two_settings(self, hybrid, capability):
+        ratios = run(pd.concat(hybrid), capability)["ratios"]
+        state = pick(ratios, site="state", method="dynamic", sparsity=0.9).set_index("access")
+        assert state.loc["write", "ratio"] > state.loc["read", "ratio"]
+
+    def test_tables_without_the_column(self, hybrid, capability):
+        old = hybrid[0].drop(columns="access")
+        mixed = pd.concat([old, hybrid[1]])
+        assert set(run(old, capability)["ratios"]["access"]) == {"none"}
+        assert set(run(mixed, capability)["ratios"]["access"]) == {"none", "both", "read", "write"}
+
+    def test_capability_has_dense_once_per_site(self, capability, small):
+        state = pick(capability, method="static").assign(site="state", access="both")
+        found = run(small, pd.concat([capability, state]))["capability"]
+        dense = pick(found, method="dense", model="relu")
+        assert sorted(dense["site"]) == ["ffn", "state"]
+        assert pick(found, site="state", method="static")["difference"].notna().all()

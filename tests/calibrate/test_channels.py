@@ -1,0 +1,210 @@
+"""Scores of state channels: GHOST's identity, the order of layers, the shares they keep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from keepset.calibrate.channels import Scorer, allocate, ghost, keep_sets, separate
+from keepset.errors import ConfigError
+from keepset.hold.recurrence import Scan
+from keepset.hold.state import StateMask, scanning
+from keepset.kernels.scan import chunk_scan
+from keepset.rules.rule import n_kept
+from keepset.sites import StateSite, find_state_sites
+from state_models import FAMILIES, shape
+
+Factory = Callable[..., PreTrainedModel]
+BLOCKS = torch.randint(4, 260, (4, 19), generator=torch.Generator().manual_seed(5))
+
+
+class Outputs:
+    """Keeps y, the scan's output before the gated norm, with one channel left out."""
+
+    def __init__(self, site: StateSite, kept: Tensor) -> None:
+        self.site, self.kept = site, kept
+        self.y = torch.empty(0)
+
+    def scan(self, site: StateSite, scan: Scan) -> Scan | Tensor:
+        if site is not self.site:
+            return scan
+        y = scan.masked(self.kept, self.kept).run(chunk_scan)
+        self.y = y.double()
+        return y
+
+    def step(self, site: StateSite, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+        return B, C
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_ghost_is_the_measured_change_of_y(tiny_model: Factory, groups: int) -> None:
+    model = tiny_model("mamba2", **shape("mamba2", groups))
+    sites = find_state_sites(model)
+    sums = Scorer(model, sites, BLOCKS, 1000).one_shot()
+
+    def outputs(site: StateSite, kept: Tensor) -> Tensor:
+        action = Outputs(site, kept)
+        with scanning(model, sites, action), torch.no_grad():
+            model(input_ids=BLOCKS, use_cache=False)
+        return action.y.unflatten(2, (groups, -1))
+
+    for site in sites:
+        dense = outputs(site, torch.ones(groups, site.n_state))
+        for group in range(groups):
+            for channel in (0, 3, 7):
+                kept = torch.ones(groups, site.n_state)
+                kept[group, channel] = 0
+                change = (outputs(site, kept) - dense).square()
+                measured = change[:, :, group].mean()
+                squared = ghost(sums[site.key])[group, channel] ** 2
+                assert float(squared) == pytest.approx(float(measured), rel=1e-4)
+                others = [g for g in range(groups) if g != group]
+                assert float(change[:, :, others].sum()) < 1e-9
+
+
+def test_factors_are_the_means_of_their_squares(tiny_model: Factory) -> None:
+    model = tiny_model("mamba2")
+    sums = Scorer(model, find_state_sites(model), BLOCKS, 1000).one_shot()
+    for site in sums.values():
+        # Cauchy-Schwarz does not bind a product of means; equality would be no coincidence.
+        assert not torch.allclose(separate(site), ghost(site), rtol=1e-3)
+        torch.testing.assert_close(
+            separate(site), (site.controllability * site.observability).sqrt()
+        )
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.9])
+def test_in_order_scores_layers_as_they_will_be_seen(tiny_model: Factory, sparsity: float) -> None:
+    model = tiny_model("mamba2", num_hidden_layers=3)
+    sites = find_state_sites(model)
+    found = Scorer(model, sites, BLOCKS, 1000).in_order(sparsity, ghost)
+    batches = Scorer(model, sites, BLOCKS, 19).in_order(sparsity, ghost)
+    held: dict[str, Tensor] = {}
+    for site in sites:
+        # Independently: score the whole model with the layers before this one masked.
+        class Held(StateMask):
+            def scan(self, at: StateSite, scan: Scan) -> Scan:
+                return super().scan(at, scan) if at.key in held else scan
+
+        with scanning(model, sites, Held(held)):
+            expected = _energy(model, sites, site)
+        torch.testing.assert_close(found[site.key].energy, expected, rtol=1e-5, atol=0)
+        torch.testing.assert_close(batches[site.key].energy, expected, rtol=1e-5, atol=0)
+        score = expected.sqrt()[0]
+        kept = torch.zeros(1, site.n_state, dtype=torch.bool)
+        kept[0, score.argsort(descending=True)[: n_kept(site.n_state, sparsity)]] = True
+        held[site.key] = kept
+    one_shot = Scorer(model, sites, BLOCKS, 1000).one_shot()
+    assert torch.equal(one_shot["state.000"].energy, found["state.000"].energy)
+    assert not torch.allclose(
+        one_shot["state.002"].energy, found["state.002"].energy, rtol=1e-4, atol=0
+    )
+
+
+def _energy(model: PreTrainedModel, sites: list[StateSite], site: StateSite) -> Tensor:
+    return Scorer(model, [site], BLOCKS, 1000).one_shot()[site.key].energy
+
+
+def test_taylor_is_the_derivative_by_a_gate(tiny_model: Factory) -> None:
+    model = tiny_model("mamba2")
+    sites = find_state_sites(model)
+    found = Scorer(model, sites, BLOCKS, 40).gradients()
+
+    def loss(scale: float) -> float:
+        kept = torch.ones(1, 8, dtype=torch.float64)
+        kept[0, 2] = scale
+
+        class Gate(StateMask):
+            def scan(self, site: StateSite, scan: Scan) -> Scan:
+                return scan if site.layer != 1 else scan.masked(read=kept)
+
+        with scanning(model, sites, Gate({})), torch.no_grad():
+            logits = model(input_ids=BLOCKS, use_cache=False).logits[:, :-1]
+        return float(
+            torch.nn.functional.cross_entropy(logits.flatten(0, 1), BLOCKS[:, 1:].flatten())
+        )
+
+    slope = (loss(2.0) - loss(0.0)) / 2
+    assert float(found["state.001"][0, 2]) == pytest.approx(abs(slope), rel=5e-3)
+
+
+def test_gradients_are_taken_on_few_tokens_at_a_time(tiny_model: Factory) -> None:
+    """They keep every layer's activations; scores without gradients may take all text at once."""
+    model = tiny_model("mamba2")
+    sites = find_state_sites(model)
+    seen: list[int] = []
+    handle = model.register_forward_pre_hook(
+        lambda _module, _args, named: seen.append(named["input_ids"].numel()), with_kwargs=True
+    )
+    small = Scorer(model, sites, BLOCKS, 1000, gradient_tokens=38).gradients()
+    handle.remove()
+    assert seen == [38, 38]
+    for key, whole in Scorer(model, sites, BLOCKS, 1000).gradients().items():
+        torch.testing.assert_close(small[key], whole, rtol=1e-4, atol=1e-9)
+
+
+@given(
+    st.lists(st.integers(2, 9), min_size=1, max_size=4),
+    st.integers(1, 3),
+    st.floats(0, 0.99),
+    st.booleans(),
+    st.integers(0, 99),
+)
+def test_allocation_keeps_as_many_either_way(
+    sizes: list[int], groups: int, sparsity: float, uniform: bool, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    scores = {
+        f"state.{layer:03d}": torch.randint(5, (groups, n), generator=generator).double()
+        for layer, n in enumerate(sizes)
+    }
+    masks = allocate(scores, sparsity, uniform=uniform)
+    counts = {key: mask.sum(dim=1) for key, mask in masks.items()}
+    assert all(int(count.min()) == int(count.max()) >= 1 for count in counts.values())
+    kept = {key: int(count[0]) for key, count in counts.items()}
+    assert sum(kept.values()) == sum(n_kept(n, sparsity) for n in sizes)
+    if uniform:
+        assert list(kept.values()) == [n_kept(n, sparsity) for n in sizes]
+    for key, mask in masks.items():
+        for row, score in zip(mask, scores[key], strict=True):
+            expected = sorted(range(len(score)), key=lambda j: (-float(score[j]), j))
+            assert sorted(row.nonzero()[:, 0].tolist()) == sorted(expected[: kept[key]])
+
+
+def test_global_threshold_moves_channels_to_the_layer_that_needs_them() -> None:
+    scores = {
+        "state.000": torch.tensor([[9.0, 8, 7, 6]]),
+        "state.001": torch.tensor([[3.0, 2, 1, 0]]),
+    }
+    masks = allocate(scores, 0.5, uniform=False)
+    assert masks["state.000"].sum() == 3
+    assert masks["state.001"].sum() == 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_keep_sets_of_every_family(tiny_model: Factory, family: str) -> None:
+    model = tiny_model(family)
+    scorer = Scorer(model, find_state_sites(model), BLOCKS, 1000)
+    names = ["ghost", "ghost-oneshot", "magnitude", "taylor", "random"]
+    sets, sums = keep_sets(scorer, names, [0.5], [3, 4])
+    assert set(sets) == {(name, 3, 0.5) for name in names} | {("random", 4, 0.5)}
+    assert all(site.taylor is not None for site in sums.values())
+    with pytest.raises(ConfigError, match="unknown score of a state nonsense"):
+        keep_sets(scorer, ["nonsense"], [0.5], [0])
+
+
+def test_magnitude_is_the_product_of_the_projections_norms(tiny_model: Factory) -> None:
+    model = tiny_model("mamba2", **shape("mamba2", 2))
+    site = find_state_sites(model)[0]
+    weight = model.state_dict()["backbone.layers.0.mixer.in_proj.weight"]
+    inner = 64
+    rows = weight[2 * inner : 2 * inner + 16], weight[2 * inner + 16 : 2 * inner + 32]
+    expected = (rows[0].norm(dim=1) * rows[1].norm(dim=1)).view(2, 8)
+    found = Scorer(model, [site], BLOCKS, 1000).one_shot()[site.key].magnitude
+    torch.testing.assert_close(found, expected.double(), rtol=1e-5, atol=0)

@@ -1,0 +1,220 @@
+import pytest
+import torch
+
+from decoding import prompt, reference, sums
+from keepset.calibrate import activations
+from keepset.decode import generate as gen
+from keepset.decode import sparse_decoding
+from keepset.errors import CacheError, ConfigError, ModelError
+from keepset.hold.inputs import watching
+from keepset.kernels import calibrate
+from keepset.measure.runner import Runner
+from keepset.rules.rule import Rule, describe
+from keepset.sites import find_sites
+
+FAMILIES = ("opt", "llama", "qwen2", "gpt2", "phi3", "gpt_neox", "zamba2")
+RULES = [
+    Rule("magnitude", 0.5, 1),
+    Rule("impact", 0.8, 1),
+    Rule("magnitude", 0.5, 1, "causal"),
+    Rule("magnitude", 0.7, 4, "causal"),
+    Rule("impact", 0.7, 4, "causal"),
+    Rule("magnitude", 0.7, 16, "causal"),
+    Rule("magnitude", 0.6, "corpus"),
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=describe)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tokens_equal_the_masked_references(tiny_model, family, rule):
+    model = tiny_model(family)
+    moments = sums(model)
+    for length in (1, 6, 9):
+        ids = prompt(length)
+        new = gen.generate(model, ids, 14, rule, moments=moments).tokens
+        assert torch.equal(new, reference(model, ids, 14, rule, moments))
+        assert gen.disagreement(model, ids, new, rule, moments) is None
+
+
+@pytest.mark.parametrize(("path", "width"), [("held", 1), ("held", 4), ("plain", 4)])
+@pytest.mark.parametrize("family", ["opt", "llama", "gpt2", "phi3"])
+def test_every_path_of_a_window_gives_the_same_tokens(tiny_model, family, path, width):
+    model, ids = tiny_model(family), prompt(6)
+    rule = Rule("magnitude", 0.7, width, "causal")
+    dense = gen.generate(model, ids, 14).tokens
+    with calibrate.forcing(path, "bag"):
+        run = gen.generate(model, ids, 14, rule)
+    assert set(run.paths) <= ({"held"} if path == "held" else {"bag"})
+    assert torch.equal(run.tokens, reference(model, ids, 14, rule, None))
+    assert not torch.equal(run.tokens, dense)
+
+
+@pytest.mark.parametrize("path", ["masked", "bag", "select"])
+@pytest.mark.parametrize("family", ["opt", "llama", "gpt2"])
+def test_every_path_of_a_dynamic_rule_gives_the_same_tokens(tiny_model, family, path):
+    model, ids = tiny_model(family), prompt(6)
+    rule = Rule("magnitude", 0.7, 1)
+    with calibrate.forcing(path):
+        run = gen.generate(model, ids, 14, rule)
+    assert set(run.paths) == {path}
+    assert torch.equal(run.tokens, reference(model, ids, 14, rule, None))
+
+
+def test_rows_of_a_batch_have_sets_of_their_own(tiny_model):
+    model = tiny_model("llama")
+    rows = torch.cat([prompt(6, seed) for seed in (1, 2)])
+    for rule in RULES[:5]:
+        with sparse_decoding(model, rule):
+            out = model.generate(
+                rows, attention_mask=torch.ones_like(rows), max_new_tokens=8, do_sample=False,
+                eos_token_id=None,
+            )  # fmt: skip
+        for row, ids in zip(out, rows, strict=True):
+            assert torch.equal(row[6:], reference(model, ids[None], 8, rule, None))
+
+
+def test_several_tokens_at_once_go_on_with_the_window(tiny_model):
+    model, rule, ids = tiny_model("llama"), Rule("magnitude", 0.7, 4, "causal"), prompt(23)
+    runner = Runner(model, find_sites(model))
+    with runner.holding(rule, stream=False), torch.inference_mode():
+        whole = model(input_ids=ids, use_cache=False).logits
+    with sparse_decoding(model, rule), calibrate.forcing("held"), torch.inference_mode():
+        parts, cache = [], None
+        for piece in ids.split([6, 1, 1, 5, 1, 1, 1, 7], dim=1):
+            out = model(input_ids=piece, past_key_values=cache, use_cache=True)
+            parts.append(out.logits)
+            cache = out.past_key_values
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-4)
+
+
+def stopped_within(model, rule, ids):
+    moments = sums(model)
+    with calibrate.forcing("held"), sparse_decoding(model, rule, moments=moments):
+        model.generate(ids, max_new_tokens=9, do_sample=False, eos_token_id=None)
+        raise RuntimeError("stop")
+
+
+def test_the_model_is_put_back(tiny_model):
+    for family in ("llama", "gpt2"):
+        model, ids = tiny_model(family), prompt(6)
+        before = gen.generate(model, ids, 8).tokens
+        state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        for rule in RULES:
+            with pytest.raises(RuntimeError, match="stop"):
+                stopped_within(model, rule, ids)
+            assert all(torch.equal(model.state_dict()[name], state[name]) for name in state)
+            assert not any(m._forward_pre_hooks or "forward" in m.__dict__ for m in model.modules())
+        assert torch.equal(gen.generate(model, ids, 8).tokens, before)
+
+
+def test_given_sets_are_replayed(tiny_model):
+    model, ids = tiny_model("llama"), prompt(11)
+    rule = Rule("magnitude", 0.7, 4)
+    sites = find_sites(model)
+    sets = {site.key: torch.rand(4, site.n_units) < 0.3 for site in sites}
+
+    def mask(site, h):
+        return h * sets[site.key].repeat_interleave(4, dim=0)[: h.shape[1]]
+
+    with watching(model, sites, mask), torch.inference_mode():
+        whole = model(input_ids=ids, use_cache=False).logits
+    given = sparse_decoding(model, rule, given=sets)
+    with given, calibrate.forcing("held"), torch.inference_mode():
+        out = model(input_ids=ids[:, :3], use_cache=True)
+        parts = [out.logits]
+        for token in ids[:, 3:].split(1, dim=1):
+            out = model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
+            parts.append(out.logits)
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-4)
+
+
+def test_a_block_that_is_not_what_its_activation_says_is_computed_whole(tiny_model):
+    model, ids = tiny_model("llama"), prompt(6)
+    for layer in model.model.layers:
+        layer.mlp.act_fn = torch.nn.Tanh()
+    rule = Rule("magnitude", 0.7, 4, "causal")
+    with calibrate.forcing("held", "bag"):
+        run = gen.generate(model, ids, 14, rule)
+    assert "held" not in run.paths
+    assert torch.equal(run.tokens, reference(model, ids, 14, rule, None))
+
+
+def test_comparing_leaves_both_runs_what_they_are_alone(tiny_model):
+    model, ids, rule = tiny_model("llama"), prompt(6), RULES[3]
+    dense, sparse = gen.compare(model, ids, 12, rule)
+    assert torch.equal(dense.tokens, gen.generate(model, ids, 12).tokens)
+    assert torch.equal(sparse.tokens, gen.generate(model, ids, 12, rule).tokens)
+    assert len(dense.steps_s) == 11
+    other = gen.twin(model)
+    assert all(a is b for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_generation_stops_after_a_stop_token(tiny_model):
+    model, ids = tiny_model("llama"), prompt(6)
+    tokens = gen.generate(model, ids, 9).tokens
+    stopped = gen.generate(model, ids, 9, stop={int(tokens[2])}).tokens
+    assert torch.equal(stopped, tokens[: tokens.tolist().index(int(tokens[2])) + 1])
+
+
+def test_a_wrong_token_is_found(tiny_model):
+    model, ids, rule = tiny_model("llama"), prompt(6), RULES[3]
+    new = gen.generate(model, ids, 12, rule).tokens
+    expected = int(new[5])
+    new[5] = (expected + 1) % 260
+    found = gen.disagreement(model, ids, new, rule)
+    assert (found.at, found.expected, found.token) == (5, expected, int(new[5]))
+    assert found.gap > 0
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (Rule("random", 0.5, 1), "cannot choose while decoding"),
+        (Rule("magnitude", 0.5, "sequence", "causal"), "still grows"),
+        (Rule("magnitude", 0.5, 4), "yet to come"),
+        (Rule("magnitude", 0.5, "corpus"), "activation cache"),
+    ],
+)
+def test_rules_that_cannot_be_decoded_under(tiny_model, rule, message):
+    with pytest.raises(ConfigError, match=message):
+        gen.generate(tiny_model("llama"), prompt(), 4, rule)
+
+
+def test_what_windows_cannot_follow_is_refused(tiny_model):
+    model, ids = tiny_model("llama"), prompt(6)
+    with sparse_decoding(model, RULES[3]), torch.inference_mode():
+        with pytest.raises(ConfigError, match="padded"):
+            model(input_ids=ids, attention_mask=torch.tensor([[0, 1, 1, 1, 1, 1]]))
+        cache = model(input_ids=ids, use_cache=True).past_key_values
+        cache.crop(-2)
+        with pytest.raises(ConfigError, match="cache holds 4 tokens"):
+            model(input_ids=ids[:, :1], past_key_values=cache, use_cache=True)
+
+
+def test_empty_and_overlong_prompts(tiny_model):
+    model = tiny_model("llama")
+    with pytest.raises(ConfigError, match="a prompt of one token"):
+        gen.generate(model, prompt(0), 4)
+    with pytest.raises(ModelError, match="513 tokens"):
+        gen.generate(model, prompt(500), 13)
+
+
+def test_keep_rules_as_text():
+    assert gen.parse_keep("dynamic:0.9") == Rule("magnitude", 0.9, 1)
+    assert gen.parse_keep("windowed:16:0.5", "impact") == Rule("impact", 0.5, 16, "causal")
+    assert gen.parse_keep("static:0.9").window == "corpus"
+    for text in ("dynamic", "dynamic:x", "windowed:0.9", "windowed:1.5:0.9", "dense:0.9"):
+        with pytest.raises(ConfigError, match="write dynamic:SPARSITY"):
+            gen.parse_keep(text)
+    with pytest.raises(ConfigError, match="sparsity must be"):
+        gen.parse_keep("dynamic:1.5")
+
+
+def test_a_cache_of_another_model_is_refused(tiny_model, tmp_path):
+    path = tmp_path / "activations.safetensors"
+    activations.save(sums(tiny_model("llama")), path, {"model": "this", "text": "t"})
+    assert set(gen.load_moments(path, "this")) == {"ffn.000", "ffn.001"}
+    with pytest.raises(CacheError, match="another model"):
+        gen.load_moments(path, "that")
+    with pytest.raises(CacheError, match="cannot be read"):
+        gen.load_moments(tmp_path / "absent", "this")

@@ -1,0 +1,67 @@
+import pytest
+
+from keepset.run import provenance
+
+
+def test_the_closure_holds_what_is_imported_and_nothing_above():
+    closure = provenance.import_closure("keepset.rules.masks")
+    assert {"keepset.rules.masks", "keepset.rules.scores", "keepset.errors"} <= set(closure)
+    assert "keepset.measure.tables" not in closure
+
+
+def test_packages_bring_their_modules():
+    assert any(
+        name.startswith("keepset.text.") for name in provenance.import_closure("keepset.text")
+    )
+
+
+def test_unknown_modules_are_refused():
+    with pytest.raises(ValueError, match=r"no module keepset\.nope"):
+        provenance.import_closure("keepset.nope")
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    (tmp_path / "__init__.py").write_text("")
+    (tmp_path / "top.py").write_text("from keepset import below\n")
+    (tmp_path / "below.py").write_text("X = 1\n")
+    (tmp_path / "beside.py").write_text("Y = 1\n")
+
+    def hash_now():
+        provenance.code_hash.cache_clear()
+        provenance.import_closure.cache_clear()
+        return provenance.code_hash("keepset.top")
+
+    yield tmp_path, hash_now
+    provenance.code_hash.cache_clear()
+    provenance.import_closure.cache_clear()
+
+
+def test_code_below_changes_the_hash(package):
+    folder, hash_now = package
+    before = hash_now()
+    (folder / "below.py").write_text("X = 2\n")
+    assert hash_now() != before
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("beside.py", "Y = 2\n"),
+        ("below.py", "# a comment\nX  =  1\n"),
+        ("below.py", '"""A docstring."""\nX = 1\n'),
+    ],
+)
+def test_nothing_else_does(package, file, content):
+    folder, hash_now = package
+    if content.startswith('"""'):
+        (folder / "below.py").write_text('"""Another."""\nX = 1\n')
+    before = hash_now()
+    (folder / file).write_text(content)
+    assert hash_now() == before
+
+
+def test_the_environment_holds_versions_and_no_time():
+    assert provenance.environment() == provenance.environment()
+    assert provenance.environment()["packages"]["torch"] != "not installed"

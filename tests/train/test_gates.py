@@ -1,0 +1,103 @@
+"""Gates: measured on a specimen, and judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from keepset.text import Item
+from keepset.train.gates import Measured, judge, measure, report
+
+GOOD = Measured(10, 20.0, 20.001, {"1": 1.0, "2": 0.9, "4": 0.8, "8": 0.1})
+MEMORY = replace(GOOD, perplexity_without_state=27.0, recall_without_state=0.3)
+ALL = {
+    "relu": replace(GOOD, zeros={"ffn.000": 0.7, "ffn.001": 0.95}),
+    "relu-l1": replace(GOOD, perplexity=20.5, perplexity_float16=20.5, zeros={"ffn.000": 0.96}),
+    "swiglu": replace(GOOD, perplexity=19.0, perplexity_float16=19.0, zeros={"ffn.000": 0.0}),
+    "mamba2": MEMORY,
+}
+
+
+def failed(**changes: Measured) -> set[tuple[str, str]]:
+    gates = judge({**ALL, **{name.replace("_", "-"): own for name, own in changes.items()}})
+    return {(gate.specimen, gate.name) for gate in gates if not gate.passed}
+
+
+def test_good_specimens_pass() -> None:
+    assert failed() == set()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"relu": replace(ALL["relu"], recall={"1": 1.0, "2": 0.7, "4": 0.6, "8": 1.0})},
+            {("relu", "recall with 1 to 4 facts")},
+        ),
+        (
+            {"mamba2": replace(MEMORY, perplexity_float16=20.1)},
+            {("mamba2", "float16 changes perplexity by")},
+        ),
+        (
+            {"swiglu": replace(ALL["swiglu"], perplexity=15.0, perplexity_float16=15.0)},
+            {
+                ("relu", "perplexity over the best FFN specimen's"),
+                ("relu-l1", "perplexity over the best FFN specimen's"),
+            },
+        ),
+        (
+            {"relu": replace(ALL["relu"], zeros={"ffn.000": 0.7, "ffn.001": 0.8})},
+            {("relu", "natural zeros, mean over layers")},
+        ),
+        (
+            {"relu_l1": replace(ALL["relu-l1"], zeros={"ffn.000": 0.94, "ffn.001": 1.0})},
+            {("relu-l1", "natural zeros, smallest layer")},
+        ),
+        (
+            {"relu_l1": replace(ALL["relu-l1"], perplexity=21.5, perplexity_float16=21.5)},
+            {("relu-l1", "perplexity over relu's")},
+        ),
+        (
+            {"mamba2": replace(MEMORY, perplexity_without_state=21.0)},
+            {("mamba2", "perplexity without the state"), ("mamba2", "recall without the state")},
+        ),
+        (
+            {"mamba2": replace(MEMORY, perplexity_without_state=21.0, recall_without_state=0.02)},
+            set(),
+        ),
+    ],
+)
+def test_each_gate_fails_on_its_own(changes: dict[str, Measured], expected: set[str]) -> None:
+    assert failed(**changes) == expected
+
+
+def test_the_report_counts() -> None:
+    text = report(judge({"relu": replace(ALL["relu"], recall={"1": 0.0})}))
+    assert "FAIL  relu      recall with 1 to 4 facts: 0 (at least 0.8)" in text
+    assert text.endswith("3 passed, 1 failed")
+
+
+@pytest.mark.parametrize("family", ["opt", "mamba2", "zamba2"])
+def test_a_specimen_is_measured(
+    tiny_model: Callable[..., PreTrainedModel],
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    family: str,
+) -> None:
+    model = tiny_model(family)
+    rows = torch.randint(4, 260, (3, 20), generator=torch.Generator().manual_seed(0))
+    items = [Item(at, "t", "Anna ring, Paul key. Paul", "key", at % 2 + 1, 0) for at in range(4)]
+    found = measure(model, tiny_tokenizer, rows, items)
+    with torch.no_grad():
+        loss = model(input_ids=rows, labels=rows).loss
+    assert found.perplexity == pytest.approx(float(loss.exp()), rel=1e-4)
+    assert found.perplexity_float16 != found.perplexity
+    assert set(found.recall) == {"1", "2"}
+    assert bool(found.zeros) == (family != "mamba2")
+    if family == "opt":
+        assert all(0.1 < share < 0.9 for share in found.zeros.values())
+    assert (found.perplexity_without_state is None) == (family == "opt")
+    assert found.perplexity_without_state != found.perplexity
