@@ -25,7 +25,7 @@ def test_round_trip_is_sorted(path):
 
 def test_every_process_writes_the_same_bytes(path, tmp_path):
     code = (
-        "import sys, torch; from keepset import archive;"
+        "import sys, torch; from keepset.files import archive;"
         "archive.save({'b': torch.ones(2, 3).T, 'a': torch.zeros(1)}, sys.argv[1], 'kind-1',"
         " {'seeds': [1, 2], 'model': 'm'})"
     )

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from keepset.errors import ConfigError
-from keepset.rules.scores import SCORES, corpus_score, site_seed, token_score
+from keepset.rules.scores import NEURON_SCORES, corpus_score, site_seed, token_names, token_score
 
 MOMENTS = {
     "abs_sum": torch.tensor([3.0, 1.0, 2.0], dtype=torch.float64),
@@ -56,7 +56,7 @@ def test_token_scores():
     assert not torch.equal(draws[0], draws[2])
 
 
-@pytest.mark.parametrize("name", sorted(set(SCORES) - {"magnitude", "impact", "random"}))
+@pytest.mark.parametrize("name", sorted(set(NEURON_SCORES) - set(token_names(NEURON_SCORES))))
 def test_scores_without_a_per_token_form_say_so(name):
     with pytest.raises(ConfigError, match="window: corpus"):
         token_score(name, torch.ones(1, 3), torch.ones(3), None)

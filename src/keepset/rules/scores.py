@@ -1,63 +1,180 @@
-"""The scores: one number per unit that says how much it matters (docs/METHODS.md, section 2).
+"""The registry of scores: one number per unit that says how much it matters (docs/METHODS.md).
 
-Corpus scores rank the units of a site once, from the activation cache. Token scores rank them
-again for every token or window, from the activations at hand. Adding a score is one function and
-one entry in `SCORES` (and in `TOKEN_SCORES` where it can be computed per token).
+A *static* score ranks the units of a site once, from sums over calibration text. A score *per
+token* ranks them again for every token or window. Adding a score is one entry in the registry of
+its kind of site; the configuration's schema, the grids, figures and help derive from it.
+
+Nothing here imports torch at its start: the configuration is checked against this registry.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping
-
-import torch
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from keepset.errors import ConfigError
 
-Moments = Mapping[str, Tensor]
-"""Per-unit float64 sums of one site over the calibration tokens, as `trace` writes them."""
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Moments = Mapping[str, "Tensor"]
+"""Per-unit float64 sums of one site over calibration text, as the activation cache holds them."""
 
 
-def _magnitude(moments: Moments, _: int) -> Tensor:
-    return moments["abs_sum"]
+@dataclass(frozen=True)
+class Score:
+    """One score.
+
+    Attributes:
+        name: As the configuration and the result tables spell it.
+        static: Ranks units once; None where the score has no static form. Of neurons:
+            (moments, seed) -> (n_units,) float64. Of state channels: (sums) -> (n_groups, n_state)
+            float64, where `sums` are `keepset.calibrate.channels.Sums`.
+        token: Ranks units at every token; None where it cannot. Of neurons:
+            (h (..., n_units), norms (n_units,), generator) -> (..., n_units) float32, never
+            negative. Of state channels: (sizes, C, generator), both (..., groups, n_state).
+        gradients: Whether the static form needs the gradient of the loss.
+        decodes: Whether the form per token can choose while a model decodes.
+        seeded: Whether it depends on a seed, so that several are run.
+        needs_norms: Whether the form per token needs the norms of the output columns.
+        in_order: Whether it is taken again after every layer that was pruned, as GHOST does.
+        uniform: Whether every layer keeps the same share; else one threshold serves all layers.
+    """
+
+    name: str
+    static: Callable[..., Tensor] | None = None
+    token: Callable[..., Tensor] | None = None
+    gradients: bool = False
+    decodes: bool = False
+    seeded: bool = False
+    needs_norms: bool = False
+    in_order: bool = False
+    uniform: bool = False
 
 
-def _weight(moments: Moments, _: int) -> Tensor:
-    return moments["weight_norm"]
+Scores = Mapping[str, Score]
 
 
-def _impact(moments: Moments, _: int) -> Tensor:
-    return moments["impact_sum"]
+def _registry(*scores: Score) -> dict[str, Score]:
+    return {score.name: score for score in scores}
 
 
-def _taylor(moments: Moments, _: int) -> Tensor:
+def _random(shape: Any, generator: torch.Generator | None, **options: Any) -> Tensor:
+    import torch
+
+    return torch.rand(shape, generator=generator, **options)
+
+
+def _random_units(moments: Moments, seed: int) -> Tensor:
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    return _random(moments["abs_sum"].shape, generator, dtype=torch.float64)
+
+
+def _taylor_of_neurons(moments: Moments, _: int) -> Tensor:
     if "taylor_sum" not in moments:
         raise ConfigError("score taylor needs gradients, and this activation cache has none")
     return moments["taylor_sum"].abs()
 
 
-def _random(moments: Moments, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(moments["abs_sum"].shape, generator=generator, dtype=torch.float64)
+def _taylor_of_channels(sums: Any) -> Tensor:
+    if sums.taylor is None:
+        raise ConfigError("score taylor needs gradients, and none were taken")
+    taylor: Tensor = sums.taylor
+    return taylor
 
 
-SCORES: dict[str, Callable[[Moments, int], Tensor]] = {
-    "magnitude": _magnitude,
-    "impact": _impact,
-    "weight": _weight,
-    "taylor": _taylor,
-    "random": _random,
-}
+def ghost(sums: Any) -> Tensor:
+    """GHOST's score (arXiv:2602.11408): the root mean square change of y.
+
+    (n_groups, n_state) float64.
+    """
+    root: Tensor = sums.energy.sqrt()
+    return root
+
+
+def _separate(sums: Any) -> Tensor:
+    """The product of the averages: it misses when a large state meets a large read-out."""
+    root: Tensor = (sums.controllability * sums.observability).sqrt()
+    return root
+
+
+def _weight_norms(sums: Any) -> Tensor:
+    norms: Tensor = sums.magnitude
+    return norms
+
+
+NEURON_SCORES = _registry(
+    Score(
+        "magnitude",
+        static=lambda moments, _: moments["abs_sum"],
+        token=lambda h, *_: h.abs().float(),
+        decodes=True,
+    ),
+    Score(
+        "impact",
+        static=lambda moments, _: moments["impact_sum"],
+        token=lambda h, norms, _: h.abs().float().mul_(norms),
+        decodes=True,
+        needs_norms=True,
+    ),
+    Score("weight", static=lambda moments, _: moments["weight_norm"]),
+    Score("taylor", static=_taylor_of_neurons, gradients=True),
+    Score(
+        "random",
+        static=_random_units,
+        token=lambda h, _, generator: _random(h.shape, generator, device=h.device),
+        seeded=True,
+    ),
+)
+"""Scores of the inputs of a linear map, FFN neurons first of all (METHODS, section 2)."""
+
+CHANNEL_SCORES = _registry(
+    Score("ghost", static=ghost, in_order=True),
+    Score("ghost-uniform", static=ghost, in_order=True, uniform=True),
+    Score("ghost-oneshot", static=ghost),
+    Score("ghost-separate", static=_separate, in_order=True),
+    Score("magnitude", static=_weight_norms, token=lambda sizes, *_: sizes),
+    Score("magnitude-uniform", static=_weight_norms, uniform=True),
+    Score("taylor", static=_taylor_of_channels, gradients=True),
+    Score("impact", token=lambda sizes, C, _: sizes * C.square()),
+    Score(
+        "random",
+        static=None,
+        token=lambda sizes, _, generator: _random(sizes.shape, generator, device=sizes.device),
+        seeded=True,
+        uniform=True,
+    ),
+)
+"""Scores of state channels (METHODS, section 8)."""
+
+
+def static_names(scores: Scores) -> tuple[str, ...]:
+    """The scores that can choose once, on calibration text, in the registry's order."""
+    return tuple(name for name, score in scores.items() if score.static or score.seeded)
+
+
+def token_names(scores: Scores) -> tuple[str, ...]:
+    """The scores that can be taken again at every token without labels or gradients."""
+    return tuple(name for name, score in scores.items() if score.token)
+
+
+def decoding_names(scores: Scores) -> tuple[str, ...]:
+    """The scores that can choose while a model decodes."""
+    return tuple(name for name, score in scores.items() if score.decodes)
 
 
 def corpus_score(name: str, moments: Moments, *, seed: int = 0) -> Tensor:
     """Score the units of one site on calibration text.
 
     Args:
-        name: A key of `SCORES`.
+        name: A key of `NEURON_SCORES` with a static form.
         moments: The site's sums, each (n_units,) float64.
-        seed: Only `random` uses it.
+        seed: Only seeded scores use it.
 
     Returns:
         (n_units,) float64; larger is kept first. Sums rank as means do.
@@ -65,18 +182,17 @@ def corpus_score(name: str, moments: Moments, *, seed: int = 0) -> Tensor:
     Raises:
         ConfigError: the score is unknown, or needs gradients that the cache does not hold.
     """
-    if name not in SCORES:
-        raise ConfigError(f"unknown score {name!r}; known: {', '.join(SCORES)}")
-    return SCORES[name](moments, seed)
+    score = NEURON_SCORES.get(name)
+    if score is None or score.static is None:
+        raise ConfigError(
+            f"unknown score {name!r}; known: {', '.join(static_names(NEURON_SCORES))}"
+        )
+    return score.static(moments, seed)
 
 
 def site_seed(seed: int, key: str) -> int:
     """A seed of its own for every site, the same on every machine."""
     return zlib.crc32(f"{seed}:{key}".encode())
-
-
-TOKEN_SCORES = ("magnitude", "impact", "random")
-"""Scores that can be taken again at every token without labels or gradients."""
 
 
 def token_score(
@@ -85,10 +201,10 @@ def token_score(
     """Score every unit at every token.
 
     Args:
-        name: A member of `TOKEN_SCORES`.
+        name: A key of `NEURON_SCORES` with a form per token.
         h: Activations (..., n_units).
-        norms: ||w_j||_2 (n_units,), for `impact`.
-        generator: For `random`.
+        norms: ||w_j||_2 (n_units,), for scores that need them.
+        generator: For seeded scores.
 
     Returns:
         (..., n_units), float32, never negative.
@@ -96,13 +212,10 @@ def token_score(
     Raises:
         ConfigError: the score cannot be taken per token.
     """
-    if name == "magnitude":
-        return h.abs().float()
-    if name == "impact" and norms is not None:
-        return h.abs().float().mul_(norms)
-    if name == "random":
-        return torch.rand(h.shape, generator=generator, device=h.device)
-    raise ConfigError(
-        f"score {name!r} cannot be taken per token; use one of {', '.join(TOKEN_SCORES)},"
-        " or window: corpus"
-    )
+    score = NEURON_SCORES.get(name)
+    if score is None or score.token is None or (score.needs_norms and norms is None):
+        raise ConfigError(
+            f"score {name!r} cannot be taken per token; use one of"
+            f" {', '.join(token_names(NEURON_SCORES))}, or window: corpus"
+        )
+    return score.token(h, norms, generator)
