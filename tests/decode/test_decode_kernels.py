@@ -1,15 +1,17 @@
 """Whole blocks by Triton's kernels, inside models that decode: the masked reference's tokens."""
 
+from contextlib import ExitStack
+
 import pytest
 import torch
 
 from decoding import DEVICE, prompt, reference, sums
 from keepset.decode import generate as gen
 from keepset.decode import sparse_decoding
-from keepset.decode.whole import ffn_weights
+from keepset.decode.block import ffn_weights
 from keepset.errors import ConfigError
-from keepset.kernels import calibrate, choice, naive, triton_ffn
-from keepset.kernels.choice import TRITON_DOWN, TRITON_FFN, choosing
+from keepset.kernels import naive, selection, triton_ffn
+from keepset.kernels.selection import TRITON_DOWN, TRITON_FFN, Selection
 from keepset.kernels.torch_ffn import neuron_major
 from keepset.rules.rule import Rule, describe
 from keepset.sites import find_sites
@@ -27,13 +29,6 @@ def model_of(tiny_model):
 
 
 @pytest.fixture(autouse=True)
-def refused(monkeypatch):
-    found: dict[str, None] = {}
-    monkeypatch.setattr(choice, "_refused", found)
-    return found
-
-
-@pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Several tiles and shares at test sizes, and few programs: interpreted, each costs time."""
     config = triton_ffn.DecodeConfig(
@@ -42,27 +37,28 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(triton_ffn, "decode_config", lambda *_: config)
 
 
-def run(model, rule, word="triton", tokens=TOKENS):
+def run(model, rule, kernels="triton", tokens=TOKENS):
+    """Tokens x sites by path, and what was refused; the tokens are the reference's."""
     moments = sums(model) if rule.window == "corpus" else None
-    ids = prompt(PROMPT, device=DEVICE)
-    with choosing(word):
-        found = gen.generate(model, ids, tokens, rule, moments=moments)
-    assert torch.equal(found.tokens, reference(model, ids, tokens, rule, moments))
-    return found.paths
+    ids, chosen = prompt(PROMPT, device=DEVICE), Selection.of(kernels)
+    decoded = gen.generate(model, ids, tokens, rule, moments=moments, kernels=chosen)
+    assert torch.equal(decoded.tokens, reference(model, ids, tokens, rule, moments))
+    return decoded.paths, chosen.refusals
 
 
 # ReLU with biases; gate; Conv1D, which stores weights the other way; gate and up in one.
 @pytest.mark.parametrize("family", ["opt", "llama", "gpt2", "phi3"])
 @pytest.mark.parametrize("rule", [DYNAMIC, WINDOWED, STATIC], ids=describe)
-def test_tokens_equal_the_masked_references(model_of, family, rule, refused):
-    paths = run(model_of(family), rule)
-    assert not refused
+def test_tokens_equal_the_masked_references(model_of, family, rule):
+    paths, refusals = run(model_of(family), rule)
+    assert not refusals
     # Layers x tokens. The windows of a prompt are masked; under other rules it is short enough.
     assert paths[TRITON_FFN] == 2 * (TOKENS - 1 + (0 if rule is WINDOWED else PROMPT))
 
 
 def test_the_score_impact(model_of):
-    assert run(model_of("llama"), Rule("impact", 0.8, 1))[TRITON_FFN] == 2 * (TOKENS - 1 + PROMPT)
+    paths, _ = run(model_of("llama"), Rule("impact", 0.8, 1))
+    assert paths[TRITON_FFN] == 2 * (TOKENS - 1 + PROMPT)
 
 
 def test_a_kernel_that_is_wrong_within_the_trial_shows_in_the_output(model_of, monkeypatch):
@@ -71,12 +67,12 @@ def test_a_kernel_that_is_wrong_within_the_trial_shows_in_the_output(model_of, m
     right = triton_ffn.sparse_decode
     calls = []
 
-    def doubled(*arguments, **named):
+    def doubled(*arguments, **options):
         calls.append(1)
-        return right(*arguments, **named) * (1.0 if len(calls) <= 1 else 2.0)
+        return right(*arguments, **options) * (1.0 if len(calls) <= 1 else 2.0)
 
     def logits():
-        with choosing("triton"), sparse_decoding(model, DYNAMIC), torch.inference_mode():
+        with sparse_decoding(model, DYNAMIC, kernels="triton"), torch.inference_mode():
             cache = model(input_ids=ids, use_cache=True).past_key_values
             return model(input_ids=ids[:, :1], past_key_values=cache, use_cache=True).logits
 
@@ -89,7 +85,7 @@ def test_a_kernel_that_is_wrong_within_the_trial_shows_in_the_output(model_of, m
 def test_rows_of_a_batch_have_sets_of_their_own(model_of):
     model = model_of("opt")
     rows = torch.cat([prompt(4, seed, DEVICE) for seed in (1, 2, 3)])
-    with choosing("triton"), sparse_decoding(model, DYNAMIC) as session:
+    with sparse_decoding(model, DYNAMIC, kernels="triton") as session:
         out = model.generate(
             rows, attention_mask=torch.ones_like(rows), max_new_tokens=4, do_sample=False,
             eos_token_id=None,
@@ -101,16 +97,16 @@ def test_rows_of_a_batch_have_sets_of_their_own(model_of):
 
 def test_a_block_that_cannot_be_apart_reads_kept_rows_only(model_of):
     """Zamba2 adds adapters to a block that its depths share: the down projection alone."""
-    paths = run(model_of("zamba2"), DYNAMIC, tokens=3)
+    paths, _ = run(model_of("zamba2"), DYNAMIC, tokens=3)
     assert paths[TRITON_DOWN] > 0
     assert TRITON_FFN not in paths
 
 
 @pytest.mark.parametrize("rule", [DYNAMIC, WINDOWED, STATIC], ids=describe)
-def test_a_refused_dtype_runs_in_torch(model_of, rule, refused):
-    paths = run(model_of("llama").double(), rule)
+def test_a_refused_dtype_runs_in_torch(model_of, rule):
+    paths, refusals = run(model_of("llama").double(), rule)
     assert TRITON_FFN not in paths
-    assert any("float64" in text for text in refused)
+    assert any("float64" in text for text in refusals)
 
 
 @pytest.mark.parametrize("rule", [DYNAMIC, WINDOWED, STATIC], ids=describe)
@@ -118,37 +114,58 @@ def test_a_block_that_is_not_what_its_layout_says_runs_in_torch(model_of, rule):
     model = model_of("llama")
     for layer in model.model.layers:
         layer.mlp.act_fn = torch.nn.Tanh()
-    assert TRITON_FFN not in run(model, rule)
+    assert TRITON_FFN not in run(model, rule)[0]
 
 
-def test_an_activation_without_a_kernel_runs_in_torch(model_of, refused):
-    assert TRITON_FFN not in run(model_of("llama", hidden_act="mish"), DYNAMIC)
-    assert any("mish" in text for text in refused)
+def test_an_activation_without_a_kernel_runs_in_torch(model_of):
+    paths, refusals = run(model_of("llama", hidden_act="mish"), DYNAMIC)
+    assert TRITON_FFN not in paths
+    assert any("mish" in text for text in refusals)
 
 
 def test_torch_is_torch_and_auto_is_torch_on_a_cpu(model_of):
     for word in ("torch", "auto"):
-        with calibrate.forcing("bag"):
-            assert set(run(model_of("llama"), DYNAMIC, word)) == {"bag"}
+        paths, _ = run(model_of("llama"), DYNAMIC, Selection(word, forced=["bag"]))
+        assert set(paths) == {"bag"}
+
+
+def test_two_decodings_with_different_kernels_do_not_see_each_other(model_of):
+    """At the same time, in one process, token by token."""
+    model, ids = model_of("llama"), prompt(PROMPT, device=DEVICE)
+    models = {"triton": model, "torch": gen.twin(model)}
+    steps: dict[str, list[torch.Tensor]] = {word: [] for word in models}
+    sessions = {}
+    with ExitStack() as stack, torch.inference_mode():
+        for word, twin in models.items():
+            decoding = sparse_decoding(twin, WINDOWED, kernels=word)
+            sessions[word] = stack.enter_context(decoding)
+        outs = {word: twin(input_ids=ids, use_cache=True) for word, twin in models.items()}
+        for _ in range(TOKENS):
+            for word, twin in models.items():
+                token = outs[word].logits[:, -1:].argmax(dim=-1)
+                steps[word].append(token)
+                cache = outs[word].past_key_values
+                outs[word] = twin(input_ids=token, past_key_values=cache, use_cache=True)
+    assert set(sessions["triton"].paths) == {TRITON_FFN}
+    assert TRITON_FFN not in sessions["torch"].paths
+    assert not sessions["triton"].selection.crossovers_ms()
+    assert sessions["torch"].selection.crossovers_ms()
+    expected = reference(model, ids, TOKENS, WINDOWED, None)
+    for tokens in steps.values():
+        assert torch.equal(torch.cat(tokens, dim=1)[0].cpu(), expected)
 
 
 def test_the_faster_one_is_taken(model_of, monkeypatch):
     """Without a name the clock decides, here between torch and the interpreter."""
-    monkeypatch.setattr(choice, "ffn_kernels", lambda _: True)
-    for function in (calibrate.fastest, calibrate.times):
-        monkeypatch.setattr(function, "__defaults__", (1,))  # rounds
-    calibrate.forget()
-    model, ids = model_of("opt"), prompt(4, device=DEVICE)
+    monkeypatch.setattr(Selection, "triton_ffn", lambda *_: True)
+    model, ids, timed = model_of("opt"), prompt(4, device=DEVICE), Selection(rounds=1)
     moments = sums(model)
     for rule in (DYNAMIC, WINDOWED, STATIC):
-        with choosing("auto"):
-            paths = gen.generate(model, ids, 6, rule, moments=moments).paths
+        paths = gen.generate(model, ids, 6, rule, moments=moments, kernels=timed).paths
         assert not {TRITON_FFN, TRITON_DOWN} & set(paths)
-    found = calibrate.measured()
-    labels = {label.partition(" ")[0]: set(took) for label, took in found.items()}
+    labels = {label.partition(" ")[0]: set(took) for label, took in timed.crossovers_ms().items()}
     assert labels["dynamic"] == labels["static"] == {"plain", TRITON_FFN}
     assert labels["window"] == {"plain", "held", "turn", TRITON_FFN, "turn in place"}
-    calibrate.forget()
 
 
 def stopped_within(model, rule, moments):
@@ -167,11 +184,10 @@ def test_the_model_is_put_back(model_of):
             with pytest.raises(RuntimeError, match="stop"):
                 stopped_within(model, rule, moments)
             assert not any(m._forward_pre_hooks or "forward" in m.__dict__ for m in model.modules())
-            assert choice.chosen().ffn == "auto"
 
 
 def test_what_is_named_and_missing_is_an_error(model_of, monkeypatch):
-    monkeypatch.setattr(choice, "why_not_triton", lambda _: "no Triton here")
+    monkeypatch.setattr(selection, "why_not_triton", lambda _: "no Triton here")
     with (
         pytest.raises(ConfigError, match=r"kernels\.ffn: no Triton here"),
         sparse_decoding(model_of("llama"), DYNAMIC, kernels="triton"),

@@ -7,7 +7,7 @@ from keepset.decode import generate as gen
 from keepset.decode import sparse_decoding
 from keepset.errors import CacheError, ConfigError, ModelError
 from keepset.hold.inputs import watching
-from keepset.kernels import calibrate
+from keepset.kernels.selection import Selection
 from keepset.measure.runner import Runner
 from keepset.rules.rule import Rule, describe
 from keepset.sites import find_sites
@@ -42,8 +42,7 @@ def test_every_path_of_a_window_gives_the_same_tokens(tiny_model, family, path, 
     model, ids = tiny_model(family), prompt(6)
     rule = Rule("magnitude", 0.7, width, "causal")
     dense = gen.generate(model, ids, 14).tokens
-    with calibrate.forcing(path, "bag"):
-        run = gen.generate(model, ids, 14, rule)
+    run = gen.generate(model, ids, 14, rule, kernels=Selection(forced=[path, "bag"]))
     assert set(run.paths) <= ({"held"} if path == "held" else {"bag"})
     assert torch.equal(run.tokens, reference(model, ids, 14, rule, None))
     assert not torch.equal(run.tokens, dense)
@@ -54,8 +53,7 @@ def test_every_path_of_a_window_gives_the_same_tokens(tiny_model, family, path, 
 def test_every_path_of_a_dynamic_rule_gives_the_same_tokens(tiny_model, family, path):
     model, ids = tiny_model(family), prompt(6)
     rule = Rule("magnitude", 0.7, 1)
-    with calibrate.forcing(path):
-        run = gen.generate(model, ids, 14, rule)
+    run = gen.generate(model, ids, 14, rule, kernels=Selection(forced=[path]))
     assert set(run.paths) == {path}
     assert torch.equal(run.tokens, reference(model, ids, 14, rule, None))
 
@@ -78,7 +76,8 @@ def test_several_tokens_at_once_go_on_with_the_window(tiny_model):
     runner = Runner(model, find_sites(model))
     with runner.holding(rule, stream=False), torch.inference_mode():
         whole = model(input_ids=ids, use_cache=False).logits
-    with sparse_decoding(model, rule), calibrate.forcing("held"), torch.inference_mode():
+    held = Selection(forced=["held"])
+    with sparse_decoding(model, rule, kernels=held), torch.inference_mode():
         parts, cache = [], None
         for piece in ids.split([6, 1, 1, 5, 1, 1, 1, 7], dim=1):
             out = model(input_ids=piece, past_key_values=cache, use_cache=True)
@@ -89,7 +88,7 @@ def test_several_tokens_at_once_go_on_with_the_window(tiny_model):
 
 def stopped_within(model, rule, ids):
     moments = sums(model)
-    with calibrate.forcing("held"), sparse_decoding(model, rule, moments=moments):
+    with sparse_decoding(model, rule, moments=moments, kernels=Selection(forced=["held"])):
         model.generate(ids, max_new_tokens=9, do_sample=False, eos_token_id=None)
         raise RuntimeError("stop")
 
@@ -118,8 +117,8 @@ def test_given_sets_are_replayed(tiny_model):
 
     with watching(model, sites, mask), torch.inference_mode():
         whole = model(input_ids=ids, use_cache=False).logits
-    given = sparse_decoding(model, rule, given=sets)
-    with given, calibrate.forcing("held"), torch.inference_mode():
+    given = sparse_decoding(model, rule, given=sets, kernels=Selection(forced=["held"]))
+    with given, torch.inference_mode():
         out = model(input_ids=ids[:, :3], use_cache=True)
         parts = [out.logits]
         for token in ids[:, 3:].split(1, dim=1):
@@ -133,8 +132,7 @@ def test_a_block_that_is_not_what_its_activation_says_is_computed_whole(tiny_mod
     for layer in model.model.layers:
         layer.mlp.act_fn = torch.nn.Tanh()
     rule = Rule("magnitude", 0.7, 4, "causal")
-    with calibrate.forcing("held", "bag"):
-        run = gen.generate(model, ids, 14, rule)
+    run = gen.generate(model, ids, 14, rule, kernels=Selection(forced=["held", "bag"]))
     assert "held" not in run.paths
     assert torch.equal(run.tokens, reference(model, ids, 14, rule, None))
 
@@ -161,9 +159,9 @@ def test_a_wrong_token_is_found(tiny_model):
     new = gen.generate(model, ids, 12, rule).tokens
     expected = int(new[5])
     new[5] = (expected + 1) % 260
-    found = gen.disagreement(model, ids, new, rule)
-    assert (found.at, found.expected, found.token) == (5, expected, int(new[5]))
-    assert found.gap > 0
+    wrong = gen.disagreement(model, ids, new, rule)
+    assert (wrong.index, wrong.expected, wrong.token) == (5, expected, int(new[5]))
+    assert wrong.gap > 0
 
 
 @pytest.mark.parametrize(
@@ -213,8 +211,8 @@ def test_keep_rules_as_text():
 def test_a_cache_of_another_model_is_refused(tiny_model, tmp_path):
     path = tmp_path / "activations.safetensors"
     activations.save(sums(tiny_model("llama")), path, {"model": "this", "text": "t"})
-    assert set(gen.load_moments(path, "this")) == {"ffn.000", "ffn.001"}
+    assert set(gen.read_moments(path, "this")) == {"ffn.000", "ffn.001"}
     with pytest.raises(CacheError, match="another model"):
-        gen.load_moments(path, "that")
+        gen.read_moments(path, "that")
     with pytest.raises(CacheError, match="cannot be read"):
-        gen.load_moments(tmp_path / "absent", "this")
+        gen.read_moments(tmp_path / "absent", "this")

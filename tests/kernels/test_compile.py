@@ -39,10 +39,10 @@ def test_nothing_waits_for_the_device_and_every_kernel_has_a_case() -> None:
     """Tensors without data run through the host code: it cannot look at any."""
     names = set()
     for case in cases():
-        with launch.recorded() as launches:
+        with launch.Recording() as recording:
             case.call()
-        assert launches, case.operation
-        names |= {step.kernel.__name__ for step in launches}
+        assert recording.launches, case.operation
+        names |= {step.kernel.__name__ for step in recording.launches}
     assert names == LAUNCHED
 
 
@@ -60,30 +60,30 @@ def test_kernels_compile_for_a_gpu_that_is_not_here(tmp_path: Path) -> None:
     code = """
 import json
 from keepset.kernels.compile import cases, compiled, resources
-from keepset.kernels.launch import recorded
-found = {}
+from keepset.kernels.launch import Recording
+binaries = {}
 for case in cases():
     if (case.model, case.operation) in (
         ("OPT-2.7B", "decode shared set, 1 rows"), ("Mamba2-1.3B", "state step by index, N = 38")
     ):
-        with recorded() as launches:
+        with Recording() as recording:
             case.call()
-        last = launches[-1]
-        if last.kernel.__name__ not in found:
+        last = recording.launches[-1]
+        if last.kernel.__name__ not in binaries:
             kernel = compiled(last)
-            found[last.kernel.__name__] = kernel.asm["ptx"], resources(kernel.asm["cubin"])
-print(json.dumps(found))
+            binaries[last.kernel.__name__] = kernel.asm["ptx"], resources(kernel.asm["cubin"])
+print(json.dumps(binaries))
 """
-    found = json.loads(run(code, TRITON_CACHE_DIR=str(tmp_path)))
-    assert set(found) == {"rows_down", "_state_step"}
-    for ptx, resources in found.values():
+    binaries = json.loads(run(code, TRITON_CACHE_DIR=str(tmp_path)))
+    assert set(binaries) == {"rows_down", "_state_step"}
+    for ptx, resources in binaries.values():
         assert ".target sm_90" in ptx
         assert resources["registers"] is None or 16 <= resources["registers"] <= 255
         assert resources["stack_bytes"] in (None, 0)
 
     # A share's sums are stored, all threads meet, the ticket is drawn, all threads meet again, and
     # only then are the other shares' sums read, from the L2 cache.
-    ptx = found["rows_down"][0]
+    ptx = binaries["rows_down"][0]
     order = re.findall(r"st\.global\.b32|bar\.sync|atom\.global\.gpu\.acq_rel|ld\.global\.cg", ptx)
     brief = re.sub(r"(\S+)( \1)+", r"\1", " ".join(order))
     assert brief.endswith("st.global.b32 bar.sync atom.global.gpu.acq_rel bar.sync ld.global.cg"), (
@@ -92,11 +92,11 @@ print(json.dumps(found))
 
 
 def test_interpreted_kernels_are_not_compiled() -> None:
-    with launch.recorded() as launches:
+    with launch.Recording() as recording:
         next(iter(cases())).call()
     if not torch.cuda.is_available():
         with pytest.raises(KernelError, match="TRITON_INTERPRET"):
-            compiled(launches[0])
+            compiled(recording.launches[0])
     with pytest.raises(KernelError, match="no case matches"):
         main(["--match", "no such model"])
 

@@ -11,11 +11,12 @@ from keepset.decode import generate as gen
 from keepset.decode import sparse_decoding
 from keepset.errors import ConfigError, KernelError
 from keepset.hold.cut import prune_states
-from keepset.kernels import choice, triton_state
-from keepset.kernels.choice import choosing
+from keepset.kernels import triton_state
 from keepset.kernels.dispatch import CONV, SCAN, STEP, UPDATE
-from keepset.kernels.mixers import bound, mixer_kernels, scan_path
+from keepset.kernels.mixers import mixer_kernels, provider, scan_path
 from keepset.kernels.scan import chunk_scan
+from keepset.kernels.selection import Selection
+from keepset.measure.runner import Runner
 from keepset.settings import Kernels
 from keepset.sites import find_state_sites
 from state_models import shape
@@ -37,8 +38,7 @@ def functions():
 @pytest.mark.parametrize("family", ["mamba2", "falcon_h1"])  # the second gates within the step
 def test_tokens_are_those_of_the_whole_context(model_of, family, word):
     model, ids = model_of(family, **shape(family, groups=2, n_state=6)), prompt(5, device=DEVICE)
-    with choosing(word):
-        run = gen.generate(model, ids, 5)
+    run = gen.generate(model, ids, 5, kernels=word)
     assert run.mixers == {"scan": "torch", "state": word}
     assert torch.equal(run.tokens, reference(model, ids, 5, None, None))
 
@@ -66,13 +66,13 @@ def test_the_step_that_runs_is_the_kernel(model_of, monkeypatch):
     model, ids = model_of("mamba2"), prompt(5, device=DEVICE)
     right, calls = triton_state.state_step, []
 
-    def flipped(*arguments, **named):
+    def flipped(*arguments, **options):
         calls.append(1)
-        y = right(*arguments, **named)
+        y = right(*arguments, **options)
         return y if len(calls) == 1 else y.flip(-1)
 
     def logits(word):
-        with choosing(word), mixer_kernels(model), torch.inference_mode():
+        with mixer_kernels(model, Selection(word)), torch.inference_mode():
             cache = model(input_ids=ids, use_cache=True).cache_params
             return model(input_ids=ids[:, :1], cache_params=cache, use_cache=True).logits
 
@@ -86,39 +86,64 @@ def test_a_refused_step_runs_in_torch(model_of, monkeypatch):
         raise KernelError("no such state")
 
     monkeypatch.setattr(triton_state, "state_step", refusing)
-    monkeypatch.setattr(choice, "_refused", {})
     model, ids = model_of("mamba2"), prompt(5, device=DEVICE)
-    with choosing("triton"):
-        run = gen.generate(model, ids, 4)
+    selection = Selection("triton")
+    run = gen.generate(model, ids, 4, kernels=selection)
     assert run.mixers["state"] == "torch"
-    assert "no such state" in choice.refusals()[0]
+    assert "no such state" in selection.refusals[0]
     assert torch.equal(run.tokens, reference(model, ids, 4, None, None))
 
 
 def test_everything_is_put_back(model_of):
-    model, before = model_of("mamba2"), functions()
-    with choosing("triton"), mixer_kernels(model) as ran:
+    model, before, selection = model_of("mamba2"), functions(), Selection("triton")
+    with mixer_kernels(model, selection) as ran:
         assert getattr(modeling_mamba2, SCAN) is chunk_scan
-        with mixer_kernels(model) as inner:
+        with mixer_kernels(model, selection) as inner:
             assert inner is ran
         assert getattr(modeling_mamba2, SCAN) is chunk_scan
-    with pytest.raises(RuntimeError, match="stop"), mixer_kernels(model):
+    with pytest.raises(RuntimeError, match="stop"), mixer_kernels(model, selection):
         raise RuntimeError("stop")
     assert functions() == before
-    with mixer_kernels(model_of("llama")) as ran:
+    with mixer_kernels(model_of("llama"), selection) as ran:
         assert ran == {}
+
+
+def test_two_runners_with_different_kernels_do_not_see_each_other(model_of, monkeypatch):
+    """Each runs and refuses by itself; at the same time they cannot run, and are told so."""
+
+    def refusing(*_, **__):
+        raise KernelError("no such state")
+
+    model, ids = model_of("mamba2"), prompt(5, device=DEVICE)
+    triton, torch_alone = (Runner(model, [], kernels=word) for word in ("triton", "torch"))
+    expected = gen.generate(model, ids, 4, kernels=torch_alone.selection)
+    with monkeypatch.context() as patch:
+        patch.setattr(triton_state, "state_step", refusing)
+        gen.generate(model, ids, 4, kernels=triton.selection)
+    assert triton.selection.refusals
+    again = gen.generate(model, ids, 4, kernels=torch_alone.selection)
+    assert not torch_alone.selection.refusals
+    assert again.mixers == expected.mixers == {"scan": "torch", "state": "torch"}
+    assert gen.generate(model, ids, 4, kernels="triton").mixers["state"] == "triton"
+    before = functions()
+    with (
+        torch_alone.holding(None),
+        pytest.raises(ConfigError, match=r"kernels\.scan: auto was chosen while .* with torch"),
+        triton.holding(None),
+    ):
+        pass
+    assert functions() == before
 
 
 @pytest.mark.parametrize("key", ["scan", "state"])
 def test_mamba_ssm_by_name_is_an_error_where_it_cannot_run(model_of, key):
     model = model_of("mamba2")
     with (
-        choosing(Kernels(**{key: "mamba-ssm"})),
         pytest.raises(ConfigError, match=rf"kernels\.{key}: mamba-ssm runs on CUDA GPUs"),
-        mixer_kernels(model),
+        mixer_kernels(model, Selection(Kernels(**{key: "mamba-ssm"}))),
     ):
         pass
-    assert scan_path(model) == "torch"
+    assert scan_path(model, Selection()) == "torch"
 
 
 def bind(name):
@@ -129,8 +154,8 @@ def bind(name):
 
     implementation.__module__ = "mamba_ssm.ops.triton"
 
-    def wrapped(*arguments, **named):
-        return implementation(*arguments, **named)
+    def wrapped(*arguments, **options):
+        return implementation(*arguments, **options)
 
     wrapped.__module__ = "transformers.models.mamba2.modeling_mamba2"
     wrapped.__wrapped__ = getattr(modeling_mamba2, name).__wrapped__
@@ -143,8 +168,7 @@ def test_a_package_that_is_bound_is_not_called_on_a_cpu(model_of, monkeypatch, w
     expected = gen.generate(model, ids, 4).tokens
     for name in NAMES:
         monkeypatch.setattr(modeling_mamba2, name, bind(name))
-    assert bound(modeling_mamba2, STEP) == "mamba-ssm"
-    with choosing(word):
-        run = gen.generate(model, ids, 4)
+    assert provider(modeling_mamba2, STEP) == "mamba-ssm"
+    run = gen.generate(model, ids, 4, kernels=word)
     assert run.mixers == {"scan": "torch", "state": "torch"}
     assert torch.equal(run.tokens, expected)

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from keepset.kernels import calibrate, dispatch
+from keepset.kernels import dispatch
+from keepset.kernels.selection import Selection
 from keepset.kernels.torch_ffn import DOWN_PATHS, neuron_major
 
 
@@ -64,36 +65,10 @@ def test_rows_are_copied_only_if_they_must_be():
     assert torch.equal(neuron_major(weight.T), weight.T)
 
 
-def test_the_fastest_candidate_is_taken_and_timed_once():
-    calibrate.forget()
-    calls = []
-
-    def slow(at):
-        calls.append(at)
-        sum(range(30_000))
-
-    def fast(at):
-        return at
-
-    candidates = {"slow": slow, "fast": fast}
-    assert calibrate.fastest(("key", 1), candidates) == "fast"
-    assert calls == list(range(0, 2 * calibrate.ROUNDS + 2, 2))
-    assert calibrate.fastest(("key", 1), candidates) == "fast"
-    assert len(calls) == calibrate.ROUNDS + 1
-    assert set(calibrate.measured()["key 1"]) == {"slow", "fast"}
-    with calibrate.forcing("slow"):
-        assert calibrate.fastest(("key", 1), candidates) == "slow"
-    assert calibrate.spent() > 0
-    calibrate.forget()
-    assert not calibrate.measured()
-
-
-def test_a_module_of_kernels_enters_its_own_path(monkeypatch):
+def test_a_further_path_is_a_candidate(monkeypatch):
     h, rows, _ = case(1, 64, 8)
-    units = torch.arange(4)
+    units, selection = torch.arange(4), Selection()
     monkeypatch.setitem(dispatch.ACCELERATED, "cpu", {"mine": lambda *_: None})
-    calibrate.forget()
-    assert dispatch.down_path(h, units, [rows], None) == "mine"
-    (found,) = calibrate.measured()
-    assert found.startswith("down 64x8 rows=1 kept=0.06 cpu float32")
-    calibrate.forget()
+    assert dispatch.down_path(selection, h, units, [rows], None) == "mine"
+    (label,) = selection.crossovers_ms()
+    assert label.startswith("down 64x8 rows=1 kept=0.06 cpu float32")

@@ -4,7 +4,7 @@ import torch
 
 from keepset.calibrate import activations
 from keepset.errors import KeepsetError
-from keepset.kernels import calibrate
+from keepset.kernels.selection import Selection
 from keepset.rules.rule import Rule
 from keepset.settings import Benchmark
 from keepset.settings.grid import benchmark_rules
@@ -29,8 +29,9 @@ def test_every_rule_is_timed_over_whole_windows(model):
         model, find_sites(model), prompt(32), gradients=False, batch_tokens=64
     )
     rules = benchmark_rules(SETTING)
-    with calibrate.forcing("held"):
-        rows = pd.DataFrame(list(decoding.time_decoding(model, prompt(), rules, 6, MACHINE, sums)))
+    held = Selection(forced=["held"])
+    timed = decoding.time_decoding(model, prompt(), rules, 6, MACHINE, sums, held)
+    rows = pd.DataFrame(list(timed))
     cells = rows.set_index(["method", "window", "choice"])
     assert list(cells.index) == [
         ("dynamic", "1", "oracle"),
@@ -56,4 +57,4 @@ def test_a_wrong_token_is_not_timed(model, monkeypatch):
     monkeypatch.setattr(decoding, "compare", wrong)
     for rule in (Rule("magnitude", 0.5, 1), Rule("magnitude", 0.5, 4)):
         with pytest.raises(KeepsetError, match="no time is reported"):
-            list(decoding.time_decoding(model, prompt(), [rule], 6, MACHINE, None))
+            list(decoding.time_decoding(model, prompt(), [rule], 6, MACHINE, None, Selection()))

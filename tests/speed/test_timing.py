@@ -9,11 +9,11 @@ from keepset.speed import timing
 def test_runs_take_turns_and_copies():
     machine = timing.Machine(torch.device("cpu"), 1 << 16, 1e9)
     seen = []
-    runs = {name: lambda at, name=name: seen.append((name, at)) for name in ("dense", "sparse")}
+    runs = {name: lambda copy, name=name: seen.append((name, copy)) for name in ("dense", "sparse")}
     took = timing.in_turn(runs, 2, machine, 0.0)
     rounds = timing.LEAST_ROUNDS
     assert {name: len(values) for name, values in took.items()} == dict.fromkeys(runs, rounds)
-    expected = [(name, at % 2) for at in range(rounds + 1) for name in ("dense", "sparse")]
+    expected = [(name, turn % 2) for turn in range(rounds + 1) for name in ("dense", "sparse")]
     assert seen == expected
 
 
@@ -35,7 +35,7 @@ def test_a_wrong_result_is_not_timed(wrong):
 
 def test_a_machine_is_measured(monkeypatch):
     monkeypatch.setattr(timing, "cache_bytes", lambda _: 1 << 20)
-    machine = timing.measure(torch.device("cpu"))
+    machine = timing.machine_of(torch.device("cpu"))
     assert 1e7 < machine.bandwidth < 1e13
 
 

@@ -5,7 +5,7 @@ import pytest
 from keepset import models, settings
 from keepset.errors import ConfigError
 from keepset.files import store
-from keepset.kernels import choice
+from keepset.kernels import selection
 from keepset.steps.common import Run, load
 
 
@@ -19,10 +19,10 @@ def prepared(tiny_checkpoint, tmp_path):
 def test_what_runs_is_in_the_provenance(prepared):
     loaded = load(prepared, Run("cpu", "float32", kernels={"scan": "torch"}))
     assert loaded.provenance["kernels"] == {"ffn": "torch", "scan": "torch"}
-    assert loaded.runner.kernels == settings.Kernels(scan="torch")
+    assert loaded.runner.selection.wanted == settings.Kernels(scan="torch")
 
 
 def test_what_is_named_and_missing_stops_the_job(prepared, monkeypatch):
-    monkeypatch.setattr(choice, "why_not_triton", lambda _: "no Triton here")
+    monkeypatch.setattr(selection, "why_not_triton", lambda _: "no Triton here")
     with pytest.raises(ConfigError, match=r"kernels\.state: no Triton here"):
         load(prepared, Run("cpu", "float32", kernels={"state": "triton"}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,15 @@ from keepset.calibrate import activations
 from keepset.decode import Session, sparse_decoding
 from keepset.errors import CacheError, ConfigError
 from keepset.files import archive
-from keepset.kernels import calibrate
+from keepset.kernels import clock
+from keepset.kernels.selection import Selection
 from keepset.measure.runner import Runner
 from keepset.models import check_length
 from keepset.rules.rule import Rule
 from keepset.rules.scores import Moments
+from keepset.settings import Kernels
 from keepset.sites import find_sites
 
-Step = Callable[[Tensor, Any], tuple[Tensor, Any]]
 _FORMS = "dynamic:SPARSITY, windowed:TOKENS:SPARSITY or static:SPARSITY"
 
 
@@ -47,7 +48,7 @@ def parse_keep(text: str, score: str = "magnitude") -> Rule:
     raise ConfigError(f"keep rule {text!r} is not understood; write {_FORMS}")
 
 
-def load_moments(path: str | Path, fingerprint: str) -> dict[str, dict[str, Tensor]]:
+def read_moments(path: str | Path, fingerprint: str) -> dict[str, dict[str, Tensor]]:
     """The calibration sums of an activation cache, whatever its text, if it is this model's.
 
     Raises:
@@ -69,7 +70,7 @@ class Generation:
     Attributes:
         tokens: The new tokens, (n,) int64.
         prefill_s: Seconds for the prompt and the first new token.
-        steps_s: Seconds of each further token, (n - 1,), on `keepset.kernels.calibrate.clock`.
+        steps_s: Seconds of each further token, (n - 1,), on `keepset.kernels.clock.seconds`.
         paths: Tokens x sites by path taken (`keepset.decode.Session`).
         mixers: What ran the model's Mamba-2 mixers (`keepset.decode.Session`).
     """
@@ -86,6 +87,19 @@ class Generation:
         return len(self.steps_s) / float(self.steps_s.sum()) if len(self.steps_s) else 0.0
 
 
+@dataclass(frozen=True)
+class Replay:
+    """A text that is given, and the sets of its windows, known beforehand.
+
+    Attributes:
+        tokens: (n,) int64, read in the place of the new tokens, which are then predictions.
+        sets: Site key -> (n_windows, n_units) bool, as in `sparse_decoding`.
+    """
+
+    tokens: Tensor
+    sets: Mapping[str, Tensor]
+
+
 def generate(
     model: Any,
     ids: Tensor,
@@ -94,6 +108,7 @@ def generate(
     *,
     moments: Mapping[str, Moments] | None = None,
     stop: Collection[int] = (),
+    kernels: Kernels | Selection | str | None = None,
 ) -> Generation:
     """Continue a prompt greedily with a key-value cache; of equal logits the lowest index wins.
 
@@ -104,13 +119,14 @@ def generate(
         rule: The keep rule, as in `sparse_decoding`; None is dense. The prompt is under it too.
         moments: Calibration sums, for static rules.
         stop: Tokens after which generation ends.
+        kernels: Which implementations may run, as in `sparse_decoding`.
 
     Raises:
         ConfigError: an empty prompt, no tokens asked for, or a rule that cannot be decoded under.
         ModelError: prompt and new tokens exceed the model's positions.
     """
-    with sparse_decoding(model, rule, moments=moments) as session:
-        (run,) = _in_turn([(model, session)], ids, tokens, stop)
+    with sparse_decoding(model, rule, moments=moments, kernels=kernels) as session:
+        (run,) = _take_turns([_Decoder(model, session, stop)], ids, tokens)
     return run
 
 
@@ -121,9 +137,9 @@ def compare(
     rule: Rule,
     *,
     moments: Mapping[str, Moments] | None = None,
-    given: Mapping[str, Tensor] | None = None,
-    follow: Tensor | None = None,
+    replay: Replay | None = None,
     stop: Collection[int] = (),
+    kernels: Kernels | Selection | str | None = None,
 ) -> tuple[Generation, Generation]:
     """Generate dense and under a rule; the two take turns, token by token.
 
@@ -131,18 +147,18 @@ def compare(
     Arguments and errors as in `generate`, and:
 
     Args:
-        model, ids, tokens, rule, moments, stop: As in `generate`.
-        given: Sets known beforehand, as in `sparse_decoding`.
-        follow: (tokens,) int64, read in the place of the new tokens, which are then predictions
-            for a text that is given.
+        model, ids, tokens, rule, moments, stop, kernels: As in `generate`.
+        replay: A text to read in the place of the new tokens.
 
     Returns:
         Dense, sparse.
     """
     other = twin(model)
-    with sparse_decoding(other, rule, moments=moments, given=given) as session:
-        runs = [(model, Session(None, mixers=session.mixers)), (other, session)]
-        dense, sparse = _in_turn(runs, ids, tokens, stop, follow)
+    sets, text = (None, None) if replay is None else (replay.sets, replay.tokens)
+    with sparse_decoding(other, rule, moments=moments, given=sets, kernels=kernels) as session:
+        plain = Session(None, session.selection, mixers=session.mixers)
+        decoders = [_Decoder(model, plain, stop, text), _Decoder(other, session, stop, text)]
+        dense, sparse = _take_turns(decoders, ids, tokens)
     return dense, sparse
 
 
@@ -155,79 +171,74 @@ def twin(model: Any) -> Any:
     return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
 
 
-def _in_turn(
-    runs: Sequence[tuple[Any, Session]],
-    ids: Tensor,
-    tokens: int,
-    stop: Collection[int],
-    follow: Tensor | None = None,
-) -> list[Generation]:
+def _take_turns(decoders: Sequence[_Decoder], ids: Tensor, tokens: int) -> list[Generation]:
+    """Decode with each, a token at a time; prompts run twice, the first time to warm up."""
     if ids.shape[1] < 1 or tokens < 1:
         raise ConfigError("generation needs a prompt of one token or more, and --tokens >= 1")
-    for model, _ in runs:
-        check_length(model, ids.shape[1] + tokens, "prompt and new tokens", "--tokens")
-    lines = [_Line(_stepper(model), session) for model, session in runs]
+    for decoder in decoders:
+        check_length(decoder.model, ids.shape[1] + tokens, "prompt and new tokens", "--tokens")
     with torch.inference_mode():
-        for _warm_up in range(2):
-            for line in lines:
-                line.begin(ids)
-        for at in range(tokens - 1):
-            for line in lines:
-                if int(line.found[-1]) not in stop:
-                    line.advance(None if follow is None else follow[at].view(1, 1))
-    return [line.result() for line in lines]
+        for _ in range(2):
+            for decoder in decoders:
+                decoder.read_prompt(ids)
+        for _ in range(tokens - 1):
+            for decoder in decoders:
+                decoder.advance()
+    return [decoder.generation() for decoder in decoders]
 
 
-class _Line:
-    """One generation that goes on a token at a time."""
+class _Decoder:
+    """Continues one prompt greedily, a token at a time."""
 
-    def __init__(self, step: Step, session: Session) -> None:
-        self._step = step
-        self._session = session
-        self.found: list[Tensor] = []
-        self._times: list[float] = []
+    def __init__(
+        self, model: Any, session: Session, stop: Collection[int], text: Tensor | None = None
+    ) -> None:
+        """`text` (n,) is read in the place of the new tokens."""
+        self.model = model
+        self._session, self._stop, self._text = session, stop, text
+        # The head is a fifth of a small model's work, and the prompt needs its last row only.
+        arguments = inspect.signature(model.forward).parameters
+        self._options = {"logits_to_keep": 1} if "logits_to_keep" in arguments else {}
+        # Models without attention keep their states under another name.
+        attention = "past_key_values" in arguments
+        self._cache_name = "past_key_values" if attention else "cache_params"
 
-    def begin(self, ids: Tensor) -> None:
-        """Read the prompt, from an empty cache."""
+    def read_prompt(self, ids: Tensor) -> None:
+        """Predict the first new token, from an empty cache; what was decoded before is dropped."""
         self._session.paths.clear()
-        self._times, self.found = [], []
-        self._take(ids, None)
+        self._tokens: list[Tensor] = []
+        self._seconds: list[float] = []
+        self._cache: Any = None
+        self._predict(ids)
 
-    def advance(self, token: Tensor | None) -> None:
-        """Decode one token; `token` (1, 1) is read in the place of the last."""
-        self._take(self.found[-1] if token is None else token, self._cache)
+    def advance(self) -> None:
+        """Read the newest token and predict the next, unless the newest ends the text."""
+        newest = self._tokens[-1]
+        if int(newest) in self._stop:
+            return
+        follow = self._text
+        self._predict(newest if follow is None else follow[len(self._tokens) - 1].view(1, 1))
 
-    def _take(self, ids: Tensor, cache: Any) -> None:
-        start = _clock()
-        token, self._cache = self._step(ids, cache)
-        self._times.append(_clock() - start)
-        self.found.append(token)
+    def _predict(self, ids: Tensor) -> None:
+        start = self._clock()
+        cache = {self._cache_name: self._cache}
+        out = self.model(input_ids=ids, use_cache=True, **cache, **self._options)
+        token = out.logits[:, -1:].argmax(dim=-1)
+        self._seconds.append(self._clock() - start)
+        self._tokens.append(token)
+        self._cache = out[self._cache_name]
 
-    def result(self) -> Generation:
-        times = torch.tensor(self._times, dtype=torch.float64)
-        tokens = torch.cat(self.found, dim=1)[0].cpu()
+    def _clock(self) -> float:
+        """Seconds, without those that went into timing paths."""
+        return clock.seconds() - self._session.selection.timing_s
+
+    def generation(self) -> Generation:
+        """What was decoded so far."""
+        seconds = torch.tensor(self._seconds, dtype=torch.float64)
+        tokens = torch.cat(self._tokens, dim=1)[0].cpu()
         session = self._session
-        return Generation(tokens, float(times[0]), times[1:], session.paths, dict(session.mixers))
-
-
-def _stepper(model: Any) -> Step:
-    """(ids (1, n), cache or None) -> the greedy next token (1, 1), the cache."""
-    # The head is a fifth of a small model's work, and the prompt needs its last row only.
-    known = inspect.signature(model.forward).parameters
-    last = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
-    # Models without attention keep their states under another name.
-    held = "past_key_values" if "past_key_values" in known else "cache_params"
-
-    def step(ids: Tensor, cache: Any) -> tuple[Tensor, Any]:
-        out = model(input_ids=ids, use_cache=True, **{held: cache}, **last)
-        return out.logits[:, -1:].argmax(dim=-1), out[held]
-
-    return step
-
-
-def _clock() -> float:
-    """Seconds, without those that went into choosing paths."""
-    return calibrate.clock() - calibrate.spent()
+        mixers = dict(session.mixers)
+        return Generation(tokens, float(seconds[0]), seconds[1:], session.paths, mixers)
 
 
 def stops(model: Any) -> set[int]:
@@ -242,12 +253,13 @@ class Disagreement:
     """The first new token that is not the masked reference's.
 
     Attributes:
-        at: Its index among the new tokens.
-        token: What was generated, and `expected`: the reference's choice.
+        index: Its place among the new tokens.
+        token: What was generated.
+        expected: The reference's choice.
         gap: How much more logit the reference gives to its own choice.
     """
 
-    at: int
+    index: int
     token: int
     expected: int
     gap: float
@@ -259,6 +271,7 @@ def disagreement(
     new: Tensor,
     rule: Rule | None,
     moments: Mapping[str, Moments] | None = None,
+    kernels: Kernels | Selection | str | None = None,
 ) -> Disagreement | None:
     """Compare new tokens with those of the masked reference, `keepset.hold.inputs`.
 
@@ -272,29 +285,20 @@ def disagreement(
         new: The new tokens, (m,).
         rule: The rule that they were generated under.
         moments: Calibration sums, for static rules.
+        kernels: Which implementations run the reference's mixers.
 
     Returns:
         None if every token is the reference's greedy choice, else the first that is not.
     """
-    logits = _reference_logits(model, ids, new, rule, moments)
+    context = torch.cat([ids, new[None, :-1].to(ids.device)], dim=1)
+    runner = Runner(model, find_sites(model), moments=moments, kernels=kernels)
+    with runner.holding(rule, stream=False), torch.inference_mode():
+        logits = model(input_ids=context, use_cache=False).logits[0, ids.shape[1] - 1 :].cpu()
     best = logits.argmax(dim=-1)
     wrong = (best != new).nonzero()[:, 0]
     if not len(wrong):
         return None
-    at = int(wrong[0])
-    token, expected = int(new[at]), int(best[at])
-    return Disagreement(at, token, expected, float(logits[at, expected] - logits[at, token]))
-
-
-def _reference_logits(
-    model: Any,
-    ids: Tensor,
-    new: Tensor,
-    rule: Rule | None,
-    moments: Mapping[str, Moments] | None,
-) -> Tensor:
-    """The masked reference's logits before each of the new tokens: (m, vocabulary)."""
-    whole = torch.cat([ids, new[None, :-1].to(ids.device)], dim=1)
-    runner = Runner(model, find_sites(model), moments=moments)
-    with runner.holding(rule, stream=False), torch.inference_mode():
-        return model(input_ids=whole, use_cache=False).logits[0, ids.shape[1] - 1 :].cpu()
+    index = int(wrong[0])
+    token, expected = int(new[index]), int(best[index])
+    gap = float(logits[index, expected] - logits[index, token])
+    return Disagreement(index, token, expected, gap)

@@ -24,6 +24,11 @@ class Position:
     def __init__(self) -> None:
         self.start = self.batch = self.tokens = self.passes = 0
 
+    @property
+    def one_token(self) -> bool:
+        """Whether one new token of one row goes on with a context."""
+        return self.start > 0 and self.batch == self.tokens == 1
+
     @contextmanager
     def following(self, model: nn.Module) -> Iterator[None]:
         """Keep up with every forward pass of `model`.

@@ -8,25 +8,20 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from keepset.decode.dynamic import SparseDown, dynamic_forward, whole_block
-from keepset.decode.position import Position
+from keepset.decode.dynamic import dynamic_downs
+from keepset.decode.score import SCORES
 from keepset.decode.static import cut_blocks
-from keepset.decode.whole import Alike, can_be_apart, standing_forward
-from keepset.decode.windowed import HeldSite, Shared
+from keepset.decode.windowed import running_windows
 from keepset.errors import ConfigError
-from keepset.kernels import choice
 from keepset.kernels.mixers import mixer_kernels
-from keepset.kernels.torch_ffn import neuron_major
+from keepset.kernels.selection import Selection
 from keepset.measure.runner import Runner
 from keepset.rules.rule import Rule, describe
 from keepset.rules.scores import Moments
 from keepset.settings import Kernels
 from keepset.sites import Site, find_sites
-
-SCORES = ("magnitude", "impact")
-"""Scores that choose per token or window while decoding."""
 
 
 @dataclass
@@ -35,6 +30,7 @@ class Session:
 
     Attributes:
         rule: The rule that is held.
+        selection: Which kernels may run; what was timed and refused.
         paths: Tokens x sites by path: a path of the down projection (`keepset.kernels.dispatch`),
             `held` (gate, up and down of kept units only, copied together), or `triton-ffn` (the
             whole block by a kernel). Empty when dense, and where a static rule's cut weights run
@@ -43,6 +39,7 @@ class Session:
     """
 
     rule: Rule | None
+    selection: Selection
     paths: Counter[str] = field(default_factory=Counter)
     mixers: Mapping[str, str] = field(default_factory=dict)
 
@@ -55,7 +52,7 @@ def sparse_decoding(
     moments: Mapping[str, Moments] | None = None,
     sites: Sequence[Site] | None = None,
     given: Mapping[str, Tensor] | None = None,
-    kernels: Kernels | str | None = None,
+    kernels: Kernels | Selection | str | None = None,
 ) -> Iterator[Session]:
     """Decode under `rule` without computing, or without reading, what it leaves out.
 
@@ -70,11 +67,12 @@ def sparse_decoding(
         model: A causal language model in eval mode.
         rule: Dynamic, windowed with choice `causal`, or static; None is dense.
         moments: Site key -> calibration sums (`keepset.calibrate.activations`), for static rules.
-        sites: The sites; found if left out.
+        sites: The FFN sites; those of the model if left out.
         given: Site key -> (n_windows, n_units) bool, the sets of a windowed rule, known
             beforehand (replayed). Then choice may be `oracle`, and batches have one row.
-        kernels: Which implementations may run (`keepset.kernels.choice`): the section `kernels`
-            of a configuration, or "auto", "torch" or "triton"; what holds already if left out.
+        kernels: Which implementations may run: the section `kernels` of a configuration, or
+            "auto" (the default), "torch" or "triton". A `Selection` is shared with whoever else
+            was given it: a path is timed once for all.
 
     Raises:
         ConfigError: the rule cannot be decoded under (the message says why), a static rule has
@@ -82,68 +80,23 @@ def sparse_decoding(
     """
     _check(rule, moments, given)
     sites = find_sites(model) if sites is None else sites
-    session = Session(rule)
+    selection = Selection.of(kernels)
+    selection.require(next(model.parameters()).device)
+    session = Session(rule, selection)
     with ExitStack() as stack:
-        if kernels is not None:
-            stack.enter_context(choice.choosing(kernels))
-        choice.require(next(model.parameters()).device)
-        session.mixers = stack.enter_context(mixer_kernels(model))
+        session.mixers = stack.enter_context(mixer_kernels(model, selection))
         if rule is None or rule.sparsity == 0:
             pass
         elif rule.window == "corpus":
-            stack.enter_context(Runner(model, sites, moments=moments).holding(rule))
-            stack.enter_context(cut_blocks(sites, session.paths))
+            runner = Runner(model, sites, moments=moments, kernels=selection)
+            stack.enter_context(runner.holding(rule))
+            stack.enter_context(cut_blocks(sites, session.paths, selection))
+        elif rule.method == "dynamic" and given is None:
+            stack.enter_context(dynamic_downs(sites, rule, session.paths, selection))
         else:
-            sparse = SparseDown(_neuron_major(sites), session.paths)
-            if rule.method == "dynamic" and given is None:
-                _hold_dynamic(sites, rule, sparse, stack, session)
-            else:
-                _hold_windows(model, sites, Shared(rule, Position(), sparse), given, stack, session)
+            running = running_windows(model, sites, rule, given, session.paths, selection)
+            stack.enter_context(running)
         yield session
-
-
-def _hold_dynamic(
-    sites: Sequence[Site], rule: Rule, sparse: SparseDown, stack: ExitStack, session: Session
-) -> None:
-    alike = Alike(f"dynamic {rule.score} kept={1 - rule.sparsity:.2g}", session.paths)
-    for site in sites:
-        plain = dynamic_forward(site, rule, sparse)
-        if choice.ffn_kernels(sparse.rows(site).device) and can_be_apart(site):
-            whole = whole_block(site, rule, sparse, plain, alike)
-            stack.enter_context(whole.standing_in())
-        else:
-            stack.enter_context(standing_forward(site.down, plain))
-
-
-def _hold_windows(
-    model: nn.Module,
-    sites: Sequence[Site],
-    shared: Shared,
-    given: Mapping[str, Tensor] | None,
-    stack: ExitStack,
-    session: Session,
-) -> None:
-    shared.paths = session.paths
-    stack.enter_context(shared.position.following(model))
-    for site in sites:
-        if site.n_calls > 1:
-            raise ConfigError(
-                f"{site.name}: a block shared over depths cannot be decoded in windows; use a"
-                " dynamic or a static rule"
-            )
-        held = HeldSite(site, shared, None if given is None else given[site.key])
-        shared.sites.append(held)
-        stack.enter_context(held.standing_in())
-
-
-def _neuron_major(sites: Sequence[Site]) -> dict[str, Tensor]:
-    """Neuron-major weights by site; depths that share parameters share the copy."""
-    copies: dict[int, Tensor] = {}
-    for site in sites:
-        weight: Any = site.down.weight
-        if id(weight) not in copies:
-            copies[id(weight)] = neuron_major(site.down_weight())
-    return {site.key: copies[id(site.down.weight)] for site in sites}
 
 
 def _check(

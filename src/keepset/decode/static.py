@@ -9,28 +9,30 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor
 
-from keepset.decode.whole import Alike, WholeBlock, can_be_apart
-from keepset.kernels import choice
+from keepset.decode.block import separable
+from keepset.decode.whole import WholeBlock, WholeBlocks
+from keepset.kernels.selection import Selection
 from keepset.kernels.torch_ffn import neuron_major
 from keepset.kernels.weights import FfnWeights
 from keepset.sites import Site
 
 
 @contextmanager
-def cut_blocks(sites: Sequence[Site], paths: Counter[str]) -> Iterator[None]:
+def cut_blocks(sites: Sequence[Site], paths: Counter[str], selection: Selection) -> Iterator[None]:
     """Let kernels run blocks whose weights are cut, where they are faster, up to 16 tokens.
 
     Args:
         sites: Sites that are cut already (`keepset.hold.inputs.sliced`).
         paths: Counts tokens x sites that kernels ran.
+        selection: Which kernels may run.
     """
-    alike = Alike("static", paths)
+    blocks = WholeBlocks("static", paths, selection)
     with ExitStack() as stack:
         for site in sites:
-            if choice.ffn_kernels(site.down_weight().device) and can_be_apart(site):
+            if selection.triton_ffn(site.down_weight().device) and separable(site):
                 rows = neuron_major(site.down_weight())
-                whole = WholeBlock(site, site.down.forward, _all_units, rows, alike)
-                stack.enter_context(whole.standing_in())
+                block = WholeBlock(site, site.down.forward, _all_units, rows)
+                stack.enter_context(blocks.standing_in(block))
         yield
 
 

@@ -4,7 +4,7 @@
     python -m keepset.kernels.compile --match qwen --out registers.csv
 
 What is compiled is what the host code launches: each case calls a public function on tensors of
-the meta device while its launches are recorded (`keepset.kernels.launch.recorded`), and each
+the meta device while its launches are recorded (`keepset.kernels.launch.Recording`), and each
 launch is specialised as Triton would specialise it. Registers and stack are read from the binary
 by cuobjdump where there is one; none of these kernels has a stack of its own, so stack is what
 did not fit into registers. No time is measured here.
@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from keepset.files.store import replacing
-from keepset.kernels.launch import Launch, check, recorded
+from keepset.kernels.launch import Launch, Recording, check
 from keepset.kernels.triton_ffn import shared_set_decode, sparse_decode, sparse_down
 from keepset.kernels.triton_prefill import compacted_prefill, shared_set_ffn
 from keepset.kernels.triton_state import new_state, state_step
@@ -78,12 +78,12 @@ def _ffn_cases(model: str, ffn: FfnWeights) -> Iterator[Case]:
     norms = _meta(n, dtype=torch.float32)
     for rows in (1, 16):
         x = _meta(rows, d, dtype=dtype)
-        h, own = _meta(rows, n, dtype=dtype), _meta(rows, n, dtype=torch.bool)
+        h, mask = _meta(rows, n, dtype=dtype), _meta(rows, n, dtype=torch.bool)
         calls: dict[str, Callable[[], object]] = {
             "decode threshold": partial(sparse_decode, x, ffn, threshold=0.1),
             "decode top-k": partial(sparse_decode, x, ffn, k=n // 10, norms=norms),
             "decode shared set": partial(shared_set_decode, x, ffn, few),
-            "down projection": partial(sparse_down, h, own, ffn.down_t, ffn.down_bias),
+            "down projection": partial(sparse_down, h, mask, ffn.down_t, ffn.down_bias),
             "down projection, shared set": partial(sparse_down, h, few, ffn.down_t),
         }
         if ffn.gate is not None:
@@ -106,11 +106,11 @@ def _state_cases(model: str, heads: int, head_dim: int) -> Iterator[Case]:
     x = _meta(batch, heads, head_dim, dtype=activations)
     dt, per_head = _meta(batch, heads, dtype=activations), _meta(heads, dtype=torch.float32)
     vectors: dict[str, Any] = {"D": per_head, "dt_bias": per_head, "dt_softplus": True}
-    whole = _meta(batch, 1, 128, dtype=activations)
+    channels = _meta(batch, 1, 128, dtype=activations)
     for dtype in (torch.float32, torch.bfloat16):
         for n in (128, 64, 38, 13):
             state = new_state(batch, heads, head_dim, n, dtype=dtype, device="meta")
-            bc = whole[..., :n].contiguous()
+            bc = channels[..., :n].contiguous()
             yield Case(model, f"state step, N = {n}", dtype,
                        partial(state_step, state, x, dt, per_head, bc, bc, **vectors))  # fmt: skip
         n = 38
@@ -119,11 +119,11 @@ def _state_cases(model: str, heads: int, head_dim: int) -> Iterator[Case]:
         by_group: dict[str, Any] = {**vectors, "kept": kept, "index": index}
         yield Case(
             model, f"state step by index, N = {n}", dtype,
-            partial(state_step, state, x, dt, per_head, whole, whole, **by_group),
+            partial(state_step, state, x, dt, per_head, channels, channels, **by_group),
         )  # fmt: skip
         # As transformers lays it out: the channels of one number of the head side by side.
         state = _meta(batch, heads, head_dim, n, dtype=dtype)
-        bc = whole[..., :n].contiguous()
+        bc = channels[..., :n].contiguous()
         yield Case(model, f"state step, usual layout, N = {n}", dtype,
                    partial(state_step, state, x, dt, per_head, bc, bc, **vectors))  # fmt: skip
 
@@ -148,12 +148,12 @@ def source(launch: Launch) -> ASTSource:
     signature: dict[str, str] = {}
     constants: dict[str, Any] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
-    given = dict(zip(names, launch.arguments, strict=False)) | launch.constants
-    for at, name in enumerate(names):
-        value = given[name]
+    values = dict(zip(names, launch.arguments, strict=False)) | launch.constants
+    for place, name in enumerate(names):
+        value = values[name]
         if isinstance(value, Tensor):
             signature[name] = f"*{_TYPES[value.dtype]}"
-            attributes[(at,)] = [["tt.divisibility", 16]]
+            attributes[(place,)] = [["tt.divisibility", 16]]
         elif name in launch.constants or value is None or (value == 1 and isinstance(value, int)):
             signature[name], constants[name] = "constexpr", value
         elif isinstance(value, float):
@@ -161,7 +161,7 @@ def source(launch: Launch) -> ASTSource:
         else:
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
             if value % 16 == 0:
-                attributes[(at,)] = [["tt.divisibility", 16]]
+                attributes[(place,)] = [["tt.divisibility", 16]]
     return ASTSource(launch.kernel, signature, constants, attributes)
 
 
@@ -193,19 +193,19 @@ def resources(cubin: bytes) -> dict[str, int | None]:
         usage = subprocess.run(
             [tool, "--dump-resource-usage", file.name], check=True, capture_output=True, text=True
         ).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
-    check(found is not None, f"cuobjdump said nothing of registers: {usage!r}")
-    assert found is not None
-    return {"registers": int(found[1]), "stack_bytes": int(found[2])}
+    numbers = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    check(numbers is not None, f"cuobjdump said nothing of registers: {usage!r}")
+    assert numbers is not None
+    return {"registers": int(numbers[1]), "stack_bytes": int(numbers[2])}
 
 
-def measured(chosen: Iterable[Case]) -> Iterator[dict[str, object]]:
+def compiled_rows(chosen: Iterable[Case]) -> Iterator[dict[str, object]]:
     """Compile the kernels of each case, equal ones once, and yield a row for each."""
     seen = set()
     for case in chosen:
-        with recorded() as launches:
+        with Recording() as recording:
             case.call()
-        for step in launches:
+        for step in recording.launches:
             key = source(step).hash(), step.num_warps, step.num_stages
             if key in seen:
                 continue
@@ -231,17 +231,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Compile the Triton kernels ahead of time.")
     parser.add_argument("--match", default="", help="only cases whose model or operation has it")
     parser.add_argument("--out", type=Path, help="a CSV file to write")
-    given = parser.parse_args(arguments)
-    chosen = [
-        case for case in cases() if given.match.lower() in f"{case.model} {case.operation}".lower()
-    ]
-    check(bool(chosen), f"no case matches {given.match!r}")
+    options = parser.parse_args(arguments)
+    match = options.match.lower()
+    chosen = [case for case in cases() if match in f"{case.model} {case.operation}".lower()]
+    check(bool(chosen), f"no case matches {options.match!r}")
     rows = []
-    for row in measured(chosen):
+    for row in compiled_rows(chosen):
         rows.append(row)
         print(*row.values(), sep=", ", flush=True)
-    if given.out is not None:
-        with replacing(given.out) as path, path.open("w", newline="") as file:
+    if options.out is not None:
+        with replacing(options.out) as path, path.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)

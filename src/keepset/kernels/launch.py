@@ -7,13 +7,12 @@ on CPU tensors in Triton's interpreter.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function
 
 from keepset.errors import KernelError
 from keepset.kernels.weights import FfnWeights
@@ -44,21 +43,31 @@ class Launch:
     num_stages: int
 
 
-_recorders: list[Callable[[Launch], None]] = []
+class Recording(TorchFunctionMode):
+    """Collects launches instead of running them; the tensors may be on the meta device.
 
+    What is compiled ahead of time is thereby what the host code would launch:
 
-@contextlib.contextmanager
-def recorded() -> Iterator[list[Launch]]:
-    """Collect launches instead of running them; the tensors may be on the meta device.
-
-    What is compiled ahead of time is thereby what the host code would launch.
+        with Recording() as recording:
+            sparse_down(h, kept, down_t)
+        recording.launches
     """
-    launches: list[Launch] = []
-    _recorders.append(launches.append)
-    try:
-        yield launches
-    finally:
-        _recorders.pop()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launches: list[Launch] = []
+
+    def __torch_function__(
+        self, func: Any, _: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Called by torch in the place of every function of tensors; `launch` is one of them."""
+        given = kwargs or {}
+        if func is not launch:
+            return func(*args, **given)
+        kernel, grid, *arguments = args
+        sizes = (given.pop("num_warps"), given.pop("num_stages"))
+        self.launches.append(Launch(kernel, grid, tuple(arguments), given, *sizes))
+        return None
 
 
 def launch(
@@ -69,13 +78,14 @@ def launch(
     num_stages: int = 2,
     **constants: Any,
 ) -> None:
-    """Start `kernel` on `grid`; nothing here waits for the device.
+    """Start `kernel` on `grid`; nothing here waits for the device. `Recording` can take it over.
 
     Raises:
         KernelError: a tensor is on the CPU and the kernel is not interpreted.
     """
-    if _recorders:
-        _recorders[-1](Launch(kernel, grid, arguments, constants, num_warps, num_stages))
+    if has_torch_function(arguments):
+        sizes = {"num_warps": num_warps, "num_stages": num_stages}
+        handle_torch_function(launch, arguments, kernel, grid, *arguments, **sizes, **constants)
         return
     compiled = isinstance(kernel, triton.JITFunction)
     for argument in arguments:

@@ -2,7 +2,7 @@
 
 transformers decides at its own import: functions of mamba-ssm and causal-conv1d where those can be
 imported, for tensors on a CPU too (where they cannot run), else its own in torch. `mixer_kernels`
-has the choice of `keepset.kernels.choice` run instead, and puts everything back.
+runs what a `Selection` chooses instead, and puts everything back.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from keepset.errors import ConfigError
-from keepset.kernels import calibrate, choice
 from keepset.kernels.dispatch import (
     CONV,
     FUSED,
@@ -30,6 +29,7 @@ from keepset.kernels.dispatch import (
     standing_in,
 )
 from keepset.kernels.scan import causal_conv, chunk_scan
+from keepset.kernels.selection import Selection, why_not_triton
 
 TORCH, TRITON, MAMBA_SSM = "torch", "triton", "mamba-ssm"
 _HOW = (
@@ -40,83 +40,80 @@ _HOW = (
 Step = Callable[..., Tensor]
 """What updates a state in place and reads it out, with transformers' arguments."""
 
-_running: dict[str, dict[str, str]] = {}
 
-
-def bound(module: ModuleType, name: str) -> str:
+def provider(module: ModuleType, name: str) -> str:
     """Whose function transformers has bound as `name`: "torch" for its own, or a package's."""
     function = getattr(module, name)
-    if not inspect.isfunction(function):  # what stands in here is keepset's
-        return TORCH
-    found = inspect.getclosurevars(function).nonlocals.get("implementation")
-    package = "transformers" if found is None else found.__module__.partition(".")[0]
-    return TORCH if package == "transformers" else package.replace("_", "-")
+    bound = inspect.getclosurevars(function).nonlocals.get("implementation", function)
+    package = bound.__module__.partition(".")[0]
+    return TORCH if package in ("transformers", "keepset") else package.replace("_", "-")
 
 
-def scan_path(model: nn.Module) -> str:
-    """What runs the model's scans, by the choice that holds: "torch", or the name of a package.
+def scan_path(model: nn.Module, selection: Selection) -> str:
+    """What runs the model's scans: "torch", or the name of a package.
 
     Raises:
         ConfigError: mamba-ssm is chosen by name and cannot run.
     """
-    return _bound_or_torch(model, "scan", SCAN)
+    return _provider_or_torch(model, "scan", SCAN, selection)
 
 
-def _bound_or_torch(model: nn.Module, key: str, name: str) -> str:
-    wanted = getattr(choice.chosen(), key)
+def _provider_or_torch(model: nn.Module, key: str, name: str, selection: Selection) -> str:
+    wanted = getattr(selection.wanted, key)
     modules = mixer_modules(model)
     if not modules:
         return TORCH
     device = next(model.parameters()).device
-    found = bound(modules[0], name)
     if wanted == MAMBA_SSM and device.type != "cuda":
         raise ConfigError(
             f"kernels.{key}: mamba-ssm runs on CUDA GPUs, not on {device.type}; choose torch or"
             " auto there"
         )
-    if wanted == MAMBA_SSM and found == TORCH:
+    if wanted == TORCH or device.type == "cpu":
+        return TORCH
+    package = provider(modules[0], name)
+    if wanted == MAMBA_SSM and package == TORCH:
         raise ConfigError(
             f"kernels.{key}: mamba-ssm is not installed, or transformers cannot import it. {_HOW};"
             f" or choose kernels.{key}: torch or auto"
         )
-    return TORCH if wanted == TORCH or device.type == "cpu" else found
+    return package
 
 
 @contextmanager
-def mixer_kernels(model: nn.Module) -> Iterator[dict[str, str]]:
+def mixer_kernels(model: nn.Module, selection: Selection) -> Iterator[dict[str, str]]:
     """Run the mixers of `model` with the implementations that are chosen.
 
     What already stands in for transformers' functions, such as a keep rule, stays. In torch, scan
-    and convolution are those of `keepset.kernels.scan`. Within another `mixer_kernels` of the same
-    family, that one holds.
+    and convolution are those of `keepset.kernels.scan`. transformers binds these functions once
+    for all models of a family: within another `mixer_kernels` of the same family, that one holds.
 
     Returns:
         scan and state -> what runs them; `state` is there once a step has run. Empty for a model
         without mixers.
 
     Raises:
-        ConfigError: what is chosen by name cannot run; names the key and what to install.
+        ConfigError: what is chosen by name cannot run (names the key and what to install), or
+            another choice holds for this family.
     """
     modules = mixer_modules(model)
-    if not modules or modules[0].__name__ in _running:
-        yield _running[modules[0].__name__] if modules else {}
+    outer = getattr(modules[0], STEP) if modules else None
+    if outer is None or isinstance(outer, _Stepper):
+        yield {} if outer is None else outer.shared_with(selection)
         return
-    device = next(model.parameters()).device
-    choice.require(device)
-    ran = {"scan": scan_path(model)}
-    theirs = _bound_or_torch(model, "state", STEP)
+    selection.require(next(model.parameters()).device)
+    ran = {"scan": scan_path(model, selection)}
+    theirs = _provider_or_torch(model, "state", STEP, selection)
     with ExitStack() as stack:
         for module in modules:
             functions = dict(_torch_functions(module)) if ran["scan"] == TORCH else {}
-            functions[STEP] = _Stepper(getattr(module, STEP), theirs, device, ran)
+            functions[STEP] = _Stepper(getattr(module, STEP), theirs, selection, ran)
             free = {
                 name: function
                 for name, function in functions.items()
                 if getattr(module, name).__module__.startswith("transformers.")
             }
             stack.enter_context(standing_in([module], free))
-            _running[module.__name__] = ran
-            stack.callback(_running.pop, module.__name__)
         yield ran
 
 
@@ -124,7 +121,7 @@ def _torch_functions(module: ModuleType) -> Iterator[tuple[str, Callable[..., An
     yield SCAN, chunk_scan
     yield CONV, causal_conv
     for name in (UPDATE, FUSED):  # transformers' own, where a package's is bound
-        if hasattr(module, name) and bound(module, name) != TORCH:
+        if hasattr(module, name) and provider(module, name) != TORCH:
             yield name, getattr(module, name).__wrapped__
 
 
@@ -132,49 +129,71 @@ class _Stepper:
     """Stands in for the step of the mixers of one module."""
 
     def __init__(
-        self, original: Callable[..., Any], theirs: str, device: torch.device, ran: dict[str, str]
+        self, original: Callable[..., Any], theirs: str, selection: Selection, ran: dict[str, str]
     ) -> None:
         """`theirs`: whose step transformers has bound, if it may run; `ran` is told what did."""
-        self._ran = ran
-        self._wanted = choice.chosen().state
-        self._known: dict[tuple[Any, ...], Step] = {}
-        self._steps: dict[str, Step] = {TORCH: getattr(original, "__wrapped__", original)}
-        if theirs != TORCH and self._wanted in ("auto", MAMBA_SSM):
-            self._steps[theirs] = original
-        ours = self._wanted == TRITON or (self._wanted == "auto" and device.type == "cuda")
-        if ours and choice.why_not_triton(device) is None:
-            self._steps[TRITON] = triton_step
+        self._selection, self._ran = selection, ran
+        self._original, self._theirs = original, theirs
+        self._step_of: dict[tuple[Any, ...], Step] = {}
 
-    def __call__(self, state: Tensor, x: Tensor, dt: Tensor, *rest: Any, **named: Any) -> Tensor:
+    def shared_with(self, selection: Selection) -> dict[str, str]:
+        """What runs, for another context of the same family.
+
+        Raises:
+            ConfigError: the other one has chosen otherwise.
+        """
+        for key in ("scan", "state"):
+            here, there = (getattr(s.wanted, key) for s in (self._selection, selection))
+            if here != there:
+                raise ConfigError(
+                    f"kernels.{key}: {there} was chosen while a model of the same family runs with"
+                    f" {here}; let that one end first"
+                )
+        return self._ran
+
+    def __call__(self, state: Tensor, x: Tensor, dt: Tensor, *rest: Any, **options: Any) -> Tensor:
         key = (state.shape, state.dtype, x.dtype)
-        step = self._known.get(key)
-        if step is None:
-            name = self._choose((state, x, dt, *rest), named)
-            step = self._known[key] = self._steps[name]
+        if key not in self._step_of:
+            steps = self._steps(state.device)
+            name = self._choose(steps, (state, x, dt, *rest), options)
+            self._step_of[key] = steps[name]
             self._ran["state"] = name
-        return step(state, x, dt, *rest, **named)
+        return self._step_of[key](state, x, dt, *rest, **options)
 
-    def _choose(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> str:
+    def _steps(self, device: torch.device) -> dict[str, Step]:
+        """The steps that may run on `device`, by name."""
+        wanted = self._selection.wanted.state
+        steps: dict[str, Step] = {TORCH: getattr(self._original, "__wrapped__", self._original)}
+        if self._theirs != TORCH and wanted in ("auto", MAMBA_SSM):
+            steps[self._theirs] = self._original
+        by_triton = wanted == TRITON or (wanted == "auto" and device.type == "cuda")
+        if by_triton and why_not_triton(device) is None:
+            steps[TRITON] = triton_step
+        return steps
+
+    def _choose(
+        self, steps: dict[str, Step], arguments: tuple[Any, ...], options: dict[str, Any]
+    ) -> str:
         """The step to take: the one that is chosen by name, if it works, else the fastest."""
-        if len(self._steps) == 1:
+        if len(steps) == 1:
             return TORCH
         state, *rest = arguments
 
-        def once(step: Step, _: int) -> Tensor:
-            return step(state.clone(), *rest, **named)
+        def on_a_copy(step: Step, _: int) -> Tensor:
+            return step(state.clone(), *rest, **options)
 
-        tried = {name: partial(once, step) for name, step in self._steps.items()}
-        names = list(choice.working(tried, self._steps.keys() - {TORCH}))
-        if self._wanted in names or len(names) == 1:
+        trials = {name: partial(on_a_copy, step) for name, step in steps.items()}
+        names = list(self._selection.working(trials, steps.keys() - {TORCH}))
+        if self._selection.wanted.state in names or len(names) == 1:
             return names[-1]
         # On a scratch state each: a step changes its state, and making a copy would count.
         scratch = {name: state.clone() for name in names}
 
-        def timed(name: str, _: int) -> None:
-            self._steps[name](scratch[name], *rest, **named)
+        def on_scratch(name: str, _: int) -> None:
+            steps[name](scratch[name], *rest, **options)
 
         key = ("state step", "x".join(map(str, state.shape)), *setting(rest[0]))
-        return calibrate.fastest(key, {name: partial(timed, name) for name in names})
+        return self._selection.fastest(key, {name: partial(on_scratch, name) for name in names})
 
 
 def triton_step(

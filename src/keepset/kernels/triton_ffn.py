@@ -226,8 +226,8 @@ def sparse_down(
     if len(rows):
         config = config or decode_config(len(rows), n, d)
         marks = kept.contiguous().view(torch.int8)
-        found = _marked(rows, marks, _cleared(d, config, rows), config)
-        _down(rows, down_t, bias, found, y, config)
+        kept_list = _marked(rows, marks, _cleared(d, config, rows), config)
+        _down(rows, down_t, bias, kept_list, y, config)
     return y
 
 

@@ -23,8 +23,8 @@ from keepset.hold.inputs import (
     watching,
 )
 from keepset.hold.state import LastWindow, StateMask, StateWindows, scanning
-from keepset.kernels import choice
 from keepset.kernels.mixers import mixer_kernels
+from keepset.kernels.selection import Selection
 from keepset.models import check_length
 from keepset.rules.masks import static_order, window_means
 from keepset.rules.rule import Rule, describe
@@ -50,7 +50,7 @@ class Runner:
         states: Sequence[StateSite] = (),
         state_sets: Mapping[tuple[str, int, float], Masks] | None = None,
         batch_tokens: int = 1024,
-        kernels: Kernels | None = None,
+        kernels: Kernels | Selection | str | None = None,
     ) -> None:
         """Wrap a model in eval mode.
 
@@ -61,9 +61,9 @@ class Runner:
             states: The state sites to intervene on.
             state_sets: (score, seed, sparsity) -> channels kept, for static rules on states.
             batch_tokens: Tokens per forward pass, at least one passage.
-            kernels: Which implementations run; without it, those that are chosen already.
+            kernels: Which implementations run; auto if left out.
         """
-        self.kernels = kernels
+        self.selection = Selection.of(kernels)
         self.model: Any = model
         self.sites = list(sites)
         self.states = list(states)
@@ -115,10 +115,8 @@ class Runner:
         self, rule: Rule | None, lead_in: Tensor | None = None, *, stream: bool = True
     ) -> Iterator[Windows | StateWindows | None]:
         """Hold `rule` (None: dense) on the model."""
-        chosen = choice.chosen() if self.kernels is None else self.kernels
         with (
-            choice.choosing(chosen),
-            mixer_kernels(self.model),
+            mixer_kernels(self.model, self.selection),
             self._holding(rule, lead_in, stream) as windows,
         ):
             yield windows

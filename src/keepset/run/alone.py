@@ -12,8 +12,6 @@ try:
 except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
-_held: list[int] = []
-
 
 def alone(folder: str | Path) -> bool:
     """Join those that work in `folder`, until this process ends; True if there is no other.
@@ -26,8 +24,8 @@ def alone(folder: str | Path) -> bool:
     Path(folder).mkdir(parents=True, exist_ok=True)
     own = Path(folder) / f"running.{socket.gethostname()}"
     elsewhere = [path for path in Path(folder).glob("running.*") if path != own]
+    # Never closed: the lock holds to the end of the process.
     handle = os.open(own, os.O_RDWR | os.O_CREAT, 0o644)
-    _held.append(handle)  # open, and with it the lock held, to the end of the process
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         only = not elsewhere

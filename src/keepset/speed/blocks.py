@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from keepset.kernels import choice, dispatch, naive
-from keepset.kernels.choice import TRITON_DOWN, TRITON_FFN
+from keepset.kernels import dispatch, naive
+from keepset.kernels.selection import TRITON_DOWN, TRITON_FFN, Selection
+from keepset.kernels.torch_ffn import DownPath
 from keepset.kernels.weights import MAX_ROWS, FfnWeights
 from keepset.rules.masks import top_mask, top_units
 from keepset.rules.rule import n_kept
@@ -81,6 +82,7 @@ def time_shape(
     dtype: torch.dtype,
     machine: Machine,
     seconds: float,
+    selection: Selection,
 ) -> Iterator[Row]:
     """Rows of the `kernels` table for one shape.
 
@@ -97,7 +99,7 @@ def time_shape(
     for batch, sparsities in batches.items():
         for sparsity in sparsities:
             with torch.inference_mode():
-                case = _Case(blocks, batch, n_kept(shape.n_units, sparsity))
+                case = _Case(blocks, batch, n_kept(shape.n_units, sparsity), selection)
                 timed = list(case.time(machine, seconds))
             for level, kernel, path, window, bytes_, took, dense in timed:
                 yield {
@@ -121,8 +123,10 @@ def time_shape(
 class _Case:
     """One batch size and share kept."""
 
-    def __init__(self, blocks: Sequence[Block], batch: int, kept: int) -> None:
-        self.blocks, self.kept = blocks, kept
+    def __init__(
+        self, blocks: Sequence[Block], batch: int, kept: int, selection: Selection
+    ) -> None:
+        self.blocks, self.kept, self.selection = blocks, kept, selection
         first = blocks[0].rows
         generator = torch.Generator(first.device).manual_seed(kept)
         self.x = torch.randn(batch, first.shape[1], generator=generator, device=first.device)
@@ -150,10 +154,9 @@ class _Case:
         touched = len(torch.unique(self._touched())) * row
         for name in paths:
             yield "kernel", "down", name, "1", touched, took[name], took["dense"]
-        best = dispatch.down_path(
-            self.h[0], self.sets[0], [block.rows for block in self.blocks], None
-        )
-        runs = {"dense": lambda at: self.blocks[at].dense(self.x)}
+        rows = [block.rows for block in self.blocks]
+        best = dispatch.down_path(self.selection, self.h[0], self.sets[0], rows, None)
+        runs = {"dense": lambda copy: self.blocks[copy].dense(self.x)}
         runs |= {"dynamic": partial(self._dynamic, best), "known": self._known, **whole}
         took = in_turn(runs, len(self.blocks), machine, seconds)
         n_up, n_units = len(self.blocks[0].up), len(self.blocks[0].rows)
@@ -167,48 +170,51 @@ class _Case:
 
     def _paths(self) -> list[str]:
         """The paths of the down projection that may run and work."""
-        own = self.sets[0].dtype == torch.bool
-        names = dispatch.down_paths(self.x.device, len(self.x), own)
-        return list(choice.working({n: partial(self._down, n) for n in names}, {TRITON_DOWN}))
+        set_per_row = self.sets[0].dtype == torch.bool
+        paths = dispatch.down_paths(self.selection, self.x.device, len(self.x), set_per_row)
+        runs = {name: partial(self._down, name) for name in paths}
+        return list(self.selection.working(runs, {TRITON_DOWN}))
 
     def _whole(self) -> dict[str, Run]:
         """The whole block by Triton's kernels, where they run: dynamic, and the set known."""
-        if not choice.ffn_kernels(self.x.device):
+        if not self.selection.triton_ffn(self.x.device):
             return {}
         from keepset.kernels.triton_ffn import sparse_decode
         from keepset.kernels.triton_prefill import shared_set_ffn
 
         weights = [block.weights for block in self.blocks]
         runs: dict[str, Run] = {
-            _KNOWN: lambda at: shared_set_ffn(self.x, weights[at], self.shared[at])
+            _KNOWN: lambda copy: shared_set_ffn(self.x, weights[copy], self.shared[copy])
         }
         if len(self.x) <= MAX_ROWS:
-            runs[_DYNAMIC] = lambda at: sparse_decode(self.x, weights[at], k=self.kept)
+            runs[_DYNAMIC] = lambda copy: sparse_decode(self.x, weights[copy], k=self.kept)
         torchs: dict[str, Run] = {_KNOWN: self._known, _DYNAMIC: partial(self._dynamic, "masked")}
         return {
             name: run
             for name, run in runs.items()
-            if name in choice.working({PLAIN: torchs[name], name: run}, {name})
+            if name in self.selection.working({PLAIN: torchs[name], name: run}, {name})
         }
 
     def _touched(self) -> Tensor:
         kept = self.sets[0]
         return kept.nonzero()[:, 1] if kept.dtype == torch.bool else kept
 
-    def _dense_down(self, at: int) -> Tensor:
-        return F.linear(self.h[at], self.blocks[at].down)
+    def _dense_down(self, copy: int) -> Tensor:
+        return F.linear(self.h[copy], self.blocks[copy].down)
 
-    def _down(self, path: str, at: int) -> Tensor:
-        run = dispatch.down_paths(self.x.device)[path]
-        return run(self.h[at], self.sets[at], self.blocks[at].rows, None)
+    def _down(self, path: str, copy: int) -> Tensor:
+        return self._by(path)(self.h[copy], self.sets[copy], self.blocks[copy].rows, None)
 
-    def _dynamic(self, path: str, at: int) -> Tensor:
-        block = self.blocks[at]
+    def _dynamic(self, path: str, copy: int) -> Tensor:
+        block = self.blocks[copy]
         h = block.units(self.x)
-        return dispatch.down_paths(self.x.device)[path](h, self._choose(h), block.rows, None)
+        return self._by(path)(h, self._choose(h), block.rows, None)
 
-    def _known(self, at: int) -> Tensor:
-        return self.compact[at].dense(self.x)
+    def _by(self, path: str) -> DownPath:
+        return dispatch.down_paths(self.selection, self.x.device)[path]
+
+    def _known(self, copy: int) -> Tensor:
+        return self.compact[copy].dense(self.x)
 
     def _check(self, paths: Sequence[str], whole: Mapping[str, Run]) -> None:
         rows, h = self.blocks[0].rows.double(), self.h[0].double()

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from keepset.decode.generate import Generation, compare, disagreement, generate
+from keepset.decode.generate import Generation, Replay, compare, disagreement, generate
 from keepset.errors import KeepsetError
 from keepset.hold.inputs import output_norms, watching
+from keepset.kernels.selection import Selection
 from keepset.rules.masks import spread_windows, top_mask, window_means
 from keepset.rules.rule import Rule, describe, n_kept
 from keepset.rules.scores import Moments, token_score
@@ -30,6 +31,7 @@ def time_decoding(
     tokens: int,
     machine: Machine,
     moments: Mapping[str, Moments] | None,
+    selection: Selection,
 ) -> Iterator[Row]:
     """Rows of the `kernels` table, level `model`, one per rule; none for a model without an FFN.
 
@@ -45,6 +47,7 @@ def time_decoding(
         tokens: Decoded tokens per rule, at least; whole windows are decoded.
         machine: What it runs on.
         moments: For static rules.
+        selection: Which kernels may run; a path is timed once for all rules.
 
     Raises:
         KeepsetError: a token is not the masked reference's, beyond rounding.
@@ -53,7 +56,7 @@ def time_decoding(
     for rule in rules if sites else ():
         width = rule.window if isinstance(rule.window, int) else 1
         steps = -(-tokens // width) * width
-        dense, sparse = _run(model, ids, rule, steps + 1, moments, sites)
+        dense, sparse = _decode(model, ids, rule, steps + 1, moments, selection, sites)
         chunks = [run.steps_s.view(-1, width).mean(dim=1).numpy() for run in (dense, sparse)]
         bytes_ = _bytes(model, sites, rule)
         yield {
@@ -69,25 +72,27 @@ def time_decoding(
         }
 
 
-def _run(
+def _decode(
     model: Any,
     ids: Tensor,
     rule: Rule,
     tokens: int,
     moments: Mapping[str, Moments] | None,
+    selection: Selection,
     sites: Sequence[Site],
 ) -> tuple[Generation, Generation]:
     near = NEAR.get(model.dtype, NEAR_LOW_PRECISION)
     if rule.method == "windowed" and rule.choice == "oracle":
-        text = generate(model, ids, tokens).tokens
+        text = generate(model, ids, tokens, kernels=selection).tokens
         sets, logits = oracle_sets(model, ids, text, rule, sites)
-        dense, sparse = compare(model, ids, tokens, rule, given=sets, follow=text)
+        replay = Replay(text, sets)
+        dense, sparse = compare(model, ids, tokens, rule, replay=replay, kernels=selection)
         picked = logits.gather(1, sparse.tokens[:, None])[:, 0]
         gap = float((logits.max(dim=1).values - picked).max())
     else:
-        dense, sparse = compare(model, ids, tokens, rule, moments=moments)
-        found = disagreement(model, ids, sparse.tokens, rule, moments)
-        gap = 0.0 if found is None else found.gap
+        dense, sparse = compare(model, ids, tokens, rule, moments=moments, kernels=selection)
+        wrong = disagreement(model, ids, sparse.tokens, rule, moments, selection)
+        gap = 0.0 if wrong is None else wrong.gap
     if not gap <= near:
         raise KeepsetError(
             f"{describe(rule)}: the decoded tokens are not the masked reference's, by {gap:.3g} of"
@@ -113,9 +118,9 @@ def oracle_sets(
         sets[site.key] = mask[0]
         return h * spread_windows(mask, h.shape[1], rule.window)
 
-    whole = torch.cat([ids, new[None, :-1].to(ids.device)], dim=1)
+    context = torch.cat([ids, new[None, :-1].to(ids.device)], dim=1)
     with watching(model, sites, action), torch.inference_mode():
-        logits = model(input_ids=whole, use_cache=False).logits[0, ids.shape[1] - 1 :]
+        logits = model(input_ids=context, use_cache=False).logits[0, ids.shape[1] - 1 :]
     return sets, logits.cpu()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from keepset.errors import KeepsetError
-from keepset.kernels import calibrate
+from keepset.kernels import clock
 
 Run = Callable[[int], Any]
 """Does the work once; gets the number of the weight copy to work on."""
@@ -40,7 +41,7 @@ class Machine:
     bandwidth: float
 
 
-def measure(device: torch.device) -> Machine:
+def machine_of(device: torch.device) -> Machine:
     """Look up the cache of `device`, and measure how fast it reads memory."""
     cache = cache_bytes(device)
     large = torch.ones(max(4 * cache, 128 << 20) // 4, device=device)
@@ -57,8 +58,8 @@ def cache_bytes(device: torch.device) -> int:
         for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
     ]
     units = {"K": 1 << 10, "M": 1 << 20}
-    known = [int(size[:-1]) * units[size[-1]] for size in sizes if size[-1:] in units]
-    return max(known, default=_DEFAULT_CACHE)
+    numbers = [int(size[:-1]) * units[size[-1]] for size in sizes if size[-1:] in units]
+    return max(numbers, default=_DEFAULT_CACHE)
 
 
 def in_turn(
@@ -70,13 +71,13 @@ def in_turn(
     in turn, so that weights come from memory, as they do when a model decodes. One round warms up.
     On a GPU a run that does not wait for the device is captured as a CUDA graph for each copy, and
     replayed; one that waits is timed as it runs, with its launches. The clock is
-    `keepset.kernels.calibrate.clock`.
+    `keepset.kernels.clock.seconds`.
 
     Args:
         runs: What to time, by name.
         copies: Copies of the weights.
         machine: Where.
-        seconds: How long to go on, once there are `LEAST_ROUNDS`.
+        seconds: How long to continue, once there are `LEAST_ROUNDS`.
 
     Returns:
         Seconds per round, by name; the same rounds for all.
@@ -85,19 +86,19 @@ def in_turn(
     calls = {name: _calls(run, copies, machine.device) for name, run in runs.items()}
     took: dict[str, list[float]] = {name: [] for name in runs}
     end = float("inf")
-    for at in range(MOST_ROUNDS + 1):
+    for number in range(MOST_ROUNDS + 1):
         for name, call in calls.items():
             other.sum()
-            took[name].append(_seconds(call[at % copies]))
-        if at == 0:
+            took[name].append(_seconds(call[number % copies]))
+        if number == 0:
             end = time.perf_counter() + seconds
-        if at >= LEAST_ROUNDS and time.perf_counter() > end:
+        if number >= LEAST_ROUNDS and time.perf_counter() > end:
             break
     return {name: np.array(values[1:]) for name, values in took.items()}
 
 
 def _calls(run: Run, copies: int, device: torch.device) -> list[Callable[[], Any]]:
-    calls: list[Callable[[], Any]] = [lambda at=at: run(at) for at in range(copies)]  # type: ignore[misc]
+    calls: list[Callable[[], Any]] = [partial(run, copy) for copy in range(copies)]
     if device.type != "cuda" or _waits(calls[0]):
         return calls
     return [_captured(call) for call in calls]
@@ -132,9 +133,9 @@ def _captured(call: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def _seconds(call: Callable[[], Any]) -> float:
-    start = calibrate.clock()
+    start = clock.seconds()
     call()
-    return calibrate.clock() - start
+    return clock.seconds() - start
 
 
 def summary(took: np.ndarray, dense: np.ndarray) -> dict[str, float]:
@@ -153,11 +154,11 @@ def summary(took: np.ndarray, dense: np.ndarray) -> dict[str, float]:
     }
 
 
-def must_agree(found: Tensor, expected: Tensor, what: str) -> None:
+def must_agree(output: Tensor, expected: Tensor, what: str) -> None:
     """Refuse to time what is wrong.
 
     Args:
-        found: The output of a fast path, in the dtype it runs in.
+        output: The output of a fast path, in the dtype it runs in.
         expected: The reference, float64.
         what: For the message.
 
@@ -165,8 +166,8 @@ def must_agree(found: Tensor, expected: Tensor, what: str) -> None:
         KeepsetError: the relative root mean square error exceeds 1e-5 (float32), 1e-9 (float64) or
             5e-3 (shorter formats), or a value is not finite.
     """
-    error = float((found.double() - expected).norm() / expected.norm())
-    limit = TOLERANCE.get(found.dtype, LOW_PRECISION)
+    error = float((output.double() - expected).norm() / expected.norm())
+    limit = TOLERANCE.get(output.dtype, LOW_PRECISION)
     if not error <= limit:
         raise KeepsetError(
             f"{what}: its output is off by {error:.2g} (relative RMS), more than {limit:g}; no time"

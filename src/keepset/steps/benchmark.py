@@ -16,7 +16,8 @@ from keepset import models, text
 from keepset.decode.generate import generate
 from keepset.errors import ConfigError
 from keepset.files import store
-from keepset.kernels import calibrate, choice
+from keepset.kernels.clock import clock_name
+from keepset.kernels.selection import Selection
 from keepset.run import provenance
 from keepset.settings import Benchmark, Kernels
 from keepset.settings.grid import benchmark_rules
@@ -45,18 +46,17 @@ def benchmark_shapes(
         ConfigError: an implementation that `kernels` names cannot run on `device`.
     """
     setting = Benchmark.model_validate(settings)
-    machine = timing.measure(models.resolve_device(device))
+    machine = timing.machine_of(models.resolve_device(device))
+    selection = Selection(Kernels.model_validate(kernels))
+    selection.require(machine.device)
     rows = []
-    with choice.choosing(Kernels.model_validate(kernels)) as chosen:
-        choice.require(machine.device)
-        for name, shape in setting.shapes.items():
-            for number in setting.block_dtypes or [setting.dtype]:
-                dtype = models.resolve_dtype(number, machine.device)
-                made = (setting.blocks, dtype, machine, setting.seconds)
-                timed = blocks.time_shape(name, shape, *made)
-                rows += [{**row, "dtype": number} for row in timed]
-    ran = {"chosen": chosen.model_dump()}
-    _write(rows, {"study": study}, setting, (machine, ran), output)
+    for name, shape in setting.shapes.items():
+        for dtype_name in setting.block_dtypes or [setting.dtype]:
+            dtype = models.resolve_dtype(dtype_name, machine.device)
+            case = (setting.blocks, dtype, machine, setting.seconds, selection)
+            timed = blocks.time_shape(name, shape, *case)
+            rows += [{"study": study, **row, "dtype": dtype_name} for row in timed]
+    _write(rows, setting, machine, _kernels(selection), output)
 
 
 def benchmark_model(
@@ -73,19 +73,21 @@ def benchmark_model(
     read = text.load_blocks(tokens)
     moments = load_moments(cache, model, read, Run(run["device"], run["dtype"]), run["gradients"])
     loaded = load(model, Run(run["device"], setting.dtype, kernels=run["kernels"]))
-    machine = timing.measure(models.resolve_device(run["device"]))
+    machine = timing.machine_of(models.resolve_device(run["device"]))
     network = loaded.runner.model
     prompt = _prompt(read.evaluation, setting).to(machine.device)
     rules = benchmark_rules(setting)
+    selection = loaded.runner.selection
     rows = []
-    with choice.choosing(Kernels.model_validate(run["kernels"])) as chosen:
-        for row in decoding.time_decoding(network, prompt, rules, setting.tokens, machine, moments):
-            logger.info("%(method)s %(sparsity)g W=%(window)s %(choice)s: %(speedup_p50).3f", row)
-            rows.append({**row, "dtype": setting.dtype})
-        # Two tokens tell what runs the mixers, where there are any.
-        mixers = generate(network, prompt, 2).mixers if loaded.runner.states else {}
-    ran = {"chosen": chosen.model_dump(), **mixers}
-    _write(rows, identity, setting, (machine, ran), output)
+    for row in decoding.time_decoding(
+        network, prompt, rules, setting.tokens, machine, moments, selection
+    ):
+        logger.info("%(method)s %(sparsity)g W=%(window)s %(choice)s: %(speedup_p50).3f", row)
+        rows.append({**identity, **row, "dtype": setting.dtype})
+    # Two tokens tell what runs the mixers, where there are any.
+    states = loaded.runner.states
+    mixers = generate(network, prompt, 2, kernels=selection).mixers if states else {}
+    _write(rows, setting, machine, _kernels(selection, mixers), output)
 
 
 def _prompt(blocks: Tensor, setting: Benchmark) -> Tensor:
@@ -99,27 +101,29 @@ def _prompt(blocks: Tensor, setting: Benchmark) -> Tensor:
     return blocks.flatten()[None, :n]
 
 
+def _kernels(selection: Selection, mixers: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The facts of a selection, for the record."""
+    chosen = {"chosen": selection.wanted.model_dump(), **(mixers or {})}
+    kernels = {**chosen, "refused": selection.refusals}
+    return {"crossovers_ms": selection.crossovers_ms(), "kernels": kernels}
+
+
 def _write(
     rows: list[dict[str, Any]],
-    identity: Mapping[str, Any],
     setting: Benchmark,
-    ran: tuple[timing.Machine, Mapping[str, Any]],
+    machine: timing.Machine,
+    kernels: Mapping[str, Any],
     output: PathLike,
 ) -> None:
-    machine, kernels = ran
-    found = {
-        "device": _device(machine.device),
-        "threads": torch.get_num_threads(),
-    }
-    table = pd.DataFrame([{**identity, **row, **found} for row in rows]).reindex(columns=COLUMNS)
+    place = {"device": _device(machine.device), "threads": torch.get_num_threads()}
+    table = pd.DataFrame([{**row, **place} for row in rows]).reindex(columns=COLUMNS)
     facts = {
         **provenance.environment(),
-        **found,
-        "clock": calibrate.clock_name(),
+        **place,
+        "clock": clock_name(),
         "cache_bytes": machine.cache,
         "bandwidth_bytes_per_s": machine.bandwidth,
-        "crossovers_ms": calibrate.measured(),
-        "kernels": {**kernels, "refused": choice.refusals()},
+        **kernels,
         "settings": setting.model_dump(mode="json"),
     }
     store.write_table(table, output, facts)

@@ -12,7 +12,6 @@ from torch import Tensor
 from keepset import models, text
 from keepset.calibrate import activations
 from keepset.files import store
-from keepset.kernels import choice
 from keepset.kernels.mixers import scan_path
 from keepset.measure.runner import Runner
 from keepset.rules.scores import Moments
@@ -54,18 +53,16 @@ def load(model: PathLike, run: Run, moments: Mapping[str, Moments] | None = None
     device = models.resolve_device(run.device)
     dtype = models.resolve_dtype(run.dtype, device)
     network, tokenizer = models.load(info, device, dtype)
-    kernels = Kernels.model_validate(run.kernels)
     runner = Runner(
         network,
         find_sites(network),
         moments=moments,
         states=find_state_sites(network),
         batch_tokens=run.batch_tokens,
-        kernels=kernels,
+        kernels=Kernels.model_validate(run.kernels),
     )
-    with choice.choosing(kernels):
-        choice.require(device)
-        scan = scan_path(network)
+    runner.selection.require(device)
+    scan = scan_path(network, runner.selection)
     found = {
         **provenance.environment(),
         "model": info["fingerprint"],

@@ -1,0 +1,105 @@
+"""Which path of a windowed rule is the fastest, its tokens and the turn of its window together."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from torch import Tensor
+
+from keepset.decode.block import PLAIN
+from keepset.decode.kept import KeptBlock
+from keepset.decode.whole import uncounted
+from keepset.kernels import dispatch
+from keepset.kernels.clock import Candidate
+from keepset.kernels.selection import TRITON_FFN, Selection
+from keepset.rules.rule import Rule
+
+HELD = "held"
+"""The path that copies the weights of kept units together, once per window."""
+
+_TURNS = {HELD: "turn", TRITON_FFN: "turn in place"}
+"""What the end of a window costs a path, where that is more than the choice of a set."""
+
+
+class Crossover:
+    """Chooses the path of windows; timed once per shape, on the model's own blocks in turn.
+
+    Attributes:
+        blocks: The blocks to time, of any shape.
+    """
+
+    def __init__(self, rule: Rule, given: bool, paths: Counter[str], selection: Selection) -> None:
+        """Start without blocks.
+
+        Args:
+            rule: The rule.
+            given: Whether sets are known beforehand, so that none is chosen.
+            paths: What runs only to be timed is not counted there.
+            selection: Which kernels may run.
+        """
+        self.blocks: list[KeptBlock] = []
+        self._width, self._given = int(rule.window), given
+        self._chosen_by = "given" if given else rule.score
+        self._paths, self._selection = paths, selection
+        self._path_of: dict[torch.Size, str] = {}
+
+    def path(self, block: KeptBlock, x: Tensor, kept: Tensor) -> str:
+        """The path that is fastest over a whole window: `PLAIN`, `HELD` or `TRITON_FFN`.
+
+        Args:
+            block: A block of the shape.
+            x: (1, d_model), its input.
+            kept: (1, n_units) bool, the set that holds.
+        """
+        if block.rows.shape not in self._path_of:
+            with uncounted(self._paths):
+                self._path_of[block.rows.shape] = self._fastest(block, x, kept)
+        return self._path_of[block.rows.shape]
+
+    def _fastest(self, block: KeptBlock, x: Tensor, kept: Tensor) -> str:
+        candidates = self._candidates(block, x, kept)
+        outputs = {name: run for name, run in candidates.items() if name not in _TURNS.values()}
+        paths = self._selection.working(outputs, {TRITON_FFN})
+        if (name := self._selection.forced_among(paths)) is not None:
+            return name
+        turns = [_TURNS[name] for name in paths if name in _TURNS]
+        shape = "x".join(map(str, block.rows.shape))
+        share = f"kept={block.score.k / block.site.n_units:.2g}"
+        key = ("window", shape, f"W={self._width}", self._chosen_by, share, *dispatch.setting(x))
+        took = self._selection.times(key, {name: candidates[name] for name in (*paths, *turns)})
+        return min(
+            paths, key=lambda name: self._width * took[name] + took.get(_TURNS.get(name, ""), 0)
+        )
+
+    def _candidates(self, block: KeptBlock, x: Tensor, kept: Tensor) -> dict[str, Candidate]:
+        """A token by every path, and what the turn of a window costs it.
+
+        Rounds take the blocks of the shape in turn, all with the same set.
+        """
+        alike = [other for other in self.blocks if other.rows.shape == block.rows.shape]
+        units = kept[0].nonzero()[:, 0]
+        slices = [other.slices(units) for other in alike]
+        window = x.expand(self._width, -1).contiguous()
+
+        def held(number: int) -> Tensor:
+            place = number % len(alike)
+            return alike[place].by_slices(x, slices[place])
+
+        def choose(number: int) -> None:
+            if not self._given:
+                alike[number % len(alike)].choose(window)
+
+        def choose_and_copy(number: int) -> None:
+            choose(number)
+            alike[number % len(alike)].slices(units)
+
+        candidates: dict[str, Candidate] = {
+            PLAIN: lambda number: alike[number % len(alike)].plain(x, units),
+            HELD: held,
+            _TURNS[HELD]: choose_and_copy,
+        }
+        if self._selection.triton_ffn(x.device):
+            candidates[TRITON_FFN] = lambda number: alike[number % len(alike)].by_kernel(x, units)
+            candidates[_TURNS[TRITON_FFN]] = choose
+        return candidates

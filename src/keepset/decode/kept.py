@@ -1,0 +1,88 @@
+"""A feed-forward block with the weights of kept units alone, by each of its paths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
+
+from keepset.decode.block import Forward, ffn_weights, units_of
+from keepset.decode.down import SparseDown
+from keepset.decode.score import UnitScore
+from keepset.hold.inputs import slice_up, swapped
+from keepset.kernels.weights import FfnWeights
+from keepset.rules.masks import top_mask
+from keepset.sites import Site
+
+Slices = Sequence[tuple[Any, Mapping[str, Tensor]]]
+"""The modules of a block, each with the parameters of the kept units."""
+
+
+class KeptBlock:
+    """The block of one site; `held` says whether kept units' weights are in the model now."""
+
+    def __init__(self, site: Site, score: UnitScore, sparse: SparseDown) -> None:
+        """`sparse` holds the neuron-major weights of the site's down projection."""
+        self.site, self.score, self.rows = site, score, sparse.rows(site)
+        self.dense_down: Forward = site.down.forward
+        self.held = False
+        self._sparse = sparse
+        self._in_place = ExitStack()
+        self._ffn: FfnWeights | None = None
+
+    def hold(self, units: Tensor) -> None:
+        """Put the weights of `units` (k,) in the model's, until `release`."""
+        if not self.held:
+            self._in_place = _in_place(self.slices(units))
+            self.held = True
+
+    def release(self) -> None:
+        """Put the dense weights back."""
+        self._in_place.close()
+        self.held = False
+
+    def slices(self, units: Tensor) -> Slices:
+        """The weights of `units` (k,), copied together."""
+        down = self.rows.index_select(0, units)
+        weight = down if isinstance(self.site.down, Conv1D) else down.T
+        ups = [(p.module, slice_up(p, units)) for p in self.site.up]
+        return [*ups, (self.site.down, {"weight": weight})]
+
+    def sparse_down(self, h: Tensor, kept: Tensor) -> Tensor:
+        """The down projection of h (n, n_units) on kept units, as in `SparseDown`."""
+        return self._sparse(self.site, h, kept)
+
+    # -- the paths, outside a pass of the model; x is (n, d_model)
+
+    def plain(self, x: Tensor, units: Tensor) -> Tensor:
+        """All units are computed, and the down projection reads the rows of `units`."""
+        return self.sparse_down(units_of(self.site, x), units)
+
+    def by_slices(self, x: Tensor, slices: Slices) -> Tensor:
+        """Only the units of `slices` are computed."""
+        with _in_place(slices):
+            return self.dense_down(units_of(self.site, x))
+
+    def by_kernel(self, x: Tensor, units: Tensor) -> Tensor:
+        """The same for x (1, d_model), reading the rows of `units` where they are."""
+        from keepset.kernels.triton_ffn import shared_set_decode
+
+        if self._ffn is None:
+            self._ffn = ffn_weights(self.site, self.rows)
+        return shared_set_decode(x, self._ffn, units)
+
+    def choose(self, x: Tensor) -> Tensor:
+        """The set that is chosen on the tokens x: (1, n_units) bool."""
+        means = self.score(units_of(self.site, x)).mean(dim=0, keepdim=True)
+        return top_mask(means, self.score.k)
+
+
+def _in_place(slices: Slices) -> ExitStack:
+    """Swap parameters; they are put back when the stack closes."""
+    with ExitStack() as stack:
+        for module, tensors in slices:
+            stack.enter_context(swapped(module, tensors))
+        return stack.pop_all()

@@ -1,0 +1,213 @@
+"""Which implementation runs: what was chosen, what can run where, what was timed and refused.
+
+    Selection("torch")                                        plain torch everywhere
+    Selection(Kernels(ffn="triton", state="mamba-ssm"))       by name
+    Selection("auto", forced=["held"])                        this path, untimed
+
+`Kernels` is the section `kernels` of the configuration. A decoding run, or a runner, owns one
+`Selection`; those that are given the same one share what it has timed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from keepset.errors import ConfigError, KernelError
+from keepset.kernels.clock import Candidate, seconds, time_rounds
+from keepset.settings import Kernels
+
+logger = logging.getLogger("keepset")
+
+TRITON_FFN, TRITON_DOWN = "triton-ffn", "triton-down"
+"""Paths by Triton kernels: of a whole feed-forward block, and of its down projection."""
+
+WORDS = ("auto", "torch", "triton")
+"""Choices that one word stands for."""
+
+_ROUNDS = 7
+# A wrong kernel is wrong by much more. In half precision a score has so few digits that one in a
+# hundred kept units may be another: a kernel rounds h once, torch after every operation.
+_AGREES = {torch.float64: 1e-6, torch.float32: 1e-3}
+_AGREES_LOW_PRECISION = 0.3
+
+
+def as_kernels(kernels: Kernels | str) -> Kernels:
+    """A choice from one of `WORDS`; scans have no Triton kernel here, and stay auto then.
+
+    Raises:
+        ConfigError: another word.
+    """
+    if isinstance(kernels, Kernels):
+        return kernels
+    if kernels not in WORDS:
+        raise ConfigError(f"kernels: {kernels!r} is not known; choose {', '.join(WORDS)}")
+    scan = "auto" if kernels == "triton" else kernels
+    return Kernels.model_validate({"ffn": kernels, "scan": scan, "state": kernels})
+
+
+class Selection:
+    """The implementations that may run, and what is known of them.
+
+    Attributes:
+        wanted: The choice.
+        forced: Paths that are taken, untimed, where they are among the candidates.
+        timing_s: Seconds spent on timing paths, for those who time what contains it.
+    """
+
+    def __init__(
+        self, kernels: Kernels | str = "auto", *, forced: Sequence[str] = (), rounds: int = _ROUNDS
+    ) -> None:
+        """Choose.
+
+        Args:
+            kernels: A choice, or one of `WORDS` for all of it.
+            forced: Paths to take without timing any; the first that is a candidate.
+            rounds: Rounds that count when paths are timed.
+
+        Raises:
+            ConfigError: an unknown word.
+        """
+        self.wanted = as_kernels(kernels)
+        # A path that is chosen by name is taken wherever it works, without a look at the clock.
+        by_name = (TRITON_FFN, TRITON_DOWN) if self.wanted.ffn == "triton" else ()
+        self.forced = (*forced, *by_name)
+        self.timing_s = 0.0
+        self._rounds = rounds
+        self._times: dict[Hashable, dict[str, float]] = {}
+        self._refusals: dict[str, None] = {}
+
+    @classmethod
+    def of(cls, kernels: Kernels | Selection | str | None) -> Selection:
+        """A selection as it is, or a new one from a choice; None is auto."""
+        return kernels if isinstance(kernels, Selection) else cls(kernels or "auto")
+
+    def require(self, device: torch.device) -> None:
+        """Check that Triton can run on `device` where it is chosen by name.
+
+        Raises:
+            ConfigError: names the key and what to install.
+        """
+        for key in ("ffn", "state"):
+            if getattr(self.wanted, key) == "triton" and (reason := why_not_triton(device)):
+                raise ConfigError(
+                    f"kernels.{key}: {reason}; or choose kernels.{key}: torch or auto"
+                )
+
+    def triton_ffn(self, device: torch.device) -> bool:
+        """Whether Triton's paths of feed-forward blocks are among the candidates on `device`."""
+        if self.wanted.ffn == "auto":
+            return device.type == "cuda" and why_not_triton(device) is None
+        return self.wanted.ffn == "triton" and why_not_triton(device) is None
+
+    def forced_among(self, candidates: Collection[str]) -> str | None:
+        """The candidate that is forced, if any."""
+        return next((name for name in self.forced if name in candidates), None)
+
+    def fastest(self, key: Hashable, candidates: Mapping[str, Candidate]) -> str:
+        """The name of the fastest candidate, by `times`; of equals the first wins."""
+        if (name := self.forced_among(candidates)) is not None:
+            return name
+        took = self.times(key, candidates)
+        return min(candidates, key=took.__getitem__)
+
+    def fastest_ffn(self, key: Hashable, candidates: Mapping[str, Candidate]) -> str:
+        """The fastest path of a feed-forward block; Triton's only where they work.
+
+        Every candidate must return its output.
+        """
+        foreign = {TRITON_FFN, TRITON_DOWN}
+        if (name := self.forced_among(candidates)) is not None and name not in foreign:
+            return name
+        working = self.working(candidates, foreign)
+        return next(iter(working)) if len(working) == 1 else self.fastest(key, working)
+
+    def times(self, key: Hashable, candidates: Mapping[str, Candidate]) -> Mapping[str, float]:
+        """The seconds that each candidate takes (`clock.time_rounds`); each key is timed once.
+
+        Args:
+            key: What the times hold for: shape, rows, share kept, dtype, device, threads.
+            candidates: At least one, by name.
+        """
+        if key not in self._times:
+            start = seconds()
+            self._times[key] = time_rounds(candidates, self._rounds)
+            self.timing_s += seconds() - start
+        return self._times[key]
+
+    def crossovers_ms(self) -> dict[str, dict[str, float]]:
+        """Everything timed so far, for the record: key -> candidate -> best milliseconds."""
+        return {
+            " ".join(map(str, key)) if isinstance(key, tuple) else str(key): {
+                name: round(1e3 * took, 4) for name, took in best.items()
+            }
+            for key, best in self._times.items()
+        }
+
+    def working(
+        self, candidates: Mapping[str, Candidate], foreign: Collection[str]
+    ) -> dict[str, Candidate]:
+        """The candidates but those of `foreign` that fail, or give another answer than the rest.
+
+        A candidate is run once, with the argument 0, and its output compared with that of the
+        first one that is not foreign. What fails is logged once, and is among `refusals`.
+        """
+        tried = [name for name in candidates if name in foreign]
+        if not tried:
+            return dict(candidates)
+        with torch.inference_mode():
+            expected = next(run for name, run in candidates.items() if name not in foreign)(0)
+            failed = {name for name in tried if not self._works(name, candidates[name], expected)}
+        return {name: run for name, run in candidates.items() if name not in failed}
+
+    def _works(self, name: str, run: Candidate, expected: Tensor) -> bool:
+        try:
+            gap = float((run(0).double() - expected.double()).norm())
+        except Exception as error:  # a compiler, a driver or a kernel that refuses: torch can go on
+            self.refuse(name, f"{type(error).__name__}: {error}")
+            return False
+        size = float(expected.double().norm())
+        if gap <= _AGREES.get(expected.dtype, _AGREES_LOW_PRECISION) * size:
+            return True
+        self.refuse(name, f"its result is off by {gap:.2g} where torch's has the size {size:.2g}")
+        return False
+
+    def refuse(self, path: str, reason: str) -> None:
+        """Note that `path` cannot run, and say so once."""
+        text = f"{path}: {reason}"
+        if text not in self._refusals:
+            logger.warning("%s; torch runs in its place", text)
+            self._refusals[text] = None
+
+    @property
+    def refusals(self) -> list[str]:
+        """What was refused so far, with the reason, for the record."""
+        return list(self._refusals)
+
+
+def why_not_triton(device: torch.device) -> str | None:
+    """Why Triton's kernels cannot run on `device`; None where they can."""
+    try:
+        interpreted = _interpreted()
+    except KernelError as error:
+        return str(error)
+    if device.type == "cuda" or (device.type == "cpu" and interpreted):
+        return None
+    return (
+        f"Triton's kernels run on CUDA GPUs, not on {device.type} (to try them in Triton's"
+        " interpreter, which is very slow, set TRITON_INTERPRET=1 before Python starts)"
+    )
+
+
+@cache
+def _interpreted() -> bool:
+    import keepset.kernels.launch  # noqa: F401  (says what to install where Triton is missing)
+
+    # isort: split
+    import triton
+
+    return bool(triton.knobs.runtime.interpret)
