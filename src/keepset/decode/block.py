@@ -1,11 +1,12 @@
 """The feed-forward block of a site, outside its model and inside it.
 
-Outside: its units, and its weights as kernels read them. Inside: another function stands in for the
-block (`Bypass`), and the block's module is left as it is.
+Outside: its units, and its weights as kernels read them. Inside: something else stands in for its
+projections (`StandIn`), and the block's module is left as it is.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -123,33 +124,45 @@ def standing_forward(module: nn.Module, forward: Forward) -> Iterator[None]:
             module.forward = before
 
 
-class Bypass:
-    """Lets another function compute a block.
+class StandIn(ABC):
+    """Base of what stands in for the projections of a site.
 
-    While its answer waits, the projections that make h return no columns at all, which the
-    element-wise operations after them pass on; the down projection's stand-in takes the answer.
+    While an answer waits, the projections that make h return no columns at all, which the
+    element-wise operations after them pass on, and the down projection returns the answer.
+
+    Attributes:
+        site: The site.
+        separable: Whether its units can be computed outside the model; None until it is known.
     """
 
     def __init__(self, site: Site) -> None:
-        self._site = site
+        self.site = site
+        self.separable: bool | None = None if separable(site) else False
+        self._x: Tensor | None = None
         self._answer: Tensor | None = None
 
-    def give(self, y: Tensor) -> None:
-        """Answer the block's running call with y, shaped as its output."""
-        self._answer = y
+    @abstractmethod
+    def answer(self, x: Tensor) -> Tensor | None:
+        """The block's output for x (tokens, d_model); None where the projections are to run."""
 
-    def take(self) -> Tensor | None:
-        """The answer, once; for the stand-in of the down projection."""
-        answer, self._answer = self._answer, None
-        return answer
+    @abstractmethod
+    def down(self, h: Tensor) -> Tensor:
+        """The down projection of h (..., units), where they ran."""
+
+    def begins(self, x: Tensor) -> bool:
+        """Whether a call of the block begins with x; it goes to the other projection too."""
+        return x is not self._x
 
     @contextmanager
     def standing_in(self) -> Iterator[None]:
-        """Stand in for the projections that make h."""
+        """Stand in; everything is put back on exit."""
         with ExitStack() as stack:
-            for projection in self._site.up:
+            for projection in self.site.up:
                 module: Any = projection.module
                 stack.enter_context(standing_forward(module, self._or_nothing(module.forward)))
+                hook = module.register_forward_pre_hook(self._before_up)
+                stack.callback(hook.remove)
+            stack.enter_context(standing_forward(self.site.down, self._down))
             yield
 
     def _or_nothing(self, project: Forward) -> Forward:
@@ -157,3 +170,18 @@ class Bypass:
             return project(x) if self._answer is None else x.new_empty(*x.shape[:-1], 0)
 
         return forward
+
+    def _before_up(self, _: Any, args: tuple[Any, ...]) -> None:
+        x = args[0]
+        if self.begins(x):
+            self._x, self._answer = x, None
+            answer = self.answer(x.reshape(-1, x.shape[-1]))
+            self._answer = None if answer is None else answer.view(*x.shape[:-1], -1)
+
+    def _down(self, h: Tensor) -> Tensor:
+        x, answer, self._x, self._answer = self._x, self._answer, None, None
+        if answer is not None:
+            return answer
+        if self.separable is None and x is not None:
+            self.separable = computes(self.site, x.reshape(-1, x.shape[-1])[-1:], h)
+        return self.down(h)

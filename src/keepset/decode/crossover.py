@@ -23,34 +23,19 @@ _TURNS = {HELD: "turn", TRITON_FFN: "turn in place"}
 
 
 class Crossover:
-    """Chooses the path of windows; timed once per shape, on the model's own blocks in turn.
-
-    Attributes:
-        blocks: The blocks to time, of any shape.
-    """
+    """Chooses the path of windows; timed once per shape, on the model's own `blocks` in turn."""
 
     def __init__(self, rule: Rule, given: bool, paths: Counter[str], selection: Selection) -> None:
-        """Start without blocks.
-
-        Args:
-            rule: The rule.
-            given: Whether sets are known beforehand, so that none is chosen.
-            paths: What runs only to be timed is not counted there.
-            selection: Which kernels may run.
-        """
+        """`given`: sets are known beforehand. `paths` does not count what runs to be timed."""
         self.blocks: list[KeptBlock] = []
-        self._width, self._given = int(rule.window), given
-        self._chosen_by = "given" if given else rule.score
+        self._width, self._chosen_by = int(rule.window), "given" if given else rule.score
         self._paths, self._selection = paths, selection
         self._path_of: dict[torch.Size, str] = {}
 
     def path(self, block: KeptBlock, x: Tensor, kept: Tensor) -> str:
         """The path that is fastest over a whole window: `PLAIN`, `HELD` or `TRITON_FFN`.
 
-        Args:
-            block: A block of the shape.
-            x: (1, d_model), its input.
-            kept: (1, n_units) bool, the set that holds.
+        x (1, d_model) is the input of `block`, and `kept` (1, n_units) the set that holds.
         """
         if block.rows.shape not in self._path_of:
             with uncounted(self._paths):
@@ -87,7 +72,7 @@ class Crossover:
             return alike[place].by_slices(x, slices[place])
 
         def choose(number: int) -> None:
-            if not self._given:
+            if self._chosen_by != "given":
                 alike[number % len(alike)].choose(window)
 
         def choose_and_copy(number: int) -> None:

@@ -19,13 +19,8 @@ class SparseDown:
     """The down projections of a model's sites with neuron-major weights and the fastest path."""
 
     def __init__(self, sites: Sequence[Site], paths: Counter[str], selection: Selection) -> None:
-        """Copy the weights; depths that share parameters share the copy.
-
-        Args:
-            sites: The sites.
-            paths: Counts tokens x sites by the path taken.
-            selection: Which kernels may run.
-        """
+        """Copy the weights of `sites`; `paths` counts tokens x sites by the path taken."""
+        # Depths that share parameters share the copy.
         copies: dict[int, Tensor] = {}
         for site in sites:
             if id(site.down.weight) not in copies:

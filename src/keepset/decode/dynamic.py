@@ -41,8 +41,8 @@ def dynamic_downs(
             score = UnitScore(site, rule)
             plain = _forward(site, score, sparse)
             if selection.triton_ffn(sparse.rows(site).device) and separable(site):
-                block = WholeBlock(site, plain, _kernel(score), sparse.rows(site))
-                stack.enter_context(blocks.standing_in(block))
+                block = WholeBlock(site, plain, _kernel(score), sparse.rows(site), blocks)
+                stack.enter_context(block.standing_in())
             else:
                 stack.enter_context(standing_forward(site.down, plain))
         yield

@@ -89,12 +89,7 @@ class Generation:
 
 @dataclass(frozen=True)
 class Replay:
-    """A text that is given, and the sets of its windows, known beforehand.
-
-    Attributes:
-        tokens: (n,) int64, read in the place of the new tokens, which are then predictions.
-        sets: Site key -> (n_windows, n_units) bool, as in `sparse_decoding`.
-    """
+    """A text (n,) that is read in the place of new tokens, and its sets (`sparse_decoding`)."""
 
     tokens: Tensor
     sets: Mapping[str, Tensor]
@@ -196,12 +191,12 @@ class _Decoder:
         """`text` (n,) is read in the place of the new tokens."""
         self.model = model
         self._session, self._stop, self._text = session, stop, text
-        # The head is a fifth of a small model's work, and the prompt needs its last row only.
         arguments = inspect.signature(model.forward).parameters
+        # The head is a fifth of a small model's work, and the prompt needs its last row only.
         self._options = {"logits_to_keep": 1} if "logits_to_keep" in arguments else {}
         # Models without attention keep their states under another name.
-        attention = "past_key_values" in arguments
-        self._cache_name = "past_key_values" if attention else "cache_params"
+        names = ("past_key_values", "cache_params")
+        self._cache_name = next(name for name in names if name in arguments)
 
     def read_prompt(self, ids: Tensor) -> None:
         """Predict the first new token, from an empty cache; what was decoded before is dropped."""
@@ -216,8 +211,8 @@ class _Decoder:
         newest = self._tokens[-1]
         if int(newest) in self._stop:
             return
-        follow = self._text
-        self._predict(newest if follow is None else follow[len(self._tokens) - 1].view(1, 1))
+        place, text = len(self._tokens) - 1, self._text
+        self._predict(newest if text is None else text[place].view(1, 1))
 
     def _predict(self, ids: Tensor) -> None:
         start = self._clock()
@@ -236,9 +231,8 @@ class _Decoder:
         """What was decoded so far."""
         seconds = torch.tensor(self._seconds, dtype=torch.float64)
         tokens = torch.cat(self._tokens, dim=1)[0].cpu()
-        session = self._session
-        mixers = dict(session.mixers)
-        return Generation(tokens, float(seconds[0]), seconds[1:], session.paths, mixers)
+        paths, mixers = self._session.paths, dict(self._session.mixers)
+        return Generation(tokens, float(seconds[0]), seconds[1:], paths, mixers)
 
 
 def stops(model: Any) -> set[int]:

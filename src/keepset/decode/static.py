@@ -19,20 +19,17 @@ from keepset.sites import Site
 
 @contextmanager
 def cut_blocks(sites: Sequence[Site], paths: Counter[str], selection: Selection) -> Iterator[None]:
-    """Let kernels run blocks whose weights are cut, where they are faster, up to 16 tokens.
+    """Let kernels run blocks that are cut already, where they are faster, up to 16 tokens.
 
-    Args:
-        sites: Sites that are cut already (`keepset.hold.inputs.sliced`).
-        paths: Counts tokens x sites that kernels ran.
-        selection: Which kernels may run.
+    `paths` counts tokens x sites that kernels ran.
     """
     blocks = WholeBlocks("static", paths, selection)
     with ExitStack() as stack:
         for site in sites:
             if selection.triton_ffn(site.down_weight().device) and separable(site):
                 rows = neuron_major(site.down_weight())
-                block = WholeBlock(site, site.down.forward, _all_units, rows)
-                stack.enter_context(blocks.standing_in(block))
+                block = WholeBlock(site, site.down.forward, _all_units, rows, blocks)
+                stack.enter_context(block.standing_in())
         yield
 
 

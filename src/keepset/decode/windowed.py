@@ -13,18 +13,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
 
 from torch import Tensor, nn
 
-from keepset.decode.block import (
-    PLAIN,
-    Bypass,
-    computes,
-    separable,
-    standing_forward,
-    units_of,
-)
+from keepset.decode.block import PLAIN, StandIn, units_of
 from keepset.decode.crossover import Crossover
 from keepset.decode.down import SparseDown
 from keepset.decode.kept import KeptBlock
@@ -46,15 +38,9 @@ def running_windows(
     paths: Counter[str],
     selection: Selection,
 ) -> Iterator[None]:
-    """Hold a windowed rule on `sites`.
+    """Hold a windowed rule on `sites`; one runs masked where its units cannot be sliced.
 
-    Args:
-        model: The model, whose forward passes are counted.
-        sites: Its sites; one runs masked where its units cannot be sliced.
-        rule: The rule.
-        given: Site key -> sets that are known beforehand, as in `RunningWindow`.
-        paths: Counts tokens x sites by path.
-        selection: Which kernels may run.
+    Arguments as in `sparse_decoding`; `paths` counts tokens x sites by path.
 
     Raises:
         ConfigError: a block is shared over depths.
@@ -75,14 +61,14 @@ def running_windows(
             sets = None if given is None else given[site.key]
             window = RunningWindow(int(rule.window), score, partial(units_of, site), sets)
             crossover.blocks.append(block)
-            calls = _Calls(block, window, crossover, position, paths)
-            silent = selection.triton_ffn(block.rows.device)
-            stack.enter_context(calls.standing_in(silent))
+            windowed = _WindowedSite(block, window, crossover, position, paths)
+            stack.enter_context(windowed.standing_in())
+            stack.callback(block.release)
         yield
 
 
-class _Calls:
-    """What stands in for the projections of one site."""
+class _WindowedSite(StandIn):
+    """One site under the rule: chooses, in each pass, the path and the weights that run."""
 
     def __init__(
         self,
@@ -92,74 +78,12 @@ class _Calls:
         position: Position,
         paths: Counter[str],
     ) -> None:
+        super().__init__(block.site)
         self._block, self._window, self._crossover = block, window, crossover
         self._position, self._paths = position, paths
-        self._bypass = Bypass(block.site)
-        # None: it is not known yet whether units can be computed outside the model.
-        self._separable: bool | None = None if separable(block.site) else False
         self._pass = -1
-        self._last_x: Tensor | None = None
 
-    @contextmanager
-    def standing_in(self, kernels: bool) -> Iterator[None]:
-        """Hold the rule at the site; `kernels`: whether they may compute the whole block."""
-        site = self._block.site
-        with ExitStack() as stack:
-            if kernels:
-                stack.enter_context(self._bypass.standing_in())
-            for projection in site.up:
-                hook = projection.module.register_forward_pre_hook(self._before_up)
-                stack.callback(hook.remove)
-            stack.enter_context(standing_forward(site.down, self._down))
-            stack.callback(self._block.release)
-            yield
-
-    def _before_up(self, _: Any, args: tuple[Any, ...]) -> None:
-        """Pre-hook of the projections that make h: choose the weights for this pass."""
-        if not self._first_call():
-            return
-        self._bypass.take()
-        x = args[0].reshape(-1, args[0].shape[-1])
-        if not (self._separable and self._position.one_token):
-            self._last_x = x[-1:]
-            self._block.release()
-            return
-        if self._window.full:
-            self._block.release()  # the window's last tokens are scored with the dense weights
-            self._window.turn()
-        kept = self._window.kept
-        path = PLAIN if kept is None else self._crossover.path(self._block, x, kept)
-        if path == PLAIN:
-            self._block.release()
-            return
-        if path == TRITON_FFN:
-            y = self._block.by_kernel(x, self._window.units)
-            self._bypass.give(y.view(*args[0].shape[:-1], -1))
-        else:
-            self._block.hold(self._window.units)
-        self._paths[path] += 1
-        self._window.add_input(x)
-
-    def _down(self, h: Tensor) -> Tensor:
-        """Stands in for the forward of the down projection."""
-        self._first_call()
-        if (answer := self._bypass.take()) is not None:
-            return answer
-        if self._block.held:
-            return self._block.dense_down(h)
-        site, position = self._block.site, self._position
-        if self._separable is None:
-            assert self._last_x is not None
-            self._separable = computes(site, self._last_x, h)
-        flat = h.reshape(-1, site.n_units)
-        tokens = flat.view(position.batch, position.tokens, site.n_units)
-        kept = self._window.mask(tokens).expand_as(tokens).reshape(flat.shape)
-        if position.tokens == 1 and position.start and self._window.kept is not None:
-            one_set = self._window.units if len(flat) == 1 else kept
-            return self._block.sparse_down(flat, one_set).view(*h.shape[:-1], -1)
-        return self._block.dense_down((flat * kept).view(h.shape))
-
-    def _first_call(self) -> bool:
+    def begins(self, _: Tensor) -> bool:
         """Whether this is the site's first call in the running forward pass."""
         if self._pass == self._position.passes:
             return False
@@ -168,3 +92,37 @@ class _Calls:
             self._block.release()
             self._window.restart()
         return True
+
+    def answer(self, x: Tensor) -> Tensor | None:
+        """Put the weights of this pass in place, or let the kernel compute the block."""
+        if not (self.separable and self._position.one_token):
+            self._block.release()
+            return None
+        if self._window.full:
+            self._block.release()  # the window's tokens are scored with the dense weights
+            self._window.turn()
+        kept = self._window.kept
+        path = PLAIN if kept is None else self._crossover.path(self._block, x, kept)
+        if path == PLAIN:
+            self._block.release()
+            return None
+        self._paths[path] += 1
+        self._window.add_input(x)
+        if path == TRITON_FFN:
+            return self._block.by_kernel(x, self._window.units)
+        self._block.hold(self._window.units)
+        return None
+
+    def down(self, h: Tensor) -> Tensor:
+        """Mask h, or leave it alone where only kept units were computed."""
+        self.begins(h)  # where what makes h is not known, nothing came before
+        if self._block.held:
+            return self._block.dense_down(h)
+        position, n_units = self._position, self.site.n_units
+        flat = h.reshape(-1, n_units)
+        tokens = flat.view(position.batch, position.tokens, n_units)
+        kept = self._window.mask(tokens).expand_as(tokens).reshape(flat.shape)
+        if position.tokens == 1 and position.start and self._window.kept is not None:
+            one_set = self._window.units if len(flat) == 1 else kept
+            return self._block.sparse_down(flat, one_set).view(*h.shape[:-1], -1)
+        return self._block.dense_down((flat * kept).view(h.shape))
