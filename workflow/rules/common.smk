@@ -63,7 +63,7 @@ def memory(megabytes):
 def planned(rule, names):
     """What `keepset plan` expects of a job; zeros where its model's size is not known."""
     job = plan.Job(rule, dict(names))
-    size = sizes.size_of(CONFIG, job.model)
+    size = sizes.size_of(CONFIG, job.model, Path(RESULTS))
     return plan.resources(CONFIG, job, size, DEVICE)
 
 

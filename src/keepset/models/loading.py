@@ -24,8 +24,8 @@ from keepset.models.checkpoint import check, explained, fingerprint, relevant
 from keepset.models.mamba_ssm import is_original
 from keepset.models.sources import Found, cached, convert_gguf, find, snapshot
 from keepset.settings import Model
+from keepset.sites.families import ACTIVATION_KEYS
 
-_ACTIVATION_KEYS = ("hidden_act", "hidden_activation", "activation_function", "activation")
 _POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
@@ -204,7 +204,7 @@ def _describe(where: str, folder: Path, code: bool) -> dict[str, Any]:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=code)
     text = config.get_text_config()
-    activations = (getattr(text, key, None) for key in _ACTIVATION_KEYS)
+    activations = (getattr(text, key, None) for key in ACTIVATION_KEYS)
     positions = (getattr(text, key, None) for key in _POSITION_KEYS)
     return {
         "architecture": type(model).__name__,
