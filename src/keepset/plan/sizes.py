@@ -17,7 +17,7 @@ from typing import Any
 
 from keepset.settings import Config, Model
 from keepset.sites.families import FAMILIES
-from keepset.sites.size_formulas import Content, Size, as_transformers, mamba2
+from keepset.sites.size_formulas import Content, Size, mamba_ssm
 
 TABLE = Path(__file__).with_name("sizes.csv")
 _BIASES = ("attention_bias", "mlp_bias", "use_bias", "add_bias_linear")
@@ -38,7 +38,7 @@ def from_config(content: Content) -> Size | None:
     family = FAMILIES.get(content.get("model_type", ""))
     try:
         if "ssm_cfg" in content and "model_type" not in content:
-            return mamba2(as_transformers(content))
+            return mamba_ssm(content)
         return family.size(content) if family is not None and family.size is not None else None
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None

@@ -159,15 +159,25 @@ def mamba2(content: Content) -> Size:
     )
 
 
-def as_transformers(content: Content) -> dict[str, Any]:
-    """A config.json of the package mamba_ssm, under the keys of transformers' Mamba-2."""
+def mamba_ssm(content: Content) -> Size:
+    """Of a config.json of the package mamba_ssm, which pads the vocabulary."""
+    multiple = content.get("pad_vocab_size_multiple", 1)
+    return mamba2(as_transformers(content, -(-content["vocab_size"] // multiple) * multiple))
+
+
+def as_transformers(content: Content, vocabulary: int) -> dict[str, Any]:
+    """A config.json of the package mamba_ssm, under the keys of transformers' Mamba-2.
+
+    Args:
+        content: d_model, n_layer, ssm_cfg, tie_embeddings.
+        vocabulary: Rows of the embeddings, with padding.
+    """
     ssm, d = content.get("ssm_cfg") or {}, content["d_model"]
     expand, head_dim = ssm.get("expand", 2), ssm.get("headdim", 64)
-    multiple = content.get("pad_vocab_size_multiple", 1)
     return {
         "hidden_size": d,
         "num_hidden_layers": content["n_layer"],
-        "vocab_size": -(-content["vocab_size"] // multiple) * multiple,
+        "vocab_size": vocabulary,
         "expand": expand,
         "num_heads": expand * d // head_dim,
         "head_dim": head_dim,
