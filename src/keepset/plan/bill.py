@@ -12,7 +12,8 @@ from typing import Any
 
 from keepset import plan
 from keepset.plan import Cost, Kind, Speed
-from keepset.plan.counting import Known, known_sizes
+from keepset.plan.counting import known_sizes
+from keepset.plan.sizes import Known
 from keepset.settings import Config
 
 

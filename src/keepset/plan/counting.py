@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from keepset.errors import ConfigError
 from keepset.plan import sizes
+from keepset.plan.sizes import Known
 from keepset.settings import Config
 from keepset.sites.size_formulas import Size
-
-
-@dataclass(frozen=True)
-class Known:
-    """A model's size, and where it is known from."""
-
-    size: Size
-    source: str
 
 
 def known_sizes(config: Config, results: Path) -> dict[str, Known]:
@@ -47,36 +40,25 @@ def known_sizes(config: Config, results: Path) -> dict[str, Known]:
 
 
 def _known(config: Config, name: str, results: Path) -> Known | None:
-    model, file = config.all_models()[name], sizes.config_file(config, name, results)
-    size = sizes.size_of(config, name, results)
-    if size is not None:
-        in_table = file is None or sizes.from_config(sizes.read_content(file)) is None
-        return Known(size, "keepset's table" if in_table else str(file))
-    if file is not None:
-        return Known(size_by_building(name, file.parent, code=model.trust_remote_code), str(file))
-    return None if model.hub is not None else _of_package_or_file(config, name)
+    if (known := sizes.known_size(config, name, results)) is not None:
+        return known
+    model, path = config.all_models()[name], sizes.config_file(config, name, results)
+    if path is None:
+        if model.hub is not None:
+            return None
+        from keepset.models import sources
+
+        path = sources.find(f"models.{name}", model).path
+    return Known(size_by_building(name, path, code=model.trust_remote_code), str(path))
 
 
-def _of_package_or_file(config: Config, name: str) -> Known:
-    """Of a GGUF file, whose head says what is in it, or of a folder in a package."""
-    from keepset.models import sources
-
-    model = config.all_models()[name]
-    path = sources.find(f"models.{name}", model).path
-    folder, gguf = (path.parent, path.name) if path.is_file() else (path, None)
-    size = size_by_building(name, folder, gguf=gguf, code=model.trust_remote_code)
-    return Known(size, str(path))
-
-
-def size_by_building(
-    name: str, folder: Path, *, gguf: str | None = None, code: bool = False
-) -> Size:
+def size_by_building(name: str, path: Path, *, code: bool = False) -> Size:
     """The size of any model of transformers, by building it without weights.
 
     Args:
         name: The model's key in `models`, for messages.
-        folder: The checkpoint; only its config.json is read, or the head of the file `gguf`.
-        gguf: A GGUF file in `folder`.
+        path: The checkpoint's folder, its config.json, or a GGUF file, whose head says what is in
+            it.
         code: Whether Python code that came with the model may run.
 
     Raises:
@@ -85,12 +67,13 @@ def size_by_building(
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from keepset.models.checkpoint import explained
+    from keepset.models.checkpoint import CONFIG, explained
 
-    extra = {"gguf_file": gguf} if gguf else {}
-    with explained(f"models.{name}: cannot build the model of {folder / (gguf or 'config.json')}"):
+    file = path if path.is_file() else path / CONFIG
+    extra = {"gguf_file": file.name} if file.name != CONFIG else {}
+    with explained(f"models.{name}: cannot build the model of {file}"):
         config = AutoConfig.from_pretrained(
-            folder, trust_remote_code=code, local_files_only=True, **extra
+            file.parent, trust_remote_code=code, local_files_only=True, **extra
         )
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=code)

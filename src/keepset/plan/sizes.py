@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,14 @@ from keepset.sites.size_formulas import Content, Size, mamba_ssm
 TABLE = Path(__file__).with_name("sizes.csv")
 _BIASES = ("attention_bias", "mlp_bias", "use_bias", "add_bias_linear")
 """Keys of a configuration whose biases the formulas do not count."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """A model's size, and where it is known from."""
+
+    size: Size
+    source: str
 
 
 def from_config(content: Content) -> Size | None:
@@ -96,12 +104,20 @@ def read_content(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def size_of(config: Config, name: str, results: Path | None = None) -> Size | None:
+def known_size(config: Config, name: str, results: Path | None = None) -> Known | None:
     """The size of a configured model, from its config.json or the table; None where unknown.
 
     The arguments are those of `config_file`.
     """
     file = config_file(config, name, results)
     size = from_config(read_content(file)) if file is not None else None
+    if size is not None:
+        return Known(size, str(file))
     hub = config.all_models()[name].hub
-    return size or (table().get(hub) if hub is not None else None)
+    return Known(table()[hub], "keepset's table") if hub in table() else None
+
+
+def size_of(config: Config, name: str, results: Path | None = None) -> Size | None:
+    """As `known_size`, without where it is known from."""
+    known = known_size(config, name, results)
+    return known.size if known is not None else None

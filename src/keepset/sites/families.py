@@ -50,19 +50,19 @@ class Family:
             agree in all that follows.
         ffn: The layout of every layer, or a function where layers differ. None: the layers are
             compared with the layouts of all families.
-        activation: The activation of the FFN, where the configuration has no key for it.
         architecture: transformer (attention and FFNs), recurrent (states and no FFN) or hybrid.
         state_size_key: The key of the configuration that holds the size of its Mamba-2 states.
+        activation: The activation of the FFN, where the configuration has no key for it.
         size: (content of config.json) -> size; None: the model is built to be counted.
-        start: The function that starts a training near an induction circuit, "module:name"; its
-            arguments are those of `keepset.train.induction.start_opt`.
+        start: The function that starts a training near an induction circuit, as "module:name". It
+            sets the weights of (model without output layer, config, generator).
     """
 
     model_types: str
     ffn: Layout | LayoutOf | None = None
-    activation: str | None = None
     architecture: Literal["transformer", "hybrid", "recurrent"] = "transformer"
     state_size_key: str | None = None
+    activation: str | None = None
     size: sizes.Formula | None = None
     start: str | None = None
 
@@ -122,7 +122,8 @@ _FEED_FORWARD = Layout(
 )
 _FC = Layout("fc2", ("fc1",))
 _DENSE = Layout("mlp.dense_4h_to_h", ("mlp.dense_h_to_4h",))
-_INDUCTION = "keepset.train.induction"
+_INDUCTION = "keepset.train.induction:start_"
+
 
 register(
     # Transformers.
@@ -132,48 +133,38 @@ register(
         _GATED,
     ),
     Family("llama mistral", _GATED, size=sizes.llama),
-    Family("qwen2", _GATED, size=sizes.qwen2, start=f"{_INDUCTION}:start_qwen2"),
+    Family("qwen2", _GATED, size=sizes.qwen2, start=f"{_INDUCTION}qwen2"),
     Family("glm glm4 phi3", Layout("mlp.down_proj", ("mlp.gate_up_proj",), gated=True)),
     Family("apertus arcee nemotron", Layout("mlp.down_proj", ("mlp.up_proj",))),
     Family("nanochat phi", Layout("mlp.fc2", ("mlp.fc1",))),
     Family("biogpt xglm", _FC),
-    Family("opt", _FC, size=sizes.opt, start=f"{_INDUCTION}:start_opt"),
+    Family("opt", _FC, size=sizes.opt, start=f"{_INDUCTION}opt"),
     Family("gpt2 gpt_bigcode gpt_neo starcoder2", Layout("mlp.c_proj", ("mlp.c_fc",))),
     Family("codegen gptj", Layout("mlp.fc_out", ("mlp.fc_in",))),
     Family("falcon gpt_neox persimmon", _DENSE),
     Family("bloom", _bloom, activation="gelu_pytorch_tanh"),
     Family("mpt", Layout("ffn.down_proj", ("ffn.up_proj",)), activation="gelu"),
     # Attention, FFNs and recurrent states.
-    Family("bamba falcon_h1", _FEED_FORWARD, architecture="hybrid", state_size_key="mamba_d_state"),
-    Family(
-        "granitemoehybrid",
-        _granite_hybrid,
-        architecture="hybrid",
-        state_size_key="mamba_d_state",
-    ),
-    Family("jamba", architecture="hybrid"),
-    Family(
-        "nemotron_h",
-        _nemotron_h,
-        activation="relu2",
-        architecture="hybrid",
-        state_size_key="ssm_state_size",
-    ),
+    Family("bamba falcon_h1", _FEED_FORWARD, "hybrid", "mamba_d_state"),
+    Family("granitemoehybrid", _granite_hybrid, "hybrid", "mamba_d_state"),
+    Family("jamba", None, "hybrid"),
+    Family("nemotron_h", _nemotron_h, "hybrid", "ssm_state_size", activation="relu2"),
     Family(
         "zamba2",
         _zamba2,
-        architecture="hybrid",
-        state_size_key="mamba_d_state",
+        "hybrid",
+        "mamba_d_state",
         size=sizes.zamba2,
-        start=f"{_INDUCTION}:start_zamba2",
+        start=f"{_INDUCTION}zamba2",
     ),
     # Recurrent states alone.
-    Family("falcon_mamba mamba", architecture="recurrent"),
+    Family("falcon_mamba mamba", None, "recurrent"),
     Family(
         "mamba2",
-        architecture="recurrent",
-        state_size_key="state_size",
+        None,
+        "recurrent",
+        "state_size",
         size=sizes.mamba2,
-        start=f"{_INDUCTION}:start_mamba2",
+        start=f"{_INDUCTION}mamba2",
     ),
 )

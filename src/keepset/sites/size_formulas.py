@@ -96,12 +96,8 @@ def opt(content: Content) -> Size:
 
 def llama(content: Content, *, qkv_bias: bool = False) -> Size:
     """Of Llama (arXiv:2302.13971); `qkv_bias`: whether q, k and v have biases."""
-    d, f, layers = (
-        content["hidden_size"],
-        content["intermediate_size"],
-        content["num_hidden_layers"],
-    )
-    heads, vocabulary = content["num_attention_heads"], content["vocab_size"]
+    d, f, vocabulary = content["hidden_size"], content["intermediate_size"], content["vocab_size"]
+    layers, heads = content["num_hidden_layers"], content["num_attention_heads"]
     head_dim = content.get("head_dim") or d // heads
     queries = heads * head_dim
     keys = (content.get("num_key_value_heads") or heads) * head_dim

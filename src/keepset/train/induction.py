@@ -7,8 +7,6 @@ Training finds the circuit late, by a sudden jump. Here the weights start near i
 mimetic initialisation (Trockman and Kolter 2023, arXiv:2305.09828; for state spaces Trockman et al.
 2024, arXiv:2410.11135): in attention two layers, and in Mamba-2 one, whose convolution looks one
 step back. The architecture stays as it is, and training is free to undo the start.
-
-The record of a family in `keepset.sites.families` names its function here.
 """
 
 from __future__ import annotations
@@ -144,16 +142,7 @@ def start_qwen2(body: Any, config: PreTrainedConfig, generator: Generator) -> No
 
 
 def start_opt(body: Any, config: PreTrainedConfig, generator: Generator) -> None:
-    """Embedded positions: sinusoids in separate entries, which the first layer's heads read.
-
-    Args:
-        body: The model without its output layer; its weights are set in place.
-        config: The model's.
-        generator: Of the random directions.
-
-    Raises:
-        ConfigError: the model is too small, or has an embedding of another width.
-    """
+    """Embedded positions: sinusoids in separate entries, which the first layer's heads read."""
     _check(config)
     if config.word_embed_proj_dim != config.hidden_size:
         raise ConfigError("induction: word_embed_proj_dim must equal hidden_size")
