@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from keepset.errors import ConfigError, ModelError
-from keepset.rules.kinds import is_seeded
 from keepset.rules.masks import spread_windows, top_mask, window_means
 from keepset.rules.rule import Rule, n_kept
 from keepset.rules.scores import site_seed, token_score
@@ -128,11 +127,11 @@ class Windows:
             held[:, 0] = h[:, 0]
             return held
         # A zero |h| leaves nothing to choose; a random score says nothing about h.
-        mask = top_mask(means, kept, zeros_matter=is_seeded(self.rule.score))
+        mask = top_mask(means, kept, zeros_matter=self.rule.score == "random")
         return h * spread_windows(mask, h.shape[1], self.rule.window)
 
     def _generator(self, site: Site, device: torch.device) -> torch.Generator | None:
-        if not is_seeded(self.rule.score):
+        if self.rule.score != "random":
             return None
         if site.key not in self._generators:
             generator = torch.Generator(device).manual_seed(site_seed(self.rule.seed, site.key))

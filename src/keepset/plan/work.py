@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from keepset.plan.jobs import Job
 from keepset.plan.sizes import Size
-from keepset.rules.scores import CHANNEL_SCORES, need_gradients
 from keepset.settings import Config, Dial, DynamicGrid, State, StateStaticGrid, StaticGrid, Task
 
 PASSAGE_WORDS = 75
@@ -187,7 +186,7 @@ def _score_state(study: _Study, _: Mapping[str, str]) -> Iterator[Work]:
     depth = 1.0 if tokens <= batch else (size.state_layers + 1) / 2
     yield Work(tokens, study.block, batch, stepped=tokens)
     yield Work(round(passes * tokens * depth), study.block, batch, stepped=passes * tokens)
-    if need_gradients(CHANNEL_SCORES, state.static.scores):
+    if "taylor" in state.static.scores:
         yield study.gradients(tokens)
     # What scoring takes in memory is measured on one block and on two.
     small = 3 * study.block
