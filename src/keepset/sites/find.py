@@ -225,7 +225,7 @@ def _activation(config: Any) -> str:
 
 
 def _unknown(config: Any, layer: nn.Module) -> ModelError:
-    wanted = sorted({"+".join((*at.up, at.down)) for at in known_layouts()})
+    wanted = sorted({"+".join((*layout.up, layout.down)) for layout in known_layouts()})
     children = [
         f"{name} ({type(module).__name__})"
         for name, module in layer.named_modules()
