@@ -176,7 +176,7 @@ def _resolve(text: str) -> str:
 
 
 def _running_lines(text: str) -> list[str]:
-    """The lines outside tables, headings, lists and end matter, and blank lines between paragraphs."""
+    """The lines outside tables, headings, lists and end matter; blank lines end paragraphs."""
     kept: list[str] = []
     tables = 0
     skipped_level = 0
