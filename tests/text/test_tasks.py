@@ -204,9 +204,9 @@ class TestEncode:
         """lm-evaluation-harness: encode both, cut what the context takes."""
         item = Item(0, "a", "The captain walked under the", "bridge")
         (encoded,) = encode_items([item], bpe)
-        whole = bpe("The captain walked under the bridge", add_special_tokens=False)["input_ids"]
+        passage = bpe("The captain walked under the bridge", add_special_tokens=False)["input_ids"]
         context = bpe(item.context, add_special_tokens=False)["input_ids"]
-        assert encoded.ids == whole
+        assert encoded.ids == passage
         assert encoded.target_start == len(context)
 
     def test_a_merge_across_the_space_is_undone(self) -> None:
