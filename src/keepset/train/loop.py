@@ -231,8 +231,8 @@ class Trainer:
             total += float(cross_entropy(logits, targets, reduction="sum"))
         return total / (self.heldout.shape[0] * (self.heldout.shape[1] - 1))
 
-    def identity(self) -> str:
-        """What a checkpoint belongs to: architecture, schedule and data settings."""
+    def fingerprint(self) -> str:
+        """SHA-256 of what a checkpoint belongs to: architecture, schedule and data."""
         training = self.training.model_dump_json(
             exclude={"specimens", "checkpoint_every", "compile"}
         )
@@ -241,7 +241,7 @@ class Trainer:
     def save(self, folder: Path) -> None:
         """Write the checkpoint, atomically."""
         state = {
-            "identity": self.identity(),
+            "identity": self.fingerprint(),
             "step": self.step,
             "seconds": self.seconds,
             "records": self.records,
@@ -257,7 +257,7 @@ class Trainer:
         if not path.is_file():
             return
         state = torch.load(path, map_location=self.device, weights_only=True)
-        if state["identity"] != self.identity():
+        if state["identity"] != self.fingerprint():
             path.replace(path.with_suffix(".pt.other"))
             logger.warning("%s has other settings; renamed to %s.other", path, path.name)
             return

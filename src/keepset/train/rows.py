@@ -102,7 +102,7 @@ class Rows:
             recall: How recall rows are made, and how many there are.
             rows: Rows per batch.
             sequence: Tokens per row.
-            steps: Steps of the whole training, for the curriculum.
+            steps: Steps of the complete training, for the curriculum.
             seed: Decides the order of the documents and every episode.
 
         Raises:
