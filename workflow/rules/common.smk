@@ -26,12 +26,13 @@ if not sys.stderr.isatty():
 from keepset import plan, settings
 from keepset.plan import sizes
 from keepset.settings import steps
-from keepset.run.alone import alone
+from keepset.run.alone import Presence
 from keepset.errors import KeepsetError
 from keepset.run.provenance import code_hash
 
-# A lock that is there though no Snakemake runs here was left by one that was killed.
-if workflow.is_main_process and alone(".snakemake"):
+# If no other Snakemake runs in this folder, a killed one has left the lock.
+PRESENCE = Presence(".snakemake") if workflow.is_main_process else None
+if PRESENCE and PRESENCE.alone:
     for LOCK in Path(".snakemake/locks").glob("*.lock"):
         LOCK.unlink()
 
