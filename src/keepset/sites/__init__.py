@@ -18,7 +18,6 @@ What to know before hooking a site (transformers 5.23):
   would never fire, so such a model is refused.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,4 +31,6 @@ def __getattr__(name: str) -> Any:
     # The configuration reads the families at every start, without torch.
     if name not in __all__:
         raise AttributeError(name)
-    return getattr(import_module(f"{__name__}.{'state' if 'tate' in name else 'find'}"), name)
+    from keepset.sites import find, state
+
+    return getattr(state if hasattr(state, name) else find, name)
