@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from keepset import settings
 from keepset.plan import sizes
 from keepset.plan.counting import size_of_model
-from keepset.plan.sizes import from_config, size_of, table
+from keepset.plan.sizes import from_config, known_size, table
 from keepset.sites.families import FAMILIES
 
 ROOT = Path(__file__).parents[2]
@@ -147,7 +147,7 @@ def config(tmp_path, monkeypatch):
 
 
 def test_a_cached_config_wins_over_the_table(config, tmp_path):
-    assert size_of(config, "m") == table()["facebook/opt-1.3b"]
+    assert known_size(config, "m").size == table()["facebook/opt-1.3b"]
     repository = tmp_path / "home/hub/models--facebook--opt-1.3b"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs/main").write_text("abc")
@@ -155,14 +155,14 @@ def test_a_cached_config_wins_over_the_table(config, tmp_path):
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text(json.dumps({"model_type": "opt", **opt(64, 2)}))
     assert sizes.config_file(config, "m") == snapshot / "config.json"
-    assert size_of(config, "m").d_model == 64
+    assert known_size(config, "m").size.d_model == 64
     (snapshot / "config.json").write_text("{")
-    assert size_of(config, "m") == table()["facebook/opt-1.3b"]
+    assert known_size(config, "m").size == table()["facebook/opt-1.3b"]
 
 
 def test_a_model_that_is_nowhere_has_no_size(config):
     unknown = settings.Model(hub="someone/else")
-    assert size_of(config.model_copy(update={"models": {"m": unknown}}), "m") is None
+    assert known_size(config.model_copy(update={"models": {"m": unknown}}), "m") is None
 
 
 def test_a_converted_checkpoint_is_looked_for_where_the_caller_says(config, tmp_path):
@@ -170,5 +170,5 @@ def test_a_converted_checkpoint_is_looked_for_where_the_caller_says(config, tmp_
     folder = tmp_path / "results" / config.study / "m" / "checkpoint"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"model_type": "opt", **opt(64, 2)}))
-    assert size_of(config, "m") == table()["facebook/opt-1.3b"]
-    assert size_of(config, "m", folder.parents[1]).d_model == 64
+    assert known_size(config, "m").size == table()["facebook/opt-1.3b"]
+    assert known_size(config, "m", folder.parents[1]).size.d_model == 64

@@ -64,8 +64,8 @@ def memory(megabytes):
 def planned(rule, names):
     """What `keepset plan` expects of a job; zeros where its model's size is not known."""
     job = plan.Job(rule, dict(names))
-    size = sizes.size_of(CONFIG, job.model, Path(RESULTS))
-    return plan.resources(CONFIG, job, size, DEVICE)
+    known = sizes.known_size(CONFIG, job.model, Path(RESULTS))
+    return plan.resources(CONFIG, job, known and known.size, DEVICE)
 
 
 def bill(rule, mem_mb, runtime, gpu=GPU):

@@ -5,7 +5,7 @@ The arithmetic is that of `keepset.plan`; here are the sums by model and rule, a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,7 @@ def text(bill: Bill) -> str:
     lines += ["", "all models", _line(_COLUMNS)]
     totals = [_joined(None, rule, rows) for rule, rows in by_rule.items()]
     lines += [_line(_cells(row)) for row in [*totals, bill.total()]]
-    return "\n".join([*lines, "", *_notes(bill)]) + "\n"
+    return "\n".join([*lines, "", _sum(bill.total()), _NOTE])
 
 
 def _title(bill: Bill, model: str | None) -> str:
@@ -169,20 +169,17 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def _notes(bill: Bill) -> Iterator[str]:
-    total = bill.total()
-    yield (
+_NOTE = """\
+Time is the start of each job, its weights, operations at the rate above, and what states
+move that are run token by token. Downloads and statistics are not in it, work that a keep
+rule saves is: expect it to be right within a factor of two or three. Memory is an upper
+bound, with the scan of Mamba-2 in plain torch. See docs/METHODS.md, section 9.
+"""
+
+
+def _sum(total: Row) -> str:
+    gpu = f" and {_bytes(total.cost.gpu)} on the GPU" if total.cost.gpu else ""
+    return (
         f"{total.jobs} jobs, one after the other: {_duration(total.seconds)}. The largest takes"
-        f" {_bytes(total.cost.memory)} of memory"
-        + (f" and {_bytes(total.cost.gpu)} on the GPU." if total.cost.gpu else ".")
+        f" {_bytes(total.cost.memory)} of memory{gpu}."
     )
-    yield (
-        "Time is the start of each job, its weights, operations at the rate above, and what states"
-    )
-    yield (
-        "move that are run token by token. Downloads and statistics are not in it, work that a keep"
-    )
-    yield (
-        "rule saves is: expect it to be right within a factor of two or three. Memory is an upper"
-    )
-    yield "bound, with the scan of Mamba-2 in plain torch. See docs/METHODS.md, section 9."

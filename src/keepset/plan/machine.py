@@ -14,13 +14,7 @@ _SECONDS = 0.3
 
 
 def speed_of(kind: Kind, rate: float | None, bandwidth: float | None, measure: bool) -> Speed:
-    """The speed that the command's options ask for.
-
-    Args:
-        kind: Where models run.
-        rate: TFLOP/s, where stated.
-        bandwidth: GB/s, where stated.
-        measure: Whether both are measured.
+    """The speed that the command's options ask for: `rate` in TFLOP/s, `bandwidth` in GB/s.
 
     Raises:
         ConfigError: a speed is both stated and measured, or is not positive.

@@ -115,9 +115,3 @@ def known_size(config: Config, name: str, results: Path | None = None) -> Known 
         return Known(size, str(file))
     hub = config.all_models()[name].hub
     return Known(table()[hub], "keepset's table") if hub in table() else None
-
-
-def size_of(config: Config, name: str, results: Path | None = None) -> Size | None:
-    """As `known_size`, without where it is known from."""
-    known = known_size(config, name, results)
-    return known.size if known is not None else None

@@ -52,19 +52,19 @@ class Family:
             compared with the layouts of all families.
         architecture: transformer (attention and FFNs), recurrent (states and no FFN) or hybrid.
         state_size_key: The key of the configuration that holds the size of its Mamba-2 states.
-        activation: The activation of the FFN, where the configuration has no key for it.
         size: (content of config.json) -> size; None: the model is built to be counted.
         start: The function that starts a training near an induction circuit, as "module:name". It
             sets the weights of (model without output layer, config, generator).
+        activation: The activation of the FFN, where the configuration has no key for it.
     """
 
     model_types: str
     ffn: Layout | LayoutOf | None = None
     architecture: Literal["transformer", "hybrid", "recurrent"] = "transformer"
     state_size_key: str | None = None
-    activation: str | None = None
     size: sizes.Formula | None = None
     start: str | None = None
+    activation: str | None = None
 
     @property
     def sites(self) -> tuple[Literal["ffn", "state"], ...]:
@@ -149,22 +149,8 @@ register(
     Family("granitemoehybrid", _granite_hybrid, "hybrid", "mamba_d_state"),
     Family("jamba", None, "hybrid"),
     Family("nemotron_h", _nemotron_h, "hybrid", "ssm_state_size", activation="relu2"),
-    Family(
-        "zamba2",
-        _zamba2,
-        "hybrid",
-        "mamba_d_state",
-        size=sizes.zamba2,
-        start=f"{_INDUCTION}zamba2",
-    ),
+    Family("zamba2", _zamba2, "hybrid", "mamba_d_state", sizes.zamba2, f"{_INDUCTION}zamba2"),
     # Recurrent states alone.
     Family("falcon_mamba mamba", None, "recurrent"),
-    Family(
-        "mamba2",
-        None,
-        "recurrent",
-        "state_size",
-        size=sizes.mamba2,
-        start=f"{_INDUCTION}mamba2",
-    ),
+    Family("mamba2", None, "recurrent", "state_size", sizes.mamba2, f"{_INDUCTION}mamba2"),
 )

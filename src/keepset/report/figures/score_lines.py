@@ -16,6 +16,7 @@ from keepset.rules.kinds import KINDS, is_seeded
 Look = tuple[str, str, str]
 """Colour, marker, dash."""
 
+_BAND = " (band: range of seeds)"
 _CHOSEN: dict[str, dict[str, Look]] = {
     "ffn": {
         "magnitude": (style.BLUE, "o", "-"),
@@ -56,14 +57,10 @@ def handles(site: str, table: pd.DataFrame) -> list[Line2D]:
     """The legend's entries for the scores that `table` has rows of."""
     shown = set(table["score"])
     return [
-        Line2D([], [], color=colour, marker=marker, ls=dash, label=_label(score))
+        Line2D([], [], color=colour, marker=marker, ls=dash, label=score + _BAND * is_seeded(score))
         for score, (colour, marker, dash) in looks(site).items()
         if score in shown
     ]
-
-
-def _label(score: str) -> str:
-    return f"{score} (band: range of seeds)" if is_seeded(score) else score
 
 
 def draw_lines(ax: Axes, site: str, table: pd.DataFrame, x: str, labels: Mapping[Any, str]) -> None:
