@@ -17,7 +17,7 @@ from keepset import text
 from keepset.measure.runner import Runner
 
 
-def measure(runner: Runner, blocks: text.Blocks) -> Iterator[dict[str, object]]:
+def activity_rows(runner: Runner, blocks: text.Blocks) -> Iterator[dict[str, object]]:
     """One row per layer."""
     sizes = studied.magnitudes(runner, blocks.evaluation)
     for site in runner.sites:
@@ -33,4 +33,4 @@ def measure(runner: Runner, blocks: text.Blocks) -> Iterator[dict[str, object]]:
 
 
 if __name__ == "__main__":
-    studied.main(__file__, __doc__, measure)
+    studied.main(__file__, __doc__, activity_rows)

@@ -35,13 +35,13 @@ def quantile(values: list[Tensor], share: float) -> float:
 
 def rules(sizes: dict[str, Tensor], sparsity: float) -> Iterator[tuple[str, str, Keep]]:
     """(method, budget, which of h to keep)."""
-    means = {key: own.mean(dim=0) for key, own in sizes.items()}
+    means = {key: size.mean(dim=0) for key, size in sizes.items()}
     per_token = quantile(list(sizes.values()), sparsity)
     per_unit = quantile(list(means.values()), sparsity)
-    own = {key: quantile([mean], sparsity) for key, mean in means.items()}
+    per_site = {key: quantile([mean], sparsity) for key, mean in means.items()}
     yield "dynamic", "uniform", lambda _, h: h.abs() > _kth(h.abs(), sparsity)
     yield "dynamic", "global", lambda _, h: h.abs() > per_token
-    yield "static", "uniform", lambda site, h: (means[site.key] > own[site.key]).expand_as(h)
+    yield "static", "uniform", lambda site, h: (means[site.key] > per_site[site.key]).expand_as(h)
     yield "static", "global", lambda site, h: (means[site.key] > per_unit).expand_as(h)
 
 
@@ -49,7 +49,7 @@ def _kth(sizes: Tensor, sparsity: float) -> Tensor:
     return sizes.kthvalue(max(1, int(sparsity * sizes.shape[-1])), dim=-1, keepdim=True).values
 
 
-def measure(runner: Runner, blocks: text.Blocks) -> Iterator[dict[str, object]]:
+def budget_rows(runner: Runner, blocks: text.Blocks) -> Iterator[dict[str, object]]:
     """One row per method, budget and sparsity."""
     sizes = studied.magnitudes(runner, blocks.calibration)
     dense = perplexity(runner, blocks.evaluation)
@@ -58,7 +58,7 @@ def measure(runner: Runner, blocks: text.Blocks) -> Iterator[dict[str, object]]:
             shares: dict[str, list[float]] = {site.name: [] for site in runner.sites}
             with watching(runner.model, runner.sites, _masking(keep, shares)):
                 ratio = perplexity(runner, blocks.evaluation) / dense
-            kept = [sum(own) / len(own) for own in shares.values()]
+            kept = [sum(share) / len(share) for share in shares.values()]
             yield {
                 "method": method,
                 "budget": budget,
@@ -79,4 +79,4 @@ def _masking(keep: Keep, shares: dict[str, list[float]]) -> Action:
 
 
 if __name__ == "__main__":
-    studied.main(__file__, __doc__, measure)
+    studied.main(__file__, __doc__, budget_rows)

@@ -16,7 +16,7 @@ from keepset.hold.inputs import watching
 from keepset.measure.runner import Runner
 from keepset.sites import find_sites
 
-Measure = Callable[[Runner, text.Blocks], Iterator[dict[str, object]]]
+RowsOf = Callable[[Runner, text.Blocks], Iterator[dict[str, object]]]
 """Rows of one model on one corpus."""
 
 
@@ -25,10 +25,10 @@ def magnitudes(runner: Runner, blocks: Tensor) -> dict[str, Tensor]:
     parts: dict[str, list[Tensor]] = {site.key: [] for site in runner.sites}
     with watching(runner.model, runner.sites, lambda site, h: parts[site.key].append(h.abs())):
         runner.block_nll(blocks)
-    return {key: torch.cat([part.flatten(0, -2) for part in own]) for key, own in parts.items()}
+    return {key: torch.cat([h.flatten(0, -2) for h in batches]) for key, batches in parts.items()}
 
 
-def main(script: str, doc: str, measure: Measure) -> None:
+def main(script: str, doc: str, rows_of: RowsOf) -> None:
     """Measure the models that the command line names, and write the table beside the script."""
     parser = argparse.ArgumentParser(description=doc.partition("\n")[0])
     parser.add_argument("results", type=Path, help="results/<study>")
@@ -38,7 +38,7 @@ def main(script: str, doc: str, measure: Measure) -> None:
     rows = [
         {"model": name, "corpus": asked.corpus, **row}
         for name in asked.models
-        for row in measure(*_opened(asked.results, name, asked.corpus))
+        for row in rows_of(*_opened(asked.results, name, asked.corpus))
     ]
     table = pd.DataFrame(rows)
     with store.replacing(Path(script).with_suffix(".csv")) as temporary:

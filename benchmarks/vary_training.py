@@ -44,17 +44,17 @@ def changed(training: Mapping[str, Any], name: str, changes: Mapping[str, Any]) 
     """
     specimen = training["specimens"][name]
     specimen = {**specimen, "config": dict(specimen["config"])}
-    found = {**training, "specimens": {name: specimen}}
+    varied = {**training, "specimens": {name: specimen}}
     for key, value in changes.items():
-        places = [place for place in (found, specimen, specimen["config"]) if key in place]
+        places = [place for place in (varied, specimen, specimen["config"]) if key in place]
         if not places:
             raise SystemExit(f"{key}: no setting of the training of {name}")
         for place in places:
             place[key] = value
-    return found
+    return varied
 
 
-def measure(folder: Path, blocks: text.Blocks) -> Iterator[dict[str, float]]:
+def ratio_rows(folder: Path, blocks: text.Blocks) -> Iterator[dict[str, float]]:
     """Perplexity over dense, dynamic and static, by size."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model.eval().requires_grad_(False)
@@ -90,13 +90,13 @@ def main() -> None:
         raise SystemExit(f"{asked.specimen}: not a specimen of {asked.config}")
     wanted = changed(training.model_dump(), asked.specimen, changes)
     data = asked.results / "training"
-    named = ",".join([asked.specimen, *asked.changes])
-    folder = data / "varied" / named
+    name = ",".join([asked.specimen, *asked.changes])
+    folder = data / "varied" / name
     with job(folder / "log", 1):
         train_specimen(asked.specimen, wanted, data, "cpu", "auto", folder / "model")
     blocks = text.load_blocks(asked.results / asked.specimen / asked.corpus / "blocks.safetensors")
     head = {"specimen": asked.specimen, "changes": " ".join(asked.changes), "corpus": asked.corpus}
-    rows = pd.DataFrame({**head, **row} for row in measure(folder / "model", blocks))
+    rows = pd.DataFrame({**head, **row} for row in ratio_rows(folder / "model", blocks))
     table = pd.concat([pd.read_csv(TABLE), rows]) if TABLE.is_file() else rows
     table = table.fillna({"changes": ""}).drop_duplicates(
         ["specimen", "changes", "corpus", "sparsity"], keep="last"

@@ -75,7 +75,7 @@ def test_several_tokens_at_once_go_on_with_the_window(tiny_model):
     model, rule, ids = tiny_model("llama"), Rule("magnitude", 0.7, 4, "causal"), prompt(23)
     runner = Runner(model, find_sites(model))
     with runner.holding(rule, stream=False), torch.inference_mode():
-        whole = model(input_ids=ids, use_cache=False).logits
+        expected = model(input_ids=ids, use_cache=False).logits
     held = Selection(forced=["held"])
     with sparse_decoding(model, rule, kernels=held), torch.inference_mode():
         parts, cache = [], None
@@ -83,7 +83,7 @@ def test_several_tokens_at_once_go_on_with_the_window(tiny_model):
             out = model(input_ids=piece, past_key_values=cache, use_cache=True)
             parts.append(out.logits)
             cache = out.past_key_values
-    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(torch.cat(parts, dim=1), expected, rtol=1e-4, atol=1e-4)
 
 
 def stopped_within(model, rule, ids):
@@ -116,7 +116,7 @@ def test_given_sets_are_replayed(tiny_model):
         return h * sets[site.key].repeat_interleave(4, dim=0)[: h.shape[1]]
 
     with watching(model, sites, mask), torch.inference_mode():
-        whole = model(input_ids=ids, use_cache=False).logits
+        expected = model(input_ids=ids, use_cache=False).logits
     given = sparse_decoding(model, rule, given=sets, kernels=Selection(forced=["held"]))
     with given, torch.inference_mode():
         out = model(input_ids=ids[:, :3], use_cache=True)
@@ -124,7 +124,7 @@ def test_given_sets_are_replayed(tiny_model):
         for token in ids[:, 3:].split(1, dim=1):
             out = model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
             parts.append(out.logits)
-    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(torch.cat(parts, dim=1), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_block_that_is_not_what_its_activation_says_is_computed_whole(tiny_model):

@@ -38,10 +38,10 @@ def kernels(package: str = "keepset.kernels") -> Kernels:
     return Kernels(*(importlib.import_module(f"{package}.triton_{name}") for name in names))
 
 
-def assert_close(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+def assert_close(output: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     """The relative RMS error is within the tolerance of the dtype; zeros must be zeros."""
-    assert found.shape == expected.shape
-    error = (found.double() - expected.double()).square().mean().sqrt()
+    assert output.shape == expected.shape
+    error = (output.double() - expected.double()).square().mean().sqrt()
     size = expected.double().square().mean().sqrt()
     # "not greater" would let NaN pass
     assert bool(error <= TOLERANCE[dtype] * size), f"relative RMS error {error / size:.3g}"
@@ -182,10 +182,10 @@ def check_window_topk(
 ) -> None:  # fmt: skip
     h = torch.randint(-3, 4, (rows, n), generator=draw).to(DEVICE, dtype)
     factors = torch.randint(1, 3, (n,), generator=draw).float().to(DEVICE) if norms else None
-    found = k.topk.window_topk(h, kept, window=window, norms=factors)
+    output = k.topk.window_topk(h, kept, window=window, norms=factors)
     expected = naive.window_topk(h, kept, window=window, norms=factors)
-    assert found.dtype == torch.int32
-    assert found.tolist() == expected.tolist()
+    assert output.dtype == torch.int32
+    assert output.tolist() == expected.tolist()
 
 
 def check_any_float(k: Kernels, draw: torch.Generator) -> None:
@@ -193,8 +193,8 @@ def check_any_float(k: Kernels, draw: torch.Generator) -> None:
     h = torch.randn(2, 400, generator=draw).exp2() ** 30
     h[0, 50:] = 1.0 + torch.randint(0, 2, (350,), generator=draw) * 2.0**-23
     h[1, 7], h[1, 9] = float("inf"), -0.0
-    found = k.topk.window_topk(h.to(DEVICE), 100).cpu()
-    assert found.tolist() == naive.window_topk(h, 100).tolist()
+    output = k.topk.window_topk(h.to(DEVICE), 100).cpu()
+    assert output.tolist() == naive.window_topk(h, 100).tolist()
 
 
 def check_state(
@@ -204,7 +204,7 @@ def check_state(
 ) -> None:  # fmt: skip
     # Of the three heads of a group one steps at the lower limit, one within, one at the upper.
     heads, pace = 3 * groups, torch.tensor([-7.0, -2.0, 3.0]).repeat(groups)
-    whole = n + 6 if ragged else n
+    channels = n + 6 if ragged else n
     make = k.state.new_state if by_channel else torch.empty
     state = make(batch, heads, head_dim, n, dtype=state_dtype, device=DEVICE)
     state.copy_(torch.randn(state.shape, generator=draw))
@@ -212,8 +212,8 @@ def check_state(
         "x": tokens(draw, batch, heads, head_dim, dtype=dtype),
         "dt": tokens(draw, batch, heads, dtype=dtype) / 4,
         "A": -torch.rand(heads, generator=draw).to(DEVICE) * 4 - 0.1,
-        "B": tokens(draw, batch, groups, whole, dtype=dtype),
-        "C": tokens(draw, batch, groups, whole, dtype=dtype),
+        "B": tokens(draw, batch, groups, channels, dtype=dtype),
+        "C": tokens(draw, batch, groups, channels, dtype=dtype),
     }
     if plain:
         given["dt"] = given["dt"].abs()
@@ -227,7 +227,7 @@ def check_state(
         }
     if ragged:
         kept = torch.tensor([n - 3 * group for group in range(groups)])
-        order = [torch.randperm(whole, generator=draw)[:n] for _ in range(groups)]
+        order = [torch.randperm(channels, generator=draw)[:n] for _ in range(groups)]
         given |= {"kept": kept.int().to(DEVICE), "index": torch.stack(order).int().to(DEVICE)}
     expected, new = naive.state_step(state, **given)
     y = k.state.state_step(state, **given)

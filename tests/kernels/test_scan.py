@@ -35,14 +35,20 @@ def inputs(tokens: int, groups: int, n: int = 5, dtype: torch.dtype = torch.floa
 @pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("tokens", [1, 7, CHUNK, CHUNK + 1, 2 * CHUNK + 13])
 def test_scan_is_the_recurrence(tokens: int, groups: int) -> None:
-    at = inputs(tokens, groups, dtype=torch.float64)
-    dt = naive.time_steps(at["dt"], at["dt_bias"], True, (0.01, 2.0))
+    tensors = inputs(tokens, groups, dtype=torch.float64)
+    dt = naive.time_steps(tensors["dt"], tensors["dt_bias"], True, (0.01, 2.0))
     expected, _, state = naive.scan(
-        at["x"], dt, at["A"], at["B"], at["C"], D=at["D"], initial_states=at["first"]
+        tensors["x"],
+        dt,
+        tensors["A"],
+        tensors["B"],
+        tensors["C"],
+        D=tensors["D"],
+        initial_states=tensors["first"],
     )
     y, last = chunk_scan(
-        at["x"], at["dt"], at["A"], at["B"], at["C"], D=at["D"], dt_bias=at["dt_bias"],
-        initial_states=at["first"], dt_softplus=True, dt_limit=(0.01, 2.0),
+        tensors["x"], tensors["dt"], tensors["A"], tensors["B"], tensors["C"], D=tensors["D"], dt_bias=tensors["dt_bias"],
+        initial_states=tensors["first"], dt_softplus=True, dt_limit=(0.01, 2.0),
         return_final_states=True,
     )  # fmt: skip
     torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
@@ -50,14 +56,14 @@ def test_scan_is_the_recurrence(tokens: int, groups: int) -> None:
 
 
 def test_gradients_are_those_of_the_recurrence() -> None:
-    at = inputs(CHUNK + 5, 2, dtype=torch.float64)
+    tensors = inputs(CHUNK + 5, 2, dtype=torch.float64)
     names = ["x", "dt", "A", "B", "C"]
-    leaves = [at[name].requires_grad_() for name in names]
-    y = chunk_scan(*leaves, dt_bias=at["dt_bias"], dt_softplus=True)
+    leaves = [tensors[name].requires_grad_() for name in names]
+    y = chunk_scan(*leaves, dt_bias=tensors["dt_bias"], dt_softplus=True)
     weights = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(0))
     fast = torch.autograd.grad((y * weights).sum(), leaves)
     x, dt, *rest = leaves
-    step = naive.time_steps(dt, at["dt_bias"], True, (0.0, float("inf")))
+    step = naive.time_steps(dt, tensors["dt_bias"], True, (0.0, float("inf")))
     expected = torch.autograd.grad((naive.scan(x, step, *rest)[0] * weights).sum(), leaves)
     for name, one, other in zip(names, fast, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10, msg=name)
@@ -87,12 +93,12 @@ def test_model_with_our_scan_equals_transformers(groups: int) -> None:
         before = getattr(modeling_mamba2, SCAN), getattr(modeling_mamba2, CONV)
         with torch_scans(model):
             assert getattr(modeling_mamba2, SCAN) is chunk_scan
-            found = model(input_ids=ids, use_cache=False).logits
-            found_in_training = model.train()(input_ids=ids, use_cache=False).logits
+            output = model(input_ids=ids, use_cache=False).logits
+            output_in_training = model.train()(input_ids=ids, use_cache=False).logits
     assert (getattr(modeling_mamba2, SCAN), getattr(modeling_mamba2, CONV)) == before
     assert mixer_modules(model) == [modeling_mamba2]
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(found_in_training, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output_in_training, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_what_stands_in_already_stays() -> None:

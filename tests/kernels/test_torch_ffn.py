@@ -20,8 +20,8 @@ def case(n, units, width, dtype=torch.float32):
     return h.to(dtype), rows.to(dtype), torch.randn(width, generator=generator).to(dtype)
 
 
-def off(found, expected):
-    return float((found.double() - expected).norm() / expected.norm().clamp_min(1e-30))
+def off(output, expected):
+    return float((output.double() - expected).norm() / expected.norm().clamp_min(1e-30))
 
 
 @pytest.mark.parametrize("path", DOWN_PATHS)
@@ -35,8 +35,8 @@ def test_every_path_is_the_definition(path, dtype, n, units, width):
     for added in (None, bias):
         assert off(run(h, mask, rows, added), naive(h, mask, rows, added)) <= limit
         shared = mask[:1].expand(n, -1)
-        found = run(h, shared[0].nonzero()[:, 0], rows, added)
-        assert off(found, naive(h, shared, rows, added)) <= limit
+        output = run(h, shared[0].nonzero()[:, 0], rows, added)
+        assert off(output, naive(h, shared, rows, added)) <= limit
 
 
 @pytest.mark.parametrize("path", DOWN_PATHS)

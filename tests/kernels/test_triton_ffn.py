@@ -89,13 +89,13 @@ def test_down_projection_of_nothing_and_of_everything(draw) -> None:
 
 def test_down_projection_refuses_what_it_cannot_do(draw) -> None:
     h, down_t = tokens(draw, 17, 40), tokens(draw, 40, 24)
-    own = torch.ones(17, 40, dtype=torch.bool, device=DEVICE)
+    mask = torch.ones(17, 40, dtype=torch.bool, device=DEVICE)
     with pytest.raises(KernelError, match="17 rows: at most 16"):
-        sparse_down(h, own, down_t)
+        sparse_down(h, mask, down_t)
     with pytest.raises(KernelError, match=r"kept is \(3, 40\), h \(17, 40\)"):
-        sparse_down(h, own[:3], down_t)
+        sparse_down(h, mask[:3], down_t)
     with pytest.raises(KernelError, match="down_t is"):
-        sparse_down(h, own[0].nonzero()[:, 0], down_t.half())
+        sparse_down(h, mask[0].nonzero()[:, 0], down_t.half())
 
 
 def test_empty_and_full_sets(draw) -> None:

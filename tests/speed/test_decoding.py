@@ -48,8 +48,8 @@ def test_every_rule_is_timed_over_whole_windows(model):
 
 
 def test_a_wrong_token_is_not_timed(model, monkeypatch):
-    def wrong(*arguments, **named):
-        dense, sparse = compare(*arguments, **named)
+    def wrong(*arguments, **options):
+        dense, sparse = compare(*arguments, **options)
         sparse.tokens[2] = (sparse.tokens[2] + 1) % 260
         return dense, sparse
 

@@ -37,7 +37,7 @@ class WholeBlock(StandIn):
         self.rows = rows
         self._plain, self._kernel, self._blocks = plain, kernel, blocks
         self._ffn: FfnWeights | None = None
-        blocks.blocks.append(self)
+        blocks.members.append(self)
 
     def answer(self, x: Tensor) -> Tensor | None:
         """The kernel's output, where that path is taken."""
@@ -68,13 +68,13 @@ class WholeBlocks:
 
     Attributes:
         paths: Counts tokens x sites by path.
-        blocks: All of them.
+        members: All of them.
     """
 
     def __init__(self, label: str, paths: Counter[str], selection: Selection) -> None:
         """`label`: what the blocks do, for the record of times."""
         self.paths = paths
-        self.blocks: list[WholeBlock] = []
+        self.members: list[WholeBlock] = []
         self._label, self._selection = label, selection
         self._path_of: dict[tuple[int, ...], str] = {}
 
@@ -91,7 +91,7 @@ class WholeBlocks:
 
     def _fastest(self, block: WholeBlock, x: Tensor, sizes: tuple[int, ...]) -> str:
         # Rounds take the blocks in turn, so that each reads its weights from memory.
-        alike = [other for other in self.blocks if other.rows.shape == block.rows.shape]
+        alike = [other for other in self.members if other.rows.shape == block.rows.shape]
         n, d, rows = sizes
         key = (self._label, f"{n}x{d}", f"rows={rows}", *dispatch.setting(x))
         with uncounted(self.paths):

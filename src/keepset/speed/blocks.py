@@ -145,8 +145,8 @@ class _Case:
     def time(self, machine: Machine, seconds: float) -> Iterator[tuple[Any, ...]]:
         """Level, kernel, path, window, bytes that must be read, seconds, seconds of dense."""
         paths = self._paths()
-        whole = self._whole()
-        self._check(paths, whole)
+        by_kernels = self._by_kernels()
+        self._check(paths, by_kernels)
         runs: dict[str, Run] = {"dense": self._dense_down}
         runs |= {name: partial(self._down, name) for name in paths}
         took = in_turn(runs, len(self.blocks), machine, seconds)
@@ -157,14 +157,14 @@ class _Case:
         rows = [block.rows for block in self.blocks]
         best = dispatch.down_path(self.selection, self.h[0], self.sets[0], rows, None)
         runs = {"dense": lambda copy: self.blocks[copy].dense(self.x)}
-        runs |= {"dynamic": partial(self._dynamic, best), "known": self._known, **whole}
+        runs |= {"dynamic": partial(self._dynamic, best), "known": self._known, **by_kernels}
         took = in_turn(runs, len(self.blocks), machine, seconds)
         n_up, n_units = len(self.blocks[0].up), len(self.blocks[0].rows)
         up = n_up * n_units * row
         yield "ffn", "ffn dynamic", best, "1", up + touched, took["dynamic"], took["dense"]
         cut = (n_up + 1) * self.kept * row
         yield "ffn", "ffn known", "held", "corpus", cut, took["known"], took["dense"]
-        for name in whole:
+        for name in by_kernels:
             ends = ("1", up + touched) if name == _DYNAMIC else ("corpus", cut)
             yield "ffn", name.partition(",")[0], TRITON_FFN, *ends, took[name], took["dense"]
 
@@ -175,7 +175,7 @@ class _Case:
         runs = {name: partial(self._down, name) for name in paths}
         return list(self.selection.working(runs, {TRITON_DOWN}))
 
-    def _whole(self) -> dict[str, Run]:
+    def _by_kernels(self) -> dict[str, Run]:
         """The whole block by Triton's kernels, where they run: dynamic, and the set known."""
         if not self.selection.triton_ffn(self.x.device):
             return {}
@@ -216,14 +216,14 @@ class _Case:
     def _known(self, copy: int) -> Tensor:
         return self.compact[copy].dense(self.x)
 
-    def _check(self, paths: Sequence[str], whole: Mapping[str, Run]) -> None:
+    def _check(self, paths: Sequence[str], by_kernels: Mapping[str, Run]) -> None:
         rows, h = self.blocks[0].rows.double(), self.h[0].double()
         expected = _only(h, self.sets[0]) @ rows
         for path in paths:
             must_agree(self._down(path, 0), expected, f"down, path {path}")
             must_agree(self._dynamic(path, 0), expected, f"ffn dynamic, path {path}")
         must_agree(self._known(0), _only(h, self.shared[0]) @ rows, "ffn known")
-        for name, run in whole.items():
+        for name, run in by_kernels.items():
             must_agree(run(0), self._rounded_once(name), name)
 
     def _rounded_once(self, name: str) -> Tensor:
