@@ -35,20 +35,20 @@ def inputs(tokens: int, groups: int, n: int = 5, dtype: torch.dtype = torch.floa
 @pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("tokens", [1, 7, CHUNK, CHUNK + 1, 2 * CHUNK + 13])
 def test_scan_is_the_recurrence(tokens: int, groups: int) -> None:
-    tensors = inputs(tokens, groups, dtype=torch.float64)
-    dt = naive.time_steps(tensors["dt"], tensors["dt_bias"], True, (0.01, 2.0))
+    t = inputs(tokens, groups, dtype=torch.float64)
+    dt = naive.time_steps(t["dt"], t["dt_bias"], True, (0.01, 2.0))
     expected, _, state = naive.scan(
-        tensors["x"],
+        t["x"],
         dt,
-        tensors["A"],
-        tensors["B"],
-        tensors["C"],
-        D=tensors["D"],
-        initial_states=tensors["first"],
+        t["A"],
+        t["B"],
+        t["C"],
+        D=t["D"],
+        initial_states=t["first"],
     )
     y, last = chunk_scan(
-        tensors["x"], tensors["dt"], tensors["A"], tensors["B"], tensors["C"], D=tensors["D"], dt_bias=tensors["dt_bias"],
-        initial_states=tensors["first"], dt_softplus=True, dt_limit=(0.01, 2.0),
+        t["x"], t["dt"], t["A"], t["B"], t["C"], D=t["D"], dt_bias=t["dt_bias"],
+        initial_states=t["first"], dt_softplus=True, dt_limit=(0.01, 2.0),
         return_final_states=True,
     )  # fmt: skip
     torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
@@ -56,14 +56,14 @@ def test_scan_is_the_recurrence(tokens: int, groups: int) -> None:
 
 
 def test_gradients_are_those_of_the_recurrence() -> None:
-    tensors = inputs(CHUNK + 5, 2, dtype=torch.float64)
+    t = inputs(CHUNK + 5, 2, dtype=torch.float64)
     names = ["x", "dt", "A", "B", "C"]
-    leaves = [tensors[name].requires_grad_() for name in names]
-    y = chunk_scan(*leaves, dt_bias=tensors["dt_bias"], dt_softplus=True)
+    leaves = [t[name].requires_grad_() for name in names]
+    y = chunk_scan(*leaves, dt_bias=t["dt_bias"], dt_softplus=True)
     weights = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(0))
     fast = torch.autograd.grad((y * weights).sum(), leaves)
     x, dt, *rest = leaves
-    step = naive.time_steps(dt, tensors["dt_bias"], True, (0.0, float("inf")))
+    step = naive.time_steps(dt, t["dt_bias"], True, (0.0, float("inf")))
     expected = torch.autograd.grad((naive.scan(x, step, *rest)[0] * weights).sum(), leaves)
     for name, one, other in zip(names, fast, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10, msg=name)

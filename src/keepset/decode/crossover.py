@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from keepset.decode.block import PLAIN
 from keepset.decode.kept import KeptBlock
 from keepset.decode.whole import uncounted
 from keepset.kernels import dispatch
-from keepset.kernels.clock import Candidate
+from keepset.kernels.clock import Candidate, taking_turns
 from keepset.kernels.selection import TRITON_FFN, Selection
 from keepset.rules.rule import Rule
 
@@ -64,27 +66,23 @@ class Crossover:
         """
         alike = [other for other in self.blocks if other.rows.shape == block.rows.shape]
         units = kept[0].nonzero()[:, 0]
-        slices = [other.slices(units) for other in alike]
+        slices = {other: other.slices(units) for other in alike}
         window = x.expand(self._width, -1).contiguous()
 
-        def held(number: int) -> Tensor:
-            place = number % len(alike)
-            return alike[place].by_slices(x, slices[place])
-
-        def choose(number: int) -> None:
+        def choose(other: KeptBlock) -> None:
             if self._chosen_by != "given":
-                alike[number % len(alike)].choose(window)
+                other.choose(window)
 
-        def choose_and_copy(number: int) -> None:
-            choose(number)
-            alike[number % len(alike)].slices(units)
+        def choose_and_copy(other: KeptBlock) -> None:
+            choose(other)
+            other.slices(units)
 
-        candidates: dict[str, Candidate] = {
-            PLAIN: lambda number: alike[number % len(alike)].plain(x, units),
-            HELD: held,
+        calls: dict[str, Callable[[KeptBlock], Any]] = {
+            PLAIN: lambda other: other.plain(x, units),
+            HELD: lambda other: other.by_slices(x, slices[other]),
             _TURNS[HELD]: choose_and_copy,
         }
         if self._selection.triton_ffn(x.device):
-            candidates[TRITON_FFN] = lambda number: alike[number % len(alike)].by_kernel(x, units)
-            candidates[_TURNS[TRITON_FFN]] = choose
-        return candidates
+            calls[TRITON_FFN] = lambda other: other.by_kernel(x, units)
+            calls[_TURNS[TRITON_FFN]] = choose
+        return {name: taking_turns(alike, call) for name, call in calls.items()}

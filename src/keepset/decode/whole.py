@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from torch import Tensor
 
 from keepset.decode.block import PLAIN, Forward, StandIn, ffn_weights, units_of
 from keepset.kernels import dispatch
+from keepset.kernels.clock import taking_turns
 from keepset.kernels.selection import TRITON_FFN, Selection
 from keepset.kernels.weights import MAX_ROWS, FfnWeights
 from keepset.sites import Site
@@ -90,18 +92,13 @@ class WholeBlocks:
         self._selection.refuse(TRITON_FFN, f"{site.name} computes more than its layout says")
 
     def _fastest(self, block: WholeBlock, x: Tensor, sizes: tuple[int, ...]) -> str:
-        # Rounds take the blocks in turn, so that each reads its weights from memory.
         alike = [other for other in self.members if other.rows.shape == block.rows.shape]
         n, d, rows = sizes
         key = (self._label, f"{n}x{d}", f"rows={rows}", *dispatch.setting(x))
+        calls = {PLAIN: WholeBlock.by_torch, TRITON_FFN: WholeBlock.by_kernel}
+        runs = {name: taking_turns(alike, partial(call, x=x)) for name, call in calls.items()}
         with uncounted(self.paths):
-            return self._selection.fastest_ffn(
-                key,
-                {
-                    PLAIN: lambda number: alike[number % len(alike)].by_torch(x),
-                    TRITON_FFN: lambda number: alike[number % len(alike)].by_kernel(x),
-                },
-            )
+            return self._selection.fastest_ffn(key, runs)
 
 
 @contextmanager

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 
+Item = TypeVar("Item")
 Candidate = Callable[[int], Any]
 """Runs a path once; gets a number that differs from run to run, to take other weights by."""
+
+
+def taking_turns(items: Sequence[Item], call: Callable[[Item], Any]) -> Candidate:
+    """Calls one item after the other, so that each reads its weights from memory."""
+    return lambda number: call(items[number % len(items)])
 
 
 def seconds() -> float:

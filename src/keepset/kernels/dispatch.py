@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from keepset.kernels.clock import Candidate
+from keepset.kernels.clock import taking_turns
 from keepset.kernels.scan import causal_conv, chunk_scan
 from keepset.kernels.selection import TRITON_DOWN, Selection
 from keepset.kernels.torch_ffn import DOWN_PATHS, DownPath
@@ -40,32 +40,28 @@ def mixer_modules(model: nn.Module) -> list[ModuleType]:
 
 @contextmanager
 def standing_in(
-    modules: Iterable[ModuleType], functions: Mapping[str, Callable[..., Any]]
+    modules: Iterable[ModuleType],
+    functions: Mapping[str, Callable[..., Any]],
+    free_only: bool = False,
 ) -> Iterator[None]:
-    """Put `functions` in the place of globals of `modules`; taken back on exit."""
+    """Put `functions` in the place of globals of `modules`; taken back on exit.
+
+    `free_only`: what already stands in for transformers' functions, such as a keep rule, stays.
+    """
     with ExitStack() as stack:
         for module in modules:
             for name, function in functions.items():
-                stack.callback(setattr, module, name, getattr(module, name))
-                setattr(module, name, function)
+                before = getattr(module, name)
+                if not free_only or before.__module__.startswith("transformers."):
+                    stack.callback(setattr, module, name, before)
+                    setattr(module, name, function)
         yield
 
 
-@contextmanager
-def torch_scans(model: nn.Module) -> Iterator[None]:
-    """Run the mixers with `keepset.kernels.scan`, which is faster on a CPU.
-
-    What already stands in for transformers' functions, such as a keep rule, stays.
-    """
-    with ExitStack() as stack:
-        for module in mixer_modules(model):
-            functions = {
-                name: function
-                for name, function in ((SCAN, chunk_scan), (CONV, causal_conv))
-                if getattr(module, name).__module__.startswith("transformers.")
-            }
-            stack.enter_context(standing_in([module], functions))
-        yield
+def torch_scans(model: nn.Module) -> AbstractContextManager[None]:
+    """Run the mixers with `keepset.kernels.scan`, which is faster on a CPU."""
+    functions: dict[str, Callable[..., Any]] = {SCAN: chunk_scan, CONV: causal_conv}
+    return standing_in(mixer_modules(model), functions, free_only=True)
 
 
 def _triton_down(h: Tensor, kept: Tensor, rows: Tensor, bias: Tensor | None) -> Tensor:
@@ -133,8 +129,9 @@ def down_path(
     shape = "x".join(map(str, weights[0].shape))
     key = ("down", shape, f"rows={rows}", f"kept={density:g}", *setting(h))
 
-    def candidate(path: DownPath) -> Candidate:
-        return lambda number: path(h, kept, weights[number % len(weights)], bias)
+    def call(path: DownPath) -> Callable[[Tensor], Tensor]:
+        return lambda rows: path(h, kept, rows, bias)
 
     paths = down_paths(selection, h.device, len(h), kept.dtype == torch.bool)
-    return selection.fastest_ffn(key, {name: candidate(path) for name, path in paths.items()})
+    runs = {name: taking_turns(weights, call(path)) for name, path in paths.items()}
+    return selection.fastest_ffn(key, runs)

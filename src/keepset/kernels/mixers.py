@@ -108,12 +108,7 @@ def mixer_kernels(model: nn.Module, selection: Selection) -> Iterator[dict[str, 
         for module in modules:
             functions = dict(_torch_functions(module)) if ran["scan"] == TORCH else {}
             functions[STEP] = _Stepper(getattr(module, STEP), theirs, selection, ran)
-            free = {
-                name: function
-                for name, function in functions.items()
-                if getattr(module, name).__module__.startswith("transformers.")
-            }
-            stack.enter_context(standing_in([module], free))
+            stack.enter_context(standing_in([module], functions, free_only=True))
         yield ran
 
 
