@@ -13,7 +13,7 @@ from keepset.errors import ConfigError, KernelError
 from keepset.hold.cut import prune_states
 from keepset.kernels import triton_state
 from keepset.kernels.dispatch import CONV, SCAN, STEP, UPDATE
-from keepset.kernels.mixers import mixer_kernels, provider, scan_path
+from keepset.kernels.mixers import mixer_kernels, provider, provider_for
 from keepset.kernels.scan import chunk_scan
 from keepset.kernels.selection import Selection
 from keepset.measure.runner import Runner
@@ -143,7 +143,7 @@ def test_mamba_ssm_by_name_is_an_error_where_it_cannot_run(model_of, key):
         mixer_kernels(model, Selection(Kernels(**{key: "mamba-ssm"}))),
     ):
         pass
-    assert scan_path(model, Selection()) == "torch"
+    assert provider_for(model, "scan", Selection()) == "torch"
 
 
 def bind(name):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -49,16 +49,12 @@ def provider(module: ModuleType, name: str) -> str:
     return TORCH if package in ("transformers", "keepset") else package.replace("_", "-")
 
 
-def scan_path(model: nn.Module, selection: Selection) -> str:
-    """What runs the model's scans: "torch", or the name of a package.
+def provider_for(model: nn.Module, key: Literal["scan", "state"], selection: Selection) -> str:
+    """Whose scans, or steps, may run in the model: "torch", or the name of a package.
 
     Raises:
         ConfigError: mamba-ssm is chosen by name and cannot run.
     """
-    return _provider_or_torch(model, "scan", SCAN, selection)
-
-
-def _provider_or_torch(model: nn.Module, key: str, name: str, selection: Selection) -> str:
     wanted = getattr(selection.wanted, key)
     modules = mixer_modules(model)
     if not modules:
@@ -71,7 +67,7 @@ def _provider_or_torch(model: nn.Module, key: str, name: str, selection: Selecti
         )
     if wanted == TORCH or device.type == "cpu":
         return TORCH
-    package = provider(modules[0], name)
+    package = provider(modules[0], SCAN if key == "scan" else STEP)
     if wanted == MAMBA_SSM and package == TORCH:
         raise ConfigError(
             f"kernels.{key}: mamba-ssm is not installed, or transformers cannot import it. {_HOW};"
@@ -102,8 +98,8 @@ def mixer_kernels(model: nn.Module, selection: Selection) -> Iterator[dict[str, 
         yield {} if outer is None else outer.shared_with(selection)
         return
     selection.require(next(model.parameters()).device)
-    ran = {"scan": scan_path(model, selection)}
-    theirs = _provider_or_torch(model, "state", STEP, selection)
+    ran = {"scan": provider_for(model, "scan", selection)}
+    theirs = provider_for(model, "state", selection)
     with ExitStack() as stack:
         for module in modules:
             functions = dict(_torch_functions(module)) if ran["scan"] == TORCH else {}

@@ -244,16 +244,9 @@ def _shared_down(
 def _marked(value: Tensor, keep: Tensor, arrivals: Tensor, config: DecodeConfig) -> _List:
     """The list of the neurons that `keep` (rows, n) int8 marks; `value` (rows, >= n) is h."""
     rows, n = keep.shape
-    tiles = cdiv(n, config.tile)
-    kept = _List(
-        workspace((rows, tiles * config.tile), value.dtype, value),
-        workspace((tiles * config.tile,), torch.int32, value),
-        workspace((tiles,), torch.int32, value),
-        arrivals,
-        tiles,
-    )
+    kept = _new_list(value, n, arrivals, config)
     launch(
-        compact_kept, (tiles,),
+        compact_kept, (kept.n_tiles,),
         value, keep, kept.value, kept.index, kept.count,
         rows, n, value.stride(0), kept.value.stride(0),
         TILE=config.tile, BLOCK_B=_block_rows(value), num_warps=config.warps,
@@ -305,8 +298,8 @@ def _arrivals(rows: Tensor, ffn: FfnWeights, config: DecodeConfig) -> Tensor:
     return workspace((cdiv(ffn.d, config.block_out),), torch.int32, rows)
 
 
-def _new_list(rows: Tensor, ffn: FfnWeights, arrivals: Tensor, config: DecodeConfig) -> _List:
-    tiles = cdiv(ffn.n, config.tile)
+def _new_list(rows: Tensor, n: int, arrivals: Tensor, config: DecodeConfig) -> _List:
+    tiles = cdiv(n, config.tile)
     return _List(
         workspace((rows.shape[0], tiles * config.tile), rows.dtype, rows),
         workspace((tiles * config.tile,), torch.int32, rows),
@@ -320,7 +313,7 @@ def _compacted(
     rows: Tensor, ffn: FfnWeights, threshold: float, choose: str, norms: Tensor | None,
     config: DecodeConfig,
 ) -> _List:  # fmt: skip
-    kept = _new_list(rows, ffn, _arrivals(rows, ffn, config), config)
+    kept = _new_list(rows, ffn.n, _arrivals(rows, ffn, config), config)
     gate = ffn.up if ffn.gate is None else ffn.gate
     launch(
         up_compact, (kept.n_tiles,),

@@ -12,7 +12,7 @@ from torch import Tensor
 from keepset import models, text
 from keepset.calibrate import activations
 from keepset.files import store
-from keepset.kernels.mixers import scan_path
+from keepset.kernels.mixers import provider_for
 from keepset.measure.runner import Runner
 from keepset.rules.scores import Moments
 from keepset.run import provenance
@@ -62,7 +62,7 @@ def load(model: PathLike, run: Run, moments: Mapping[str, Moments] | None = None
         kernels=Kernels.model_validate(run.kernels),
     )
     runner.selection.require(device)
-    scan = scan_path(network, runner.selection)
+    scan = provider_for(network, "scan", runner.selection)
     found = {
         **provenance.environment(),
         "model": info["fingerprint"],
