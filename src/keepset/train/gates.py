@@ -81,7 +81,7 @@ def measure(
         batch_tokens: Tokens per forward pass.
     """
     sites, states = find_sites(model), find_state_sites(model)
-    runner = Runner(model, sites, states=states, batch_tokens=batch_tokens)
+    runner = Runner(model, [*sites, *states], batch_tokens=batch_tokens)
     half = copy.deepcopy(model).half().float()
     found = Measured(
         n_parameters=model.num_parameters(),
@@ -107,12 +107,12 @@ def _recall(
 
 
 def _zeros(runner: Runner, rows: Tensor) -> dict[str, float]:
-    counts = {site.key: torch.zeros(2, dtype=torch.float64) for site in runner.sites}
+    counts = {site.key: torch.zeros(2, dtype=torch.float64) for site in runner.sites_of("ffn")}
 
     def action(site: Site, h: Tensor) -> None:
         counts[site.key] += torch.tensor([float((h == 0).sum()), float(h.numel())]).double()
 
-    with watching(runner.model, runner.sites, action):
+    with watching(runner.model, runner.sites_of("ffn"), action):
         runner.block_nll(rows)
     return {key: float(zeros / total) for key, (zeros, total) in counts.items()}
 
