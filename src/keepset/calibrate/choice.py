@@ -11,7 +11,7 @@ from keepset.calibrate.channels import Scorer, Sums
 from keepset.errors import ConfigError
 from keepset.rules.masks import Masks, top_mask
 from keepset.rules.rule import Rule, n_kept
-from keepset.rules.scores import CHANNEL_SCORES, site_seed, static_names
+from keepset.rules.scores import CHANNEL_SCORES, need_gradients, site_seed, static_names
 from keepset.sites.state import StateSite
 
 
@@ -90,7 +90,7 @@ def keep_sets(
         )
     entries = [CHANNEL_SCORES[name] for name in scores]
     dense = scorer.one_shot()
-    if any(score.gradients for score in entries):
+    if need_gradients(CHANNEL_SCORES, scores):
         for key, gradient in scorer.gradients().items():
             dense[key].taylor = gradient
     sets: dict[Rule, Masks] = {}

@@ -33,21 +33,11 @@ class AnySite(Protocol):
         """How many units it holds."""
 
 
-_MOVED = {
-    "Layout": "families",
-    "Projection": "ffn",
-    "Site": "ffn",
-    "StateSite": "state",
-    "adapter": "families",
-    "find_sites": "ffn",
-    "find_state_sites": "state",
-}
-
-
 def __getattr__(name: str) -> Any:
-    from importlib import import_module
+    from keepset.sites import ffn, state
 
-    if name not in _MOVED:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = import_module(f"keepset.sites.{_MOVED[name]}")
-    return getattr(module, "find_ffn_sites" if name == "find_sites" else name)
+    if name == "find_sites":
+        return ffn.find_ffn_sites
+    if name not in ("Projection", "Site", "StateSite", "find_state_sites"):
+        raise AttributeError(name)
+    return getattr(state if hasattr(state, name) else ffn, name)
