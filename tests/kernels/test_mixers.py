@@ -18,7 +18,7 @@ from keepset.kernels.scan import chunk_scan
 from keepset.kernels.selection import Selection
 from keepset.measure.runner import Runner
 from keepset.settings import Kernels
-from keepset.sites import find_state_sites
+from keepset.sites.state import find_state_sites
 from state_models import shape
 
 NAMES = (SCAN, STEP, CONV, UPDATE)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from keepset.calibrate import activations
+from keepset.calibrate.sets import RankedSets
 from keepset.decode import Session, sparse_decoding
 from keepset.errors import CacheError, ConfigError
 from keepset.files import archive
@@ -285,7 +286,8 @@ def disagreement(
         None if every token is the reference's greedy choice, else the first that is not.
     """
     context = torch.cat([ids, new[None, :-1].to(ids.device)], dim=1)
-    runner = Runner(model, find_sites(model), moments=moments, kernels=kernels)
+    keep_sets = RankedSets(moments or {})
+    runner = Runner(model, find_sites(model), keep_sets=keep_sets, kernels=kernels)
     with runner.holding(rule, stream=False), torch.inference_mode():
         logits = model(input_ids=context, use_cache=False).logits[0, ids.shape[1] - 1 :].cpu()
     best = logits.argmax(dim=-1)

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from keepset.calibrate.sets import RankedSets
 from keepset.decode.dynamic import dynamic_downs
 from keepset.decode.score import SCORES
 from keepset.decode.static import cut_blocks
@@ -88,7 +89,8 @@ def sparse_decoding(
         if rule is None or rule.sparsity == 0:
             pass
         elif rule.window == "corpus":
-            runner = Runner(model, sites, moments=moments, kernels=selection)
+            keep_sets = RankedSets(moments or {})
+            runner = Runner(model, sites, keep_sets=keep_sets, kernels=selection)
             stack.enter_context(runner.holding(rule))
             stack.enter_context(cut_blocks(sites, session.paths, selection))
         elif rule.method == "dynamic" and given is None:

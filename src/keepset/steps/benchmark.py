@@ -85,7 +85,7 @@ def benchmark_model(
         logger.info("%(method)s %(sparsity)g W=%(window)s %(choice)s: %(speedup_p50).3f", row)
         rows.append({**identity, **row, "dtype": setting.dtype})
     # Two tokens tell what runs the mixers, where there are any.
-    states = loaded.runner.states
+    states = loaded.runner.sites_of("state")
     mixers = generate(network, prompt, 2, kernels=selection).mixers if states else {}
     _write(rows, setting, machine, _kernels(selection, mixers), output)
 
