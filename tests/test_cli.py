@@ -127,8 +127,8 @@ def test_bad_keep_rules_end_with_a_message(capsys, tiny_checkpoint, keep, messag
 
 
 def test_a_wrong_token_fails_the_check(capsys, monkeypatch, tiny_checkpoint):
-    found = gen.Disagreement(index=3, token=5, expected=7, gap=0.25)
-    monkeypatch.setattr(gen, "disagreement", lambda *_: found)
+    wrong = gen.Disagreement(index=3, token=5, expected=7, gap=0.25)
+    monkeypatch.setattr(gen, "disagreement", lambda *_: wrong)
     assert generate(tiny_checkpoint, "dynamic:0.9", "--check") == 1
     assert "new token 3 is 5; the masked reference prefers 7" in capsys.readouterr().err
 
