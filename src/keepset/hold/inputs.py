@@ -224,7 +224,7 @@ def _slice_down(site: Site, units: Tensor) -> Tensor:
 
 @contextmanager
 def swapped(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Stand `tensors` in for parameters of `module`; sizes that forward reads follow."""
+    """Replace parameters of `module` by `tensors`; sizes that forward reads follow."""
     dense = {name: getattr(module, name) for name in tensors}
     width = getattr(module, "nf", None)
     try:
