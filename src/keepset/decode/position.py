@@ -26,7 +26,7 @@ class Position:
 
     @property
     def one_token(self) -> bool:
-        """Whether one new token of one row goes on with a context."""
+        """Whether one new token of one row continues a context."""
         return self.start > 0 and self.batch == self.tokens == 1
 
     @contextmanager

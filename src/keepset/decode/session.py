@@ -61,8 +61,8 @@ def sparse_decoding(
     where its key-value cache is empty. The keep sets are those of `keepset.hold.inputs.Windows` on
     passages, and of `Static`, and outputs are equal to theirs up to rounding. Static and windowed
     rules stand in for weights, dynamic ones for the forward of the down projections, whose
-    neuron-major copies take memory meanwhile. Of several paths the fastest one is taken, found by
-    timing them on the model's own weights at the first token.
+    neuron-major copies take memory until exit. Of several paths the fastest is taken; they are
+    timed on the model's own weights at the first token.
 
     Args:
         model: A causal language model in eval mode.

@@ -97,7 +97,7 @@ def down_paths(
 
 
 def setting(tensor: Tensor) -> tuple[str, str, str]:
-    """What a time depends on beside sizes: device, dtype, CPU threads."""
+    """What a time depends on besides sizes: device, dtype, CPU threads."""
     device = str(tensor.device) if tensor.device.type == "cpu" else _gpu(tensor.device)
     return device, str(tensor.dtype).removeprefix("torch."), f"threads={torch.get_num_threads()}"
 

@@ -46,7 +46,7 @@ class Launch:
 class Recording(TorchFunctionMode):
     """Collects launches instead of running them; the tensors may be on the meta device.
 
-    What is compiled ahead of time is thereby what the host code would launch:
+    So what is compiled ahead of time is what the host code would launch:
 
         with Recording() as recording:
             sparse_down(h, kept, down_t)
@@ -120,9 +120,9 @@ def check(condition: bool, message: str) -> None:
 
 
 def check_matrix(name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
-    """Check shape, dtype, device and that the last dimension lies together in memory.
+    """Check shape, dtype, device and that the last dimension is contiguous.
 
-    Rows may lie apart, and pointers may be misaligned: that is handled, at some cost in speed.
+    Rows may be strided, and pointers misaligned: that is handled, at some cost in speed.
 
     Raises:
         KernelError: names the tensor and what to do.
@@ -178,7 +178,7 @@ def output(out: Tensor | None, rows: Tensor, width: int) -> Tensor:
 
 
 def check_ffn(x: Tensor, ffn: FfnWeights) -> None:
-    """Check that a kernel can read the weights beside `x` (rows, d).
+    """Check that a kernel can read the weights together with `x` (rows, d).
 
     Raises:
         KernelError: names the tensor and what to do.

@@ -1,4 +1,4 @@
-"""Plain references, for reading and for tests: nothing here is fast."""
+"""Plain references, for reading and for tests: none of them is fast."""
 
 from __future__ import annotations
 

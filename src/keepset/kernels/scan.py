@@ -3,7 +3,7 @@
 Equal to transformers' torch path up to rounding (Dao and Gu 2024, section 6: within a chunk as a
 masked matrix product, between chunks as a recurrence of states), at about half the cost: B and C
 are never repeated over the heads of a group, and the depthwise convolution is four shifted
-products. The functions take the arguments of transformers' own, so that they can stand in for
+products. The functions take the arguments of transformers' own, so that they can replace
 them (`keepset.kernels.dispatch`).
 """
 

@@ -5,8 +5,8 @@
 The state is updated in place and read out in the same pass: each of its kept numbers is read once
 and written once, which is all the traffic that matters. Any number of channels works, and not only
 powers of two: channels are visited in steps of a few, and a masked one moves no bytes. With `kept`
-every group of a layer may hold a number of its own; with `index` B and C may still be whole, and
-each group picks its channels from them.
+each group of a layer may hold a different number; with `index` B and C may hold all channels, and
+each group picks its own from them.
 
 Two layouts, one kernel: (batch, heads, head_dim, n) in memory, as mamba-ssm and transformers keep
 it, or the same shape as a view of (batch, heads, n, head_dim), which `new_state` makes. In the
