@@ -7,8 +7,8 @@ one call of `register`. Nothing here imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 from keepset.rules.scores import CHANNEL_SCORES, NEURON_SCORES, Score
@@ -24,11 +24,13 @@ class Evaluation:
         rule: The workflow's name of it.
         part: The part of the grid: static, dynamic, or windowed (one job per choice).
         table: The table that it writes, without folder and ending; {choice} is filled in.
+        title: What is evaluated, for readers; {model} and {choice} are filled in.
     """
 
     rule: str
     part: Part
     table: str
+    title: str
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,11 @@ class Kind:
         correlation: The table of size against impact, without folder and ending.
         evaluations: What measures its grid. A kind without a part `dynamic` has W = 1 among its
             windows.
+        before: The other rules that run once for each of its models and corpora, and
+        after: those of them that `keepset plan` lists below its grid.
+        masks: Whether units are scored and masked at every token, of all but static rules.
+        steps: How often a rule runs a recurrence token by token, of (access, choice) of all but
+            static rules (`keepset.plan`).
     """
 
     name: str
@@ -59,7 +66,11 @@ class Kind:
     section: str = "grid"
     sets: str = "activations.safetensors"
     correlation: str = "correlation"
-    evaluations: tuple[Evaluation, ...] = field(default=())
+    evaluations: tuple[Evaluation, ...] = ()
+    before: tuple[str, ...] = ("cache_activations",)
+    after: tuple[str, ...] = ()
+    masks: bool = True
+    steps: Callable[[str, str], int] = lambda *_: 0
 
 
 KINDS: dict[str, Kind] = {}
@@ -72,16 +83,25 @@ def register(kind: Kind) -> Kind:
     return kind
 
 
+def evaluations() -> Iterator[tuple[Kind, Evaluation]]:
+    """What measures the grids of all kinds."""
+    for kind in KINDS.values():
+        yield from ((kind, evaluation) for evaluation in kind.evaluations)
+
+
 register(
     Kind(
         name="ffn",
         units="neurons",
         module="keepset.kinds.ffn",
         scores=NEURON_SCORES,
+        before=("cache_activations", "correlate_size_impact"),
         evaluations=(
-            Evaluation("evaluate_static", "static", "static"),
-            Evaluation("evaluate_dynamic", "dynamic", "dynamic"),
-            Evaluation("evaluate_windowed", "windowed", "windowed-{choice}"),
+            Evaluation("evaluate_static", "static", "static", "{model} static"),
+            Evaluation("evaluate_dynamic", "dynamic", "dynamic", "{model} dynamic"),
+            Evaluation(
+                "evaluate_windowed", "windowed", "windowed-{choice}", "{model} windowed ({choice})"
+            ),
         ),
     )
 )
@@ -97,9 +117,19 @@ register(
         section="state",
         sets="state.safetensors",
         correlation="correlation-state",
+        before=("score_state",),
+        after=("evaluate_state_lengths", "correlate_state"),
+        masks=False,
+        # A state that forgets is run beside one that does not; causal choice takes a third.
+        steps=lambda access, choice: 1 if access == "read" else 2 + (choice == "causal"),
         evaluations=(
-            Evaluation("evaluate_state", "static", "state-static"),
-            Evaluation("evaluate_state_windowed", "windowed", "state-windowed-{choice}"),
+            Evaluation("evaluate_state", "static", "state-static", "the pruned state of {model}"),
+            Evaluation(
+                "evaluate_state_windowed",
+                "windowed",
+                "state-windowed-{choice}",
+                "the windowed state ({choice}) of {model}",
+            ),
         ),
     )
 )

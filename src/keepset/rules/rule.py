@@ -11,8 +11,6 @@ from keepset.errors import ConfigError
 
 Window = int | Literal["sequence", "corpus"]
 Choice = Literal["oracle", "causal"]
-SiteKind = Literal["ffn", "state"]
-Access = Literal["none", "both", "read", "write"]
 
 
 def n_kept(n_units: int, sparsity: float) -> int:
@@ -46,8 +44,8 @@ class Rule:
     window: Window
     choice: Choice = "oracle"
     seed: int = 0
-    site: SiteKind = "ffn"
-    access: Access = "none"
+    site: str = "ffn"
+    access: str = "none"
 
     def __post_init__(self) -> None:
         n_kept(1, self.sparsity)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from keepset.rules.kinds import KINDS
 
 Window = Annotated[int, Field(ge=1, strict=True)] | Literal["sequence", "corpus"]
 DialWindow = Annotated[int, Field(ge=1, strict=True)] | Literal["sequence"]
@@ -22,7 +24,10 @@ StateScoreName = Literal[
     "taylor",
     "random",
 ]
-SiteKind = Literal["ffn", "state"]
+if TYPE_CHECKING:
+    SiteKind = str
+else:
+    SiteKind = Literal[tuple(KINDS)]
 Access = Literal["read", "write"]
 Sparsity = Annotated[float, Field(ge=0.0, lt=1.0)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]

@@ -20,7 +20,8 @@ from keepset.kernels import calibrate, choice
 from keepset.run import provenance
 from keepset.settings import Benchmark, Kernels
 from keepset.settings.grid import benchmark_rules
-from keepset.speed import blocks, decoding, timing
+from keepset.speed import decoding, timing
+from keepset.speed.blocks import time_shape
 from keepset.steps.common import PathLike, Run, load, load_moments
 
 logger = logging.getLogger("keepset")
@@ -53,7 +54,7 @@ def benchmark_shapes(
             for number in setting.block_dtypes or [setting.dtype]:
                 dtype = models.resolve_dtype(number, machine.device)
                 made = (setting.blocks, dtype, machine, setting.seconds)
-                timed = blocks.time_shape(name, shape, *made)
+                timed = time_shape(name, shape, *made)
                 rows += [{**row, "dtype": number} for row in timed]
     ran = {"chosen": chosen.model_dump()}
     _write(rows, {"study": study}, setting, (machine, ran), output)
@@ -61,7 +62,7 @@ def benchmark_shapes(
 
 def benchmark_model(
     model: PathLike,
-    tokens: PathLike,
+    blocks: PathLike,
     cache: PathLike,
     identity: Mapping[str, Any],
     settings: Mapping[str, Any],
@@ -70,12 +71,12 @@ def benchmark_model(
 ) -> None:
     """Time a whole model that decodes; `run`: device, kernels, dtype of the cache, gradients."""
     setting = Benchmark.model_validate(settings)
-    read = text.load_blocks(tokens)
-    moments = load_moments(cache, model, read, Run(run["device"], run["dtype"]), run["gradients"])
+    tokens = text.load_blocks(blocks)
+    moments = load_moments(cache, model, tokens, Run(run["device"], run["dtype"]), run["gradients"])
     loaded = load(model, Run(run["device"], setting.dtype, kernels=run["kernels"]))
     machine = timing.measure(models.resolve_device(run["device"]))
     network = loaded.runner.model
-    prompt = _prompt(read.evaluation, setting).to(machine.device)
+    prompt = _prompt(tokens.evaluation, setting).to(machine.device)
     rules = benchmark_rules(setting)
     rows = []
     with choice.choosing(Kernels.model_validate(run["kernels"])) as chosen:
@@ -107,14 +108,11 @@ def _write(
     output: PathLike,
 ) -> None:
     machine, kernels = ran
-    found = {
-        "device": _device(machine.device),
-        "threads": torch.get_num_threads(),
-    }
-    table = pd.DataFrame([{**identity, **row, **found} for row in rows]).reindex(columns=COLUMNS)
+    ran_on = {"device": _device(machine.device), "threads": torch.get_num_threads()}
+    table = pd.DataFrame([{**identity, **row, **ran_on} for row in rows]).reindex(columns=COLUMNS)
     facts = {
         **provenance.environment(),
-        **found,
+        **ran_on,
         "clock": calibrate.clock_name(),
         "cache_bytes": machine.cache,
         "bandwidth_bytes_per_s": machine.bandwidth,
@@ -135,10 +133,10 @@ def _device(device: torch.device) -> str:
     return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), "cpu")
 
 
-def join_benchmarks(parts: Sequence[PathLike], output: PathLike, csv: PathLike) -> None:
+def join_benchmarks(inputs: Sequence[PathLike], outputs: Mapping[str, PathLike]) -> None:
     """One `kernels` table, as Parquet with the facts of every part, and as CSV."""
-    table = pd.concat([pd.read_parquet(part) for part in parts], ignore_index=True)
-    facts = {Path(part).parent.name: store.read_json(store.sidecar(part)) for part in parts}
-    store.write_table(table, output, facts)
-    with store.replacing(csv) as temporary:
+    table = pd.concat([pd.read_parquet(part) for part in inputs], ignore_index=True)
+    facts = {Path(part).parent.name: store.read_json(store.sidecar(part)) for part in inputs}
+    store.write_table(table, outputs["table"], facts)
+    with store.replacing(outputs["csv"]) as temporary:
         table.to_csv(temporary, index=False, float_format="%.5g", lineterminator="\n")

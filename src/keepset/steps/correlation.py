@@ -16,7 +16,7 @@ def correlate_size_impact(
     model: PathLike,
     blocks: PathLike,
     cache: PathLike,
-    run: Run,
+    run: Mapping[str, Any],
     settings: Mapping[str, Any],
     identity: Mapping[str, Any],
     output: PathLike,
@@ -26,8 +26,9 @@ def correlate_size_impact(
     `settings`: gradients (bool), seed, statistics, and ablation (null where not measured).
     """
     tokens = text.load_blocks(blocks)
-    moments = load_moments(cache, model, tokens, run, settings["gradients"])
-    loaded = load(model, run)
+    setup = Run(**run)
+    moments = load_moments(cache, model, tokens, setup, settings["gradients"])
+    loaded = load(model, setup)
     units = correlation.unit_table(loaded.runner.sites, moments, tokens.calibration.numel())
     ablated = None
     if settings["ablation"] is not None:
@@ -46,7 +47,7 @@ def correlate_size_impact(
         settings["seed"],
         identity,
     )
-    found = {**loaded.provenance, "text": tokens.fingerprint, "settings": dict(settings)}
+    sidecar = {**loaded.provenance, "text": tokens.fingerprint, "settings": dict(settings)}
     if ablated is not None:
-        found["ablations"] = ablated.to_dict(orient="records")
-    store.write_table(table, output, found)
+        sidecar["ablations"] = ablated.to_dict(orient="records")
+    store.write_table(table, output, sidecar)

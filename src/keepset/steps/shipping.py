@@ -22,8 +22,9 @@ PathLike = str | Path
 
 
 def measure_specimens(
-    specimens: Mapping[str, PathLike],
-    data: PathLike,
+    names: Sequence[str],
+    checkpoints: Sequence[PathLike],
+    tokens: PathLike,
     corpora: Sequence[PathLike],
     training: Mapping[str, Any],
     output: PathLike,
@@ -31,27 +32,28 @@ def measure_specimens(
     """Measure trained specimens on held-out text and hold them against the gates.
 
     Args:
-        specimens: Name -> checkpoint folder.
-        data: The folder that `prepare_training` wrote.
+        names: The specimens.
+        checkpoints: Their folders.
+        tokens: text.safetensors, as `prepare_training` wrote it beside its other files.
         corpora: Tables of `prepare_corpus`, for the prose of recall items.
         training: The `training` section of the configuration.
         output: Where measurements and gates are written, as JSON.
     """
-    settings = Training.model_validate(training)
+    settings, data = Training.model_validate(training), Path(tokens).parent
     tokenizer = load_tokenizer(data)
     _, rows = load_rows(settings, tokenizer, data)
     tables = {Path(path).stem: pd.read_parquet(path) for path in corpora}
     task = Task(kind="recall", corpora=list(tables), items=480, facts=[1, 2, 4, 8])
     items = text.build_recall("gates", task, tables, settings.seed + 1)
     measured = {}
-    for name, folder in specimens.items():
+    for name, folder in zip(names, checkpoints, strict=True):
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True
         )
         measured[name] = gates.measure(model.eval().requires_grad_(False), tokenizer, rows, items)
     judged = gates.judge(measured)
-    found = gates.as_json(measured, judged)
-    store.write_json({**found, "provenance": provenance.environment()}, output)
+    content = gates.as_json(measured, judged)
+    store.write_json({**content, "provenance": provenance.environment()}, output)
     print(gates.report(judged))
 
 

@@ -41,20 +41,24 @@ class _Files:
 
 
 def prepare_training(
-    corpora: Sequence[PathLike], training: Mapping[str, Any], folder: PathLike
+    corpora: Sequence[PathLike],
+    sources: Mapping[str, Any],
+    training: Mapping[str, Any],
+    output: PathLike,
 ) -> None:
     """Train the tokenizer and tokenize the training text.
 
     Args:
-        corpora: Tables of `prepare_corpus`, named after their corpus; of these only calibration
-            text is trained on, and held-out text is what the loss is followed on.
+        corpora: Tables of `prepare_corpus`; of these only calibration text is trained on, and
+            held-out text is what the loss is followed on.
+        sources: Corpus -> where its text comes from, in the order of `corpora`.
         training: The keys of `TrainingData` in the `training` section of the configuration.
-        folder: Where tokenizer.json, text.safetensors (tokens) and sources.json (what was read,
-            and the sentences of recall rows) are written.
+        output: tokenizer.json. text.safetensors (tokens) and sources.json (what was read, and the
+            sentences of recall rows) are written beside it.
     """
-    files = _Files(folder)
+    files = _Files(Path(output).parent)
     settings = TrainingData.model_validate(training)
-    tables = {Path(path).stem: pd.read_parquet(path) for path in corpora}
+    tables = dict(zip(sources, map(pd.read_parquet, corpora), strict=True))
     documents = {name: _split(table, "calibration") for name, table in tables.items()}
     prose = prose_sentences(text for texts in documents.values() for text in texts)
     for name, source in settings.text.items():
@@ -98,7 +102,7 @@ def prepare_training(
 def train_specimen(
     name: str,
     training: Mapping[str, Any],
-    data: PathLike,
+    tokens: PathLike,
     device: str,
     dtype: str,
     output: PathLike,
@@ -109,14 +113,14 @@ def train_specimen(
     Args:
         name: The specimen, a key of training.specimens.
         training: The `training` section of the configuration.
-        data: The folder that `prepare_training` wrote.
+        tokens: text.safetensors, as `prepare_training` wrote it beside its other files.
         device: auto, cpu, cuda or cuda:N.
         dtype: The number format of autocast; auto is bfloat16 where it is faster.
         output: The checkpoint folder, float32; beside it stand losses.parquet, losses.json and
             the state that an interrupted training goes on from.
         until: Stop after this step, with a checkpoint and without output.
     """
-    settings = Training.model_validate(training)
+    settings, data = Training.model_validate(training), Path(tokens).parent
     found = load_tokenizer(data)
     rows, heldout = load_rows(settings, found, data)
     where = models.resolve_device(device)
