@@ -92,8 +92,9 @@ def main() -> None:
     data = asked.results / "training"
     named = ",".join([asked.specimen, *asked.changes])
     folder = data / "varied" / named
+    tokens = data / "text.safetensors"
     with job(folder / "log", 1):
-        train_specimen(asked.specimen, wanted, data, "cpu", "auto", folder / "model")
+        train_specimen(asked.specimen, wanted, tokens, "cpu", "auto", folder / "model")
     blocks = text.load_blocks(asked.results / asked.specimen / asked.corpus / "blocks.safetensors")
     head = {"specimen": asked.specimen, "changes": " ".join(asked.changes), "corpus": asked.corpus}
     rows = pd.DataFrame({**head, **row} for row in measure(folder / "model", blocks))
