@@ -89,6 +89,11 @@ def evaluations() -> Iterator[tuple[Kind, Evaluation]]:
         yield from ((kind, evaluation) for evaluation in kind.evaluations)
 
 
+def is_seeded(score: str) -> bool:
+    """Whether a score of this name, of any kind of site, depends on a seed."""
+    return any(kind.scores[score].seeded for kind in KINDS.values() if score in kind.scores)
+
+
 register(
     Kind(
         name="ffn",

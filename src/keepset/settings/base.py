@@ -8,25 +8,30 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from keepset.rules.kinds import KINDS
+from keepset.rules.scores import (
+    CHANNEL_SCORES,
+    NEURON_SCORES,
+    decoding_names,
+    static_names,
+    token_names,
+)
 
 Window = Annotated[int, Field(ge=1, strict=True)] | Literal["sequence", "corpus"]
 DialWindow = Annotated[int, Field(ge=1, strict=True)] | Literal["sequence"]
 Choice = Literal["oracle", "causal"]
-ScoreName = Literal["magnitude", "impact", "weight", "taylor", "random"]
-TokenScoreName = Literal["magnitude", "impact", "random"]
-StateScoreName = Literal[
-    "ghost",
-    "ghost-uniform",
-    "ghost-oneshot",
-    "ghost-separate",
-    "magnitude",
-    "magnitude-uniform",
-    "taylor",
-    "random",
-]
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # only the registry knows the names
     SiteKind = str
+    ScoreName = str
+    TokenScoreName = str
+    DecodingScoreName = str
+    StateScoreName = str
+    StateTokenScoreName = str
 else:
+    ScoreName = Literal[static_names(NEURON_SCORES)]
+    TokenScoreName = Literal[token_names(NEURON_SCORES)]
+    DecodingScoreName = Literal[decoding_names(NEURON_SCORES)]
+    StateScoreName = Literal[static_names(CHANNEL_SCORES)]
+    StateTokenScoreName = Literal[token_names(CHANNEL_SCORES)]
     SiteKind = Literal[tuple(KINDS)]
 Access = Literal["read", "write"]
 Sparsity = Annotated[float, Field(ge=0.0, lt=1.0)]
