@@ -58,7 +58,7 @@ def test_only_what_prepares_may_reach_the_network():
 
 
 def test_a_dial_is_given_with_its_choice(embedded):
-    rules = given(embedded, "evaluate_state_windowed")["rules"]
+    rules = given(embedded, "evaluate_state_windowed")["grid"]
     assert (rules["kind"], rules["part"], rules["choice"]) == ("state", "windowed", "causal")
     assert rules["grid"] == embedded.state.windowed.model_dump()
 

@@ -8,12 +8,14 @@ one call of `register`. Nothing here imports torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from keepset.rules.scores import CHANNEL_SCORES, NEURON_SCORES, Score
 
 Part = Literal["static", "dynamic", "windowed"]
+CACHE = "activations.safetensors"
+"""The activation cache: the sums of inputs of linear maps over calibration text."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,10 @@ class Kind:
         static_access: The same under static rules.
         section: The key of the configuration that its grid stands in.
         sets: The file, in a model's folder of a corpus, that its static keep sets come from.
-        correlation: The table of size against impact, without folder and ending.
+        correlation: The table of size against impact, without folder and ending; None where there
+            is none.
+        sizes: The columns of a table of its units that say how large a unit is.
+        impacts: What stands for a unit's impact -> the column that holds it.
         evaluations: What measures its grid. A kind without a part `dynamic` has W = 1 among its
             windows.
         before: The other rules that run once for each of its models and corpora, and
@@ -64,8 +69,12 @@ class Kind:
     access: tuple[str, ...] = ("none",)
     static_access: str = "none"
     section: str = "grid"
-    sets: str = "activations.safetensors"
-    correlation: str = "correlation"
+    sets: str = CACHE
+    correlation: str | None = None
+    sizes: tuple[str, ...] = ("magnitude",)
+    impacts: Mapping[str, str] = field(
+        default_factory=lambda: {name: name for name in ("weight", "output", "taylor")}
+    )
     evaluations: tuple[Evaluation, ...] = ()
     before: tuple[str, ...] = ("cache_activations",)
     after: tuple[str, ...] = ()
@@ -100,6 +109,7 @@ register(
         units="neurons",
         module="keepset.kinds.ffn",
         scores=NEURON_SCORES,
+        correlation="correlation",
         before=("cache_activations", "correlate_size_impact"),
         evaluations=(
             Evaluation("evaluate_static", "static", "static", "{model} static"),
@@ -122,6 +132,8 @@ register(
         section="state",
         sets="state.safetensors",
         correlation="correlation-state",
+        sizes=("magnitude", "controllability"),
+        impacts={"ghost": "energy", "observability": "observability", "taylor": "taylor"},
         before=("score_state",),
         after=("evaluate_state_lengths", "correlate_state"),
         masks=False,

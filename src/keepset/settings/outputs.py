@@ -47,6 +47,7 @@ def correlations(config: Config) -> list[str]:
     return [
         table
         for kind in KINDS.values()
+        if kind.correlation
         for table in per_corpus(config, f"{kind.correlation}.parquet", kind.name)
     ]
 

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from keepset.errors import ConfigError
-from keepset.rules.kinds import Evaluation, Kind, evaluations
+from keepset.rules.kinds import CACHE, KINDS, Evaluation, Kind, evaluations
 from keepset.settings import Config, Task, Training, TrainingData
 from keepset.settings.figures import FIGURES, Figure
 from keepset.settings.grid import chosen_by, state_section, task_settings
@@ -102,15 +102,18 @@ def _blocks(config: Config, wildcards: Wildcards) -> Settings:
 
 
 def _activations(config: Config, wildcards: Wildcards) -> Settings:
-    gradients = config.needs_gradients(wildcards["corpus"])
-    return {**_model_run(config, wildcards), "gradients": gradients}
+    """Of all kinds whose static keep sets are ranked from the cache."""
+    model, corpus = wildcards["model"], wildcards["corpus"]
+    kinds = [kind for kind in config.studied_kinds(model, corpus) if KINDS[kind].sets == CACHE]
+    gradients = config.needs_gradients(corpus)
+    return {**_model_run(config, wildcards), "kinds": kinds, "gradients": gradients}
 
 
 def _correlation(config: Config, wildcards: Wildcards) -> Settings:
     corpus = wildcards["corpus"]
     ablation = config.ablation.model_dump() if config.corpora[corpus].ablation else None
-    gradients = {"gradients": config.needs_gradients(corpus)}
-    settings = {**gradients, **_statistics(config, wildcards), "ablation": ablation}
+    units = {"kind": "ffn", "gradients": config.needs_gradients(corpus)}
+    settings = {**units, **_statistics(config, wildcards), "ablation": ablation}
     return {**_model_run(config, wildcards), "settings": settings}
 
 
@@ -120,11 +123,11 @@ def _evaluation(
     """One part of a kind's grid; static keep sets must be those that are asked for."""
     corpus, part = wildcards["corpus"], evaluation.part
     grid = getattr(config.section(kind.name, corpus), part).model_dump()
-    rules = {"kind": kind.name, "part": part, "grid": grid, "seeds": config.seeds()}
+    asked = {"kind": kind.name, "part": part, "grid": grid, "seeds": config.seeds()}
     if part == "windowed":
-        rules["choice"] = wildcards["choice"]
+        asked["choice"] = wildcards["choice"]
     chosen = {"chosen": chosen_by(config, kind.name, corpus)} if part == "static" else {}
-    return {**_model_run(config, wildcards), "rules": rules, **chosen}
+    return {**_model_run(config, wildcards), "grid": asked, **chosen}
 
 
 def _capability(config: Config, wildcards: Wildcards) -> Settings:
@@ -140,16 +143,22 @@ def _capability(config: Config, wildcards: Wildcards) -> Settings:
     return {**_model_run(config, wildcards), "kinds": kinds}
 
 
-def _states(*parts: str) -> Given:
-    """What keep sets of states are chosen by, and parts of `state`; `state` is all of it."""
+def _lengths(config: Config, wildcards: Wildcards) -> Settings:
+    state, kind = state_section(config).model_dump(), "state"
+    return {
+        **_model_run(config, wildcards),
+        "grid": {"kind": kind, "state": state, "seeds": config.seeds()},
+        "chosen": chosen_by(config, kind, wildcards["corpus"]),
+    }
 
-    def given(config: Config, wildcards: Wildcards) -> Settings:
-        state = state_section(config).model_dump()
-        named = {part: state if part == "state" else state[part] for part in parts}
-        chosen = chosen_by(config, "state", wildcards["corpus"])
-        return {**_model_run(config, wildcards), "chosen": chosen, **named}
 
-    return given
+def _states(config: Config, wildcards: Wildcards) -> Settings:
+    chosen = chosen_by(config, "state", wildcards["corpus"])
+    return {**_model_run(config, wildcards), "chosen": chosen}
+
+
+def _pruning(config: Config, wildcards: Wildcards) -> Settings:
+    return {**_states(config, wildcards), "prune": state_section(config).prune.model_dump()}
 
 
 def _channels(config: Config, wildcards: Wildcards) -> Settings:
@@ -249,10 +258,10 @@ _STEPS = {
     "correlate_size_impact": _step("correlation:correlate_size_impact", _correlation),
     "evaluate_dense": _step("evaluation:evaluate_rules", _model_run),
     "evaluate_capability": _step("evaluation:evaluate_capability", _capability),
-    "score_state": _step("states:score_state", _states()),
-    "evaluate_state_lengths": _step("states:evaluate_lengths", _states("state")),
+    "score_state": _step("states:score_state", _states),
+    "evaluate_state_lengths": _step("evaluation:evaluate_lengths", _lengths),
     "correlate_state": _step("states:correlate_state", _channels, "keepset.analyse.correlation"),
-    "prune_state": _step("states:prune_state", _states("prune")),
+    "prune_state": _step("states:prune_state", _pruning),
     "join_perplexity": _step("tables:join_tables"),
     "join_correlations": _step("tables:join_tables"),
     "test_significance": _step("significance:test_significance", _statistics),

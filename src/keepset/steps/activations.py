@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from keepset import text
@@ -16,11 +16,12 @@ def cache_activations(
     model: PathLike,
     blocks: PathLike,
     run: Mapping[str, Any],
+    kinds: Sequence[str],
     gradients: bool,
     identity: Mapping[str, str],
     output: PathLike,
 ) -> None:
-    """One pass over the calibration text -> the activation cache and its sidecar."""
+    """One pass over the calibration text -> the activation cache of `kinds`, and its sidecar."""
     tokens = text.load_blocks(blocks)
     setup = Run(**run)
     loaded = load(model, setup)
@@ -28,7 +29,7 @@ def cache_activations(
     progress = Progress(label, tokens.calibration.numel())
     moments = activations.record(
         loaded.runner.model,
-        loaded.runner.sites,
+        [site for kind in kinds for site in loaded.runner.sites_of(kind)],
         tokens.calibration,
         gradients=gradients,
         batch_tokens=setup.batch_tokens,

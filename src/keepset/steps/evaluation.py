@@ -8,13 +8,12 @@ from typing import Any
 
 import pandas as pd
 
-from keepset import text
-from keepset.calibrate.sets import load_sets
+from keepset import models, text
 from keepset.files import store
 from keepset.measure import tables
 from keepset.rules.rule import Rule
-from keepset.settings.grid import part_rules, task_rules
-from keepset.steps.common import Loaded, PathLike, Run, load, load_moments, sets_identity
+from keepset.settings.grid import length_rules, part_rules, task_rules
+from keepset.steps.common import PathLike, Run, load, static_sets
 
 
 def evaluate_rules(
@@ -23,7 +22,7 @@ def evaluate_rules(
     run: Mapping[str, Any],
     identity: Mapping[str, Any],
     output: PathLike,
-    rules: Mapping[str, Any] | None = None,
+    grid: Mapping[str, Any] | None = None,
     sets: PathLike | None = None,
     chosen: Mapping[str, Any] | None = None,
 ) -> None:
@@ -35,17 +34,52 @@ def evaluate_rules(
         run: How the model is run (`Run`).
         identity: Leading columns.
         output: The table.
-        rules: The arguments of `part_rules`; dense where there are none.
+        grid: The arguments of `part_rules`; dense where there are none.
         sets: What static keep sets are read from (`Kind.sets`).
-        chosen: What they must have been chosen by.
+        chosen: What they must have been chosen with.
     """
-    tokens = text.load_blocks(blocks)
-    kinds = {} if sets is None or rules is None else {rules["kind"]: (sets, chosen or {})}
-    loaded = _load_with_sets(model, tokens, Run(**run), kinds)
+    tokens, setup = text.load_blocks(blocks), Run(**run)
+    kind = grid["kind"] if grid else ""
+    files = {} if sets is None else {kind: sets}
+    loaded = load(model, setup, static_sets(files, model, tokens, setup, {kind: chosen or {}}))
+    rules: list[Rule | None] = [None]
+    if grid:
+        rules = [*part_rules(**grid)] if loaded.runner.sites_of(kind) else []
     label = f"{identity['model']} {identity['corpus']} {Path(output).stem}"
-    held: list[Rule | None] = [None] if rules is None else [*part_rules(**rules)]
-    held = [rule for rule in held if rule is None or _has(loaded, rule.site)]
-    table = tables.perplexity_table(loaded.runner, tokens, held, identity, label)
+    table = tables.perplexity_table(loaded.runner, tokens, rules, identity, label)
+    store.write_table(table, output, {**loaded.provenance, "text": tokens.fingerprint})
+
+
+def evaluate_lengths(
+    model: PathLike,
+    blocks: PathLike,
+    sets: PathLike,
+    run: Mapping[str, Any],
+    grid: Mapping[str, Any],
+    chosen: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    output: PathLike,
+) -> None:
+    """Perplexity on longer passages than the units were chosen on.
+
+    Consecutive blocks are joined; lengths that the model's positions do not reach are left out.
+    The arguments are those of `evaluate_rules`; `grid` are those of `length_rules`.
+    """
+    tokens, setup, kind = text.load_blocks(blocks), Run(**run), grid["kind"]
+    keep_sets = static_sets({kind: sets}, model, tokens, setup, {kind: chosen})
+    loaded = load(model, setup, keep_sets)
+    rules = length_rules(**grid) if loaded.runner.sites_of(kind) else []
+    parts = []
+    for factor in grid["state"]["lengths"] if rules else ():
+        joined = tokens.joined(factor)
+        if joined is None or not models.fits(loaded.runner.model, joined.evaluation.shape[1]):
+            continue
+        length = joined.evaluation.shape[1]
+        label = f"{identity['model']} {identity['corpus']} lengths {length}"
+        table = tables.perplexity_table(loaded.runner, joined, [None, *rules], identity, label)
+        # Words and bytes of the tokens where blocks were joined are not known.
+        parts.append(table.drop(columns=["n_words", "n_bytes"]).assign(length=length))
+    table = pd.concat(parts) if parts else pd.DataFrame()
     store.write_table(table, output, {**loaded.provenance, "text": tokens.fingerprint})
 
 
@@ -67,17 +101,18 @@ def evaluate_capability(
         blocks: Text of the corpus whose calibration chose the static sets.
         sets: What static sets are read from, in the order of `kinds`.
         run: How the model is run (`Run`).
-        kinds: Kind -> tasks, what `task_rules` makes rules of, seeds, and chosen, what its static
-            sets must have been chosen by.
+        kinds: Kind -> tasks and seeds, the arguments of `task_rules`; and chosen, what its static
+            sets must have been chosen with.
         identity: Leading columns.
         output: The table.
     """
-    tokens = text.load_blocks(blocks)
-    files = {kind: (path, kinds[kind]["chosen"]) for kind, path in zip(kinds, sets, strict=True)}
-    loaded = _load_with_sets(model, tokens, Run(**run), files)
+    tokens, setup = text.load_blocks(blocks), Run(**run)
+    files = dict(zip(kinds, sets, strict=True))
+    chosen = {kind: settings["chosen"] for kind, settings in kinds.items()}
+    loaded = load(model, setup, static_sets(files, model, tokens, setup, chosen))
     rules: list[Rule | None] = [None]
     for kind, settings in kinds.items():
-        if _has(loaded, kind):
+        if loaded.runner.sites_of(kind):
             rules += task_rules(kind, settings["tasks"], settings["seeds"])
     items = text.read_items(passages)
     encoded = text.encode_items(items, loaded.tokenizer)
@@ -86,26 +121,8 @@ def evaluate_capability(
     difficulty = pd.DataFrame(
         [(item.n_facts, item.distance) for item in items], columns=["n_facts", "distance"]
     ).astype("Int64")
-    table = table.join(difficulty, on="item")
-    store.write_table(table, output, {**loaded.provenance, "text": tokens.fingerprint})
-
-
-def _load_with_sets(
-    model: PathLike,
-    tokens: text.Blocks,
-    run: Run,
-    kinds: Mapping[str, tuple[PathLike, Mapping[str, Any]]],
-) -> Loaded:
-    moments = None
-    if "ffn" in kinds:
-        cache, chosen = kinds["ffn"]
-        moments = load_moments(cache, model, tokens, run, chosen["gradients"])
-    loaded = load(model, run, moments)
-    if "state" in kinds and loaded.runner.states:
-        sets, chosen = kinds["state"]
-        loaded.runner.state_sets = load_sets(sets, sets_identity(loaded, tokens, chosen))
-    return loaded
-
-
-def _has(loaded: Loaded, kind: str) -> bool:
-    return bool(loaded.runner.states if kind == "state" else loaded.runner.sites)
+    store.write_table(
+        table.join(difficulty, on="item"),
+        output,
+        {**loaded.provenance, "text": tokens.fingerprint},
+    )

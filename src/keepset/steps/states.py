@@ -1,4 +1,4 @@
-"""The recurrent state: scored, evaluated, cut."""
+"""The recurrent state: scored, correlated, cut."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ from typing import Any
 
 import pandas as pd
 
-from keepset import models, text
-from keepset.analyse import correlation
-from keepset.calibrate.channels import Scorer, keep_sets
-from keepset.calibrate.sets import Sets, channel_table, load_sets, memory_table, save_sets
+from keepset import kinds, text
+from keepset.analyse.correlation import correlation_table
+from keepset.calibrate.channels import Scorer
+from keepset.calibrate.choice import channel_rule, keep_sets
+from keepset.calibrate.memory import memory_table
+from keepset.calibrate.sets import save_sets
+from keepset.calibrate.units import channel_table
 from keepset.errors import ModelError
 from keepset.files import store
 from keepset.hold import cut
-from keepset.measure import tables
 from keepset.measure.runner import Runner, perplexity
+from keepset.rules.kinds import KINDS
+from keepset.rules.masks import Masks
 from keepset.rules.rule import Rule
 from keepset.rules.scores import CHANNEL_SCORES, need_gradients
 from keepset.run.progress import Progress
 from keepset.settings import StateStaticGrid, Statistics
-from keepset.settings.grid import length_rules
-from keepset.sites import StateSite, find_state_sites
-from keepset.steps.common import PathLike, Run, load, sets_identity
+from keepset.steps.common import PathLike, Run, cache_identity, load, static_sets
 
 
 def score_state(
@@ -48,9 +50,10 @@ def score_state(
     setup = Run(**run)
     loaded = load(model, setup)
     runner, grid = loaded.runner, StateStaticGrid.model_validate(chosen["static"])
-    sets: Sets = {}
+    sets: dict[Rule, Masks] = {}
+    sites = runner.sites_of("state")
     channels, memory = pd.DataFrame(), pd.DataFrame()
-    if runner.states:
+    if sites:
         passes = 2 + need_gradients(CHANNEL_SCORES, grid.scores) + 2 * len(grid.sparsities)
         label = f"{identity['model']} {identity['corpus']} score_state"
         progress = Progress(label, passes * tokens.calibration.numel())
@@ -58,7 +61,7 @@ def score_state(
         batch = max(setup.batch_tokens, min(tokens.calibration.numel(), 16 * setup.batch_tokens))
         scorer = Scorer(
             runner.model,
-            runner.states,
+            sites,
             tokens.calibration,
             batch,
             progress,
@@ -66,50 +69,15 @@ def score_state(
         )
         with runner.holding(None):
             sets, sums = keep_sets(scorer, grid.scores, grid.sparsities, chosen["seeds"])
-            channels = channel_table(runner.states, sums, identity)
+            channels = channel_table(sites, sums, identity)
             memory = memory_table(scorer, tokens.calibration, identity)
         progress.close()
-    facts = {**loaded.provenance, "text": tokens.fingerprint, "settings": dict(chosen)}
-    save_sets(sets, outputs["sets"], sets_identity(loaded, tokens, chosen))
-    store.write_json(facts, store.sidecar(outputs["sets"]))
-    store.write_table(channels, outputs["channels"], facts)
-    store.write_table(memory, outputs["memory"], facts)
-
-
-def evaluate_lengths(
-    model: PathLike,
-    blocks: PathLike,
-    sets: PathLike,
-    run: Mapping[str, Any],
-    chosen: Mapping[str, Any],
-    state: Mapping[str, Any],
-    identity: Mapping[str, Any],
-    output: PathLike,
-) -> None:
-    """Perplexity on longer passages than the channels were chosen on.
-
-    `chosen` is as for `score_state`; `state` the section of that name. Consecutive blocks are
-    joined; lengths that the model's positions do not reach are left out.
-    """
-    tokens = text.load_blocks(blocks)
-    loaded = load(model, Run(**run))
-    runner = loaded.runner
-    runner.state_sets = load_sets(sets, sets_identity(loaded, tokens, chosen))
-    rules = length_rules("state", state, chosen["seeds"]) if runner.states else []
-    label = f"{identity['model']} {identity['corpus']} lengths"
-    parts = []
-    for factor in state["lengths"] if rules else ():
-        joined = tokens.joined(factor)
-        if joined is None or not models.fits(runner.model, joined.evaluation.shape[1]):
-            continue
-        length = joined.evaluation.shape[1]
-        table = tables.perplexity_table(
-            runner, joined, [None, *rules], identity, f"{label} {length}"
-        )
-        # Words and bytes of the tokens where blocks were joined are not known.
-        parts.append(table.drop(columns=["n_words", "n_bytes"]).assign(length=length))
-    table = pd.concat(parts) if parts else pd.DataFrame()
-    store.write_table(table, output, {**loaded.provenance, "text": tokens.fingerprint})
+    sidecar = {**loaded.provenance, "text": tokens.fingerprint, "settings": dict(chosen)}
+    cache = cache_identity(loaded.info, tokens, loaded.dtype, False)
+    save_sets(sets, outputs["sets"], kinds.of("state").sets_identity(cache, chosen))
+    store.write_json(sidecar, store.sidecar(outputs["sets"]))
+    store.write_table(channels, outputs["channels"], sidecar)
+    store.write_table(memory, outputs["memory"], sidecar)
 
 
 def correlate_state(
@@ -120,9 +88,9 @@ def correlate_state(
     output: PathLike,
 ) -> None:
     """Correlate the size of channels with what they do."""
-    table = correlation.state_correlation_table(
-        pd.read_parquet(channels), Statistics.model_validate(statistics), seed, identity
-    )
+    settings = Statistics.model_validate(statistics)
+    units = pd.read_parquet(channels)
+    table = correlation_table(KINDS["state"], units, settings, seed, identity)
     store.write_table(table, output, store.read_json(store.sidecar(channels)))
 
 
@@ -140,37 +108,35 @@ def prune_state(
 
     `chosen` is as for `score_state`; `prune` a `StatePrune`.
     """
-    tokens = text.load_blocks(blocks)
-    setup = Run(**run)
-    loaded = load(model, setup)
-    runner, network = loaded.runner, loaded.runner.model
-    runner.state_sets = load_sets(sets, sets_identity(loaded, tokens, chosen))
-    score, sparsity = prune["score"], prune["sparsity"]
-    rule = Rule(score, sparsity, "corpus", seed=chosen["seeds"][0], site="state", access="both")
-    if not runner.states:
+    tokens, setup = text.load_blocks(blocks), Run(**run)
+    keep = static_sets({"state": sets}, model, tokens, setup, {"state": chosen})
+    loaded = load(model, setup, keep)
+    runner, network, kind = loaded.runner, loaded.runner.model, kinds.of("state")
+    if not (sites := runner.sites_of("state")):
         raise ModelError(f"{identity['model']}: has no recurrent state to prune")
-    facts = {
+    rule = channel_rule(prune["score"], prune["sparsity"], chosen["seeds"][0])
+    summary = {
         **identity,
-        "rule": {"score": score, "sparsity": sparsity},
+        "rule": dict(prune),
         "perplexity_dense": perplexity(runner, tokens.evaluation),
         "perplexity_masked": perplexity(runner, tokens.evaluation, rule),
         "parameters_dense": network.num_parameters(),
-        "state_bytes_dense": _state_bytes(runner.states),
+        "state_bytes_dense": _state_bytes(sites),
     }
-    cut.prune_states(network, runner.state_sets[score, rule.seed, sparsity])
+    kind.cut(network, keep[rule])
     cut.save_pruned(network, loaded.tokenizer, output)
     parameter = next(network.parameters())
     again = cut.load_pruned(output, dtype=parameter.dtype, device=parameter.device)
     small = Runner(again, [], batch_tokens=setup.batch_tokens)
-    facts |= {
+    summary |= {
         "perplexity_pruned": perplexity(small, tokens.evaluation),
         "parameters_pruned": again.num_parameters(),
-        "state_bytes_pruned": _state_bytes(find_state_sites(again)),
+        "state_bytes_pruned": _state_bytes(kind.find(again)),
         "provenance": loaded.provenance,
     }
-    store.write_json(facts, Path(output).with_suffix(".json"))
+    store.write_json(summary, Path(output).with_suffix(".json"))
 
 
-def _state_bytes(sites: Sequence[StateSite]) -> int:
+def _state_bytes(sites: Sequence[Any]) -> int:
     """Bytes of the recurrent states of one sequence in float32."""
     return 4 * sum(site.n_heads * site.head_dim * site.n_state for site in sites)
