@@ -34,10 +34,9 @@ class AnySite(Protocol):
 
 
 def __getattr__(name: str) -> Any:
+    if name not in ("Projection", "Site", "StateSite", "find_sites", "find_state_sites"):
+        raise AttributeError(name)
     from keepset.sites import ffn, state
 
-    if name == "find_sites":
-        return ffn.find_ffn_sites
-    if name not in ("Projection", "Site", "StateSite", "find_state_sites"):
-        raise AttributeError(name)
+    name = "find_ffn_sites" if name == "find_sites" else name
     return getattr(state if hasattr(state, name) else ffn, name)
