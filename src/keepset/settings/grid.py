@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from keepset.errors import ConfigError
 from keepset.rules.kinds import KINDS, Part
@@ -15,6 +15,7 @@ from keepset.rules.rule import Choice, Rule, Window
 from keepset.settings import Benchmark, Config, State
 
 Settings = dict[str, Any]
+_Section = TypeVar("_Section")
 Seeds = Sequence[int]
 
 
@@ -99,15 +100,32 @@ def length_rules(kind: str, state: Mapping[str, Any], seeds: Seeds) -> list[Rule
     return [rule for rule in _static_tasks(kind, state, seeds) if rule.sparsity in sparsities]
 
 
+def part_settings(config: Config, kind: str, part: Part, corpus: str) -> Settings:
+    """One part of a kind's grid on a corpus, as plain data.
+
+    Raises:
+        ConfigError: the configuration has no section for this kind.
+    """
+    settings: Settings = getattr(_present(config.section(kind, corpus), kind), part).model_dump()
+    return settings
+
+
 def state_section(config: Config) -> State:
     """The section `state`.
 
     Raises:
         ConfigError: the configuration has none.
     """
-    if config.state is None:
-        raise ConfigError("state: this section is missing; recurrent states are studied by it")
-    return config.state
+    return _present(config.state, "state")
+
+
+def _present(section: _Section | None, kind: str) -> _Section:
+    if section is None:
+        site = KINDS[kind]
+        raise ConfigError(
+            f"{site.section}: this section is missing; {site.units} are studied by it"
+        )
+    return section
 
 
 @dataclass(frozen=True)

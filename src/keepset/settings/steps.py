@@ -6,7 +6,7 @@ The workflow's parameters, `keepset plan` and `keepset verify` are all taken fro
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from keepset.errors import ConfigError
 from keepset.rules.kinds import CACHE, KINDS, Evaluation, Kind, evaluations
 from keepset.settings import Config, Task, Training, TrainingData
 from keepset.settings.figures import FIGURES, Figure
-from keepset.settings.grid import chosen_by, state_section, task_settings
+from keepset.settings.grid import chosen_by, part_settings, state_section, task_settings
 
 Wildcards = Mapping[str, str]
 Settings = dict[str, Any]
@@ -122,12 +122,12 @@ def _evaluation(
 ) -> Settings:
     """One part of a kind's grid; static keep sets must be those that are asked for."""
     corpus, part = wildcards["corpus"], evaluation.part
-    grid = getattr(config.section(kind.name, corpus), part).model_dump()
-    asked = {"kind": kind.name, "part": part, "grid": grid, "seeds": config.seeds()}
+    grid = part_settings(config, kind.name, part, corpus)
+    rules = {"kind": kind.name, "part": part, "grid": grid, "seeds": config.seeds()}
     if part == "windowed":
-        asked["choice"] = wildcards["choice"]
+        rules["choice"] = wildcards["choice"]
     chosen = {"chosen": chosen_by(config, kind.name, corpus)} if part == "static" else {}
-    return {**_model_run(config, wildcards), "grid": asked, **chosen}
+    return {**_model_run(config, wildcards), "rules": rules, **chosen}
 
 
 def _capability(config: Config, wildcards: Wildcards) -> Settings:
@@ -147,7 +147,7 @@ def _lengths(config: Config, wildcards: Wildcards) -> Settings:
     state, kind = state_section(config).model_dump(), "state"
     return {
         **_model_run(config, wildcards),
-        "grid": {"kind": kind, "state": state, "seeds": config.seeds()},
+        "rules": {"kind": kind, "state": state, "seeds": config.seeds()},
         "chosen": chosen_by(config, kind, wildcards["corpus"]),
     }
 
@@ -238,18 +238,15 @@ def _model_timing(config: Config, wildcards: Wildcards) -> Settings:
     return {"run": run, **_timing(config), "identity": identity}
 
 
-def _step(
-    function: str, given: Given = _nothing, code: str | None = "", *, network: bool = False
-) -> Step:
+def _step(function: str, given: Given = _nothing, code: str | None = "", **options: Any) -> Step:
     """A step of `keepset.steps`, "module:function"; its code is that module's where not said."""
     run = f"keepset.steps.{function}"
-    return Step(run, given, run.partition(":")[0] if code == "" else code, network)
+    return Step(run, given, run.partition(":")[0] if code == "" else code, **options)
 
 
 _STEPS = {
-    "prepare_model": replace(
-        _step("prepare:prepare_model", _model, "keepset.models", network=True),
-        beside=("checkpoint",),
+    "prepare_model": _step(
+        "prepare:prepare_model", _model, "keepset.models", network=True, beside=("checkpoint",)
     ),
     "prepare_corpus": _step("texts:prepare_corpus", _corpus, network=True),
     "prepare_task": _step("texts:prepare_task", _task, network=True),
