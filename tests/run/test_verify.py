@@ -173,6 +173,14 @@ def test_a_changed_setting_makes_stale_what_depends_on_it(study, change, key, st
     assert any(key in finding.reason for finding in verify(study, config)[0])
 
 
+def test_a_section_that_is_gone_makes_stale(study):
+    names = {"model": "m", "corpus": "c"}
+    run("score_state", "m/c/state.safetensors", [], names)
+    (finding,) = verify(study, configuration())[0]
+    assert (finding.path, finding.status) == ("m/c/state.safetensors", "stale")
+    assert "state: this section is missing" in finding.reason
+
+
 def test_an_added_model_is_missing_and_joined_tables_are_stale(study):
     config = configuration(models={"m": {"path": "m"}, "n": {"path": "n"}})
     assert judged(study, config) == {

@@ -73,7 +73,7 @@ def test_a_new_kind_runs_under_the_grid(monkeypatch):
     assert outputs.static_sets(config, "m") == ["m/wiki/activations.safetensors"] * 2
     names = {"model": "m", "corpus": "wiki"}
     step = all_steps()["evaluate_attention"]
-    rules = grid.part_rules(**step.given(config, names)["grid"])
+    rules = grid.part_rules(**step.given(config, names)["rules"])
     assert {rule.site for rule in rules} == {"attention"}
     jobs = [job for job in plan.jobs(config) if job.wildcards.get("corpus") == "wiki"]
     planned = Counter(job.rule for job in jobs)

@@ -58,13 +58,13 @@ def test_only_what_prepares_may_reach_the_network():
 
 
 def test_a_dial_is_given_with_its_choice(embedded):
-    rules = given(embedded, "evaluate_state_windowed")["grid"]
+    rules = given(embedded, "evaluate_state_windowed")["rules"]
     assert (rules["kind"], rules["part"], rules["choice"]) == ("state", "windowed", "causal")
     assert rules["grid"] == embedded.state.windowed.model_dump()
 
 
 @pytest.mark.parametrize(
-    ("section", "rule"), [("state", "score_state"), ("training", "train_specimen")]
+    ("section", "rule"), [("state", "evaluate_state"), ("training", "train_specimen")]
 )
 def test_a_section_that_is_missing_is_named(embedded, section, rule):
     without = embedded.model_copy(update={section: None})

@@ -121,8 +121,8 @@ def test_lengths_are_joined_blocks(made: Callable[[str], Folder]) -> None:
     folder = made("mamba2")
     output = folder.path / "length.parquet"
     sets = folder.outputs["sets"]
-    grid = {"kind": "state", "state": section(), "seeds": [1, 2]}
-    evaluation.evaluate_lengths(*folder.inputs, sets, RUN, grid, CHOSEN, IDENTITY, output)
+    rules = {"kind": "state", "state": section(), "seeds": [1, 2]}
+    evaluation.evaluate_lengths(*folder.inputs, sets, RUN, rules, CHOSEN, IDENTITY, output)
     table = pd.read_parquet(output)
     # Nine blocks are more than there are.
     assert table.groupby("length")["block"].nunique().to_dict() == {16: 6, 32: 3}

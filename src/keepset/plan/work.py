@@ -17,6 +17,7 @@ from keepset.settings import Config, Task
 from keepset.settings.grid import (
     length_rules,
     part_rules,
+    part_settings,
     state_section,
     task_rules,
     task_settings,
@@ -134,11 +135,8 @@ def _evaluation(
     kind: Kind, evaluation: Evaluation, study: _Study, names: Mapping[str, str]
 ) -> Iterator[Work]:
     """One part of a kind's grid."""
-    section = study.config.section(kind.name, names["corpus"])
-    grid, choice = (
-        getattr(section, evaluation.part).model_dump(),
-        cast(Choice, names.get("choice", "oracle")),
-    )
+    grid = part_settings(study.config, kind.name, evaluation.part, names["corpus"])
+    choice = cast(Choice, names.get("choice", "oracle"))
     rules = part_rules(kind.name, evaluation.part, grid, study.config.seeds(), choice)
     for group in _by_access(rules):
         yield study.under(kind, group, study.evaluation)

@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
-from keepset.errors import RecordError
+from keepset.errors import ConfigError, RecordError
 from keepset.run import provenance, record
 from keepset.settings import Config, outputs, steps
 
@@ -160,8 +160,12 @@ def _changed_settings(config: Config, content: Record) -> Iterator[str]:
     step = steps.all_steps().get(rule)
     if step is None:
         return
-    changed = _differences(content["settings"], record.plain(step.given(config, wildcards)))
-    if changed:
+    try:
+        settings = record.plain(step.given(config, wildcards))
+    except ConfigError as error:
+        yield f"the configuration does not ask for it: {error}"
+        return
+    if changed := _differences(content["settings"], settings):
         yield f"settings have changed: {', '.join(changed)}"
     joined = outputs.joined(config, rule, wildcards)
     if joined is not None and joined != set(content["inputs"]):

@@ -185,16 +185,16 @@ class Config(Strict):
 
     def corpus_grid(self, corpus: str) -> Grid:
         """The grid of one corpus: the study's, with the corpus's own parts in place."""
-        own = self.corpora[corpus].grid
+        override = self.corpora[corpus].grid
         return Grid(
-            static=own.static or self.grid.static,
-            dynamic=own.dynamic or self.grid.dynamic,
-            windowed=own.windowed or self.grid.windowed,
+            static=override.static or self.grid.static,
+            dynamic=override.dynamic or self.grid.dynamic,
+            windowed=override.windowed or self.grid.windowed,
         )
 
     def seeds(self) -> list[int]:
         """The seeds of the random score."""
-        return [self.seed + at for at in range(self.random_seeds)]
+        return [self.seed + number for number in range(self.random_seeds)]
 
     def needs_gradients(self, corpus: str) -> bool:
         """Whether a score of this corpus's grid needs the gradient of the loss."""
@@ -210,8 +210,11 @@ def find_specimens(folder: str | None) -> dict[str, Model]:
     """The specimens in `folder`, by name; none without a folder."""
     if folder is None:
         return {}
-    found = sorted(p.parent for p in Path(folder).glob("*/config.json"))
-    return {p.name: Model(path=str(p), origin="specimen", sites=_specimen_sites(p)) for p in found}
+    folders = sorted(path.parent for path in Path(folder).glob("*/config.json"))
+    return {
+        path.name: Model(path=str(path), origin="specimen", sites=_specimen_sites(path))
+        for path in folders
+    }
 
 
 def _specimen_sites(folder: Path) -> list[SiteKind]:

@@ -22,7 +22,7 @@ def evaluate_rules(
     run: Mapping[str, Any],
     identity: Mapping[str, Any],
     output: PathLike,
-    grid: Mapping[str, Any] | None = None,
+    rules: Mapping[str, Any] | None = None,
     sets: PathLike | None = None,
     chosen: Mapping[str, Any] | None = None,
 ) -> None:
@@ -34,19 +34,19 @@ def evaluate_rules(
         run: How the model is run (`Run`).
         identity: Leading columns.
         output: The table.
-        grid: The arguments of `part_rules`; dense where there are none.
+        rules: The arguments of `part_rules`; dense where there are none.
         sets: What static keep sets are read from (`Kind.sets`).
         chosen: What they must have been chosen with.
     """
     tokens, setup = text.load_blocks(blocks), Run(**run)
-    kind = grid["kind"] if grid else ""
+    kind = rules["kind"] if rules else ""
     files = {} if sets is None else {kind: sets}
     loaded = load(model, setup, static_sets(files, model, tokens, setup, {kind: chosen or {}}))
-    rules: list[Rule | None] = [None]
-    if grid:
-        rules = [*part_rules(**grid)] if loaded.runner.sites_of(kind) else []
+    keep_rules: list[Rule | None] = [None]
+    if rules:
+        keep_rules = [*part_rules(**rules)] if loaded.runner.sites_of(kind) else []
     label = f"{identity['model']} {identity['corpus']} {Path(output).stem}"
-    table = tables.perplexity_table(loaded.runner, tokens, rules, identity, label)
+    table = tables.perplexity_table(loaded.runner, tokens, keep_rules, identity, label)
     store.write_table(table, output, {**loaded.provenance, "text": tokens.fingerprint})
 
 
@@ -55,7 +55,7 @@ def evaluate_lengths(
     blocks: PathLike,
     sets: PathLike,
     run: Mapping[str, Any],
-    grid: Mapping[str, Any],
+    rules: Mapping[str, Any],
     chosen: Mapping[str, Any],
     identity: Mapping[str, Any],
     output: PathLike,
@@ -63,20 +63,20 @@ def evaluate_lengths(
     """Perplexity on longer passages than the units were chosen on.
 
     Consecutive blocks are joined; lengths that the model's positions do not reach are left out.
-    The arguments are those of `evaluate_rules`; `grid` are those of `length_rules`.
+    The arguments are those of `evaluate_rules`; `rules` are those of `length_rules`.
     """
-    tokens, setup, kind = text.load_blocks(blocks), Run(**run), grid["kind"]
+    tokens, setup, kind = text.load_blocks(blocks), Run(**run), rules["kind"]
     keep_sets = static_sets({kind: sets}, model, tokens, setup, {kind: chosen})
     loaded = load(model, setup, keep_sets)
-    rules = length_rules(**grid) if loaded.runner.sites_of(kind) else []
+    keep_rules = length_rules(**rules) if loaded.runner.sites_of(kind) else []
     parts = []
-    for factor in grid["state"]["lengths"] if rules else ():
+    for factor in rules["state"]["lengths"] if keep_rules else ():
         joined = tokens.joined(factor)
         if joined is None or not models.fits(loaded.runner.model, joined.evaluation.shape[1]):
             continue
         length = joined.evaluation.shape[1]
         label = f"{identity['model']} {identity['corpus']} lengths {length}"
-        table = tables.perplexity_table(loaded.runner, joined, [None, *rules], identity, label)
+        table = tables.perplexity_table(loaded.runner, joined, [None, *keep_rules], identity, label)
         # Words and bytes of the tokens where blocks were joined are not known.
         parts.append(table.drop(columns=["n_words", "n_bytes"]).assign(length=length))
     table = pd.concat(parts) if parts else pd.DataFrame()
@@ -110,14 +110,14 @@ def evaluate_capability(
     files = dict(zip(kinds, sets, strict=True))
     chosen = {kind: settings["chosen"] for kind, settings in kinds.items()}
     loaded = load(model, setup, static_sets(files, model, tokens, setup, chosen))
-    rules: list[Rule | None] = [None]
+    keep_rules: list[Rule | None] = [None]
     for kind, settings in kinds.items():
         if loaded.runner.sites_of(kind):
-            rules += task_rules(kind, settings["tasks"], settings["seeds"])
+            keep_rules += task_rules(kind, settings["tasks"], settings["seeds"])
     items = text.read_items(passages)
     encoded = text.encode_items(items, loaded.tokenizer)
     label = f"{identity['model']} {identity['task']} capability"
-    table = tables.capability_table(loaded.runner, encoded, rules, identity, label)
+    table = tables.capability_table(loaded.runner, encoded, keep_rules, identity, label)
     difficulty = pd.DataFrame(
         [(item.n_facts, item.distance) for item in items], columns=["n_facts", "distance"]
     ).astype("Int64")

@@ -70,16 +70,16 @@ def ship_specimens(training: PathLike, output: PathLike) -> list[Path]:
         The folders written.
     """
     training = Path(training)
-    found = store.read_json(training / "gates.json")
+    measurements = store.read_json(training / "gates.json")
     folders = []
-    for name, measured in found["measured"].items():
+    for name, measured in measurements["measured"].items():
         source, folder = training / name, Path(output) / name
         model = AutoModelForCausalLM.from_pretrained(
             source / "model", dtype=torch.float16, local_files_only=True
         )
         models.save(model, load_tokenizer(training), folder)
-        own = [gate for gate in found["gates"] if gate["specimen"] == name]
-        card = model_card(name, store.read_json(source / "losses.json"), measured, own)
+        judged = [gate for gate in measurements["gates"] if gate["specimen"] == name]
+        card = model_card(name, store.read_json(source / "losses.json"), measured, judged)
         with store.replacing(folder / "README.md") as temporary:
             temporary.write_text(card, encoding="utf-8")
         for kind in ("parquet", "json"):
@@ -93,7 +93,7 @@ def model_card(
     name: str,
     trained: Mapping[str, Any],
     measured: Mapping[str, Any],
-    own: Sequence[Mapping[str, Any]],
+    judged: Sequence[Mapping[str, Any]],
 ) -> str:
     """The model card of one specimen, in Markdown.
 
@@ -101,9 +101,9 @@ def model_card(
         name: The specimen.
         trained: The provenance of its losses.
         measured: Its `gates.Measurement`.
-        own: Its gates.
+        judged: Its gates.
     """
-    missed = [gate["name"] for gate in own if not gate["passed"]]
+    missed = [gate["name"] for gate in judged if not gate["passed"]]
     verdict = f"It misses {len(missed)}: {'; '.join(missed)}." if missed else "It passes all."
     recall = ", ".join(f"{n}: {share:.1%}" for n, share in measured["recall"].items())
     zeros = ", ".join(f"{share:.1%}" for share in measured["zeros"].values())
@@ -132,7 +132,7 @@ def model_card(
     rows = [
         f"| {gate['name']} | {gate['value']:.4g} | {gate['bound']} |"
         f" {'pass' if gate['passed'] else '**fail**'} |"
-        for gate in own
+        for gate in judged
     ]
     return "\n".join(
         [

@@ -63,17 +63,19 @@ def prepare_training(
     prose = prose_sentences(text for texts in documents.values() for text in texts)
     for name, source in settings.text.items():
         documents[name] = read_documents(source, f"training.text.{name}")
-    found = train_tokenizer(
+    tokenizer = train_tokenizer(
         (text for texts in documents.values() for text in texts), settings.vocabulary, settings.seed
     )
-    repeats = dict(settings.corpora) | {name: at.repeats for name, at in settings.text.items()}
-    encoded = encode_documents(documents, repeats, prose, found)
+    repeats = dict(settings.corpora) | {
+        name: source.repeats for name, source in settings.text.items()
+    }
+    encoded = encode_documents(documents, repeats, prose, tokenizer)
     heldout = [
-        _rows(join_documents(_split(table, "heldout")), found, settings.sequence)
+        _rows(join_documents(_split(table, "heldout")), tokenizer, settings.sequence)
         for table in tables.values()
     ]
     with store.replacing(files.tokenizer) as temporary:
-        found.backend_tokenizer.save(str(temporary))
+        tokenizer.backend_tokenizer.save(str(temporary))
     arrays = {
         "tokens": encoded.tokens,
         "bounds": encoded.bounds,
@@ -121,11 +123,12 @@ def train_specimen(
         until: Stop after this step, with a checkpoint and without output.
     """
     settings, data = Training.model_validate(training), Path(tokens).parent
-    found = load_tokenizer(data)
-    rows, heldout = load_rows(settings, found, data)
+    tokenizer = load_tokenizer(data)
+    rows, heldout = load_rows(settings, tokenizer, data)
     where = models.resolve_device(device)
     number = models.resolve_dtype(dtype, where)
-    trainer = Trainer(name, settings.specimens[name], settings, rows, found, heldout, where, number)
+    specimen = settings.specimens[name]
+    trainer = Trainer(name, specimen, settings, rows, tokenizer, heldout, where, number)
     folder = Path(output).parent
     losses = trainer.run(folder, until)
     if trainer.step < settings.steps:
@@ -138,14 +141,14 @@ def train_specimen(
         "tokens": settings.steps * rows.batch_tokens,
         "seconds": trainer.seconds,
         "seed": settings.seed,
-        "induction": settings.specimens[name].induction,
+        "induction": specimen.induction,
         "architecture": type(trainer.model).__name__,
         "data": _describe_data(data, settings),
         "text_nll": _last_text_nll(losses),
         "n_parameters": trainer.model.num_parameters(),
     }
     store.write_table(losses, folder / "losses.parquet", facts)
-    models.save(trainer.model, found, output)
+    models.save(trainer.model, tokenizer, output)
 
 
 def _describe_data(data: PathLike, settings: Training) -> str:
@@ -188,9 +191,9 @@ def load_rows(
         prose = store.read_json(files.sources)["prose"]
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise CacheError(f"{data}: damaged training data ({error}); delete and remake it") from None
-    found = TrainingText(arrays["tokens"], arrays["bounds"], arrays["repeats"], tuple(prose))
+    text = TrainingText(arrays["tokens"], arrays["bounds"], arrays["repeats"], tuple(prose))
     rows = Rows(
-        found,
+        text,
         tokenizer,
         settings.recall,
         rows=settings.batch,
