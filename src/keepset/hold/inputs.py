@@ -162,18 +162,7 @@ def hold_windows(
 def lead_in_scores(
     model: nn.Module, sites: Sequence[Site], rule: Rule, lead_in: Tensor
 ) -> dict[int, dict[str, Tensor]]:
-    """Mean token scores over the last tokens of a text that is run dense.
-
-    Args:
-        model: The model, or its body: no logits are needed.
-        sites: The sites to score.
-        rule: A causal rule; gives the score, its seed and the window.
-        lead_in: (1, tokens) int64.
-
-    Returns:
-        How many of the last tokens -> site key -> (n_units,) float32: for the rule's window, and
-        for every window that is a power of two or the whole text, since one pass gives them all.
-    """
+    """See `keepset.kinds.SiteKind`; one pass also scores windows of 2, 4, ... and all tokens."""
     windows, tokens = Windows(rule), lead_in.shape[1]
     widths = {2**power for power in range(tokens.bit_length())} | {tokens}
     widths.add(window_width(rule.window, tokens))
@@ -235,7 +224,7 @@ def _slice_down(site: Site, units: Tensor) -> Tensor:
 
 @contextmanager
 def swapped(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Stand `tensors` in for parameters of `module`; sizes that forward reads follow."""
+    """Replace parameters of `module` by `tensors`; sizes that forward reads follow."""
     dense = {name: getattr(module, name) for name in tensors}
     width = getattr(module, "nf", None)
     try:

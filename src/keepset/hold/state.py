@@ -250,17 +250,7 @@ def hold_windows(
 def lead_in_scores(
     model: nn.Module, sites: Sequence[StateSite], rule: Rule, lead_in: Tensor
 ) -> dict[int, dict[str, Tensor]]:
-    """Mean token scores over the last window of a text that is run dense.
-
-    Args:
-        model: The model, or its body: no logits are needed.
-        sites: The sites to score.
-        rule: A causal rule; gives the score, its seed and the window.
-        lead_in: (1, tokens) int64.
-
-    Returns:
-        The window's number of tokens -> site key -> (n_groups, n_state) float32.
-    """
+    """See `keepset.kinds.SiteKind`; one pass scores one window."""
     action = _LastWindow(rule)
     with scanning(model, sites, action), torch.inference_mode():
         model(input_ids=lead_in, use_cache=False)

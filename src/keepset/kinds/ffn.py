@@ -7,21 +7,11 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from keepset.calibrate.sets import rank_file as load_sets
+from keepset.calibrate.sets import rank_file as load_sets  # noqa: F401
 from keepset.errors import ModelError
-from keepset.hold.inputs import hold_static, hold_windows, lead_in_scores
+from keepset.hold.inputs import hold_static, hold_windows, lead_in_scores  # noqa: F401
 from keepset.rules.masks import Masks
-from keepset.sites.ffn import find_ffn_sites as find
-
-__all__ = [
-    "cut",
-    "find",
-    "hold_static",
-    "hold_windows",
-    "lead_in_scores",
-    "load_sets",
-    "sets_identity",
-]
+from keepset.sites.ffn import find_ffn_sites as find  # noqa: F401
 
 
 def sets_identity(identity: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,20 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from keepset.calibrate.sets import load_sets
-from keepset.hold.cut import prune_states as cut
-from keepset.hold.state import hold_static, hold_windows, lead_in_scores
-from keepset.sites.state import find_state_sites as find
-
-__all__ = [
-    "cut",
-    "find",
-    "hold_static",
-    "hold_windows",
-    "lead_in_scores",
-    "load_sets",
-    "sets_identity",
-]
+from keepset.calibrate.sets import load_sets  # noqa: F401
+from keepset.hold.cut import prune_states as cut  # noqa: F401
+from keepset.hold.state import hold_static, hold_windows, lead_in_scores  # noqa: F401
+from keepset.sites.state import find_state_sites as find  # noqa: F401
 
 
 def sets_identity(identity: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

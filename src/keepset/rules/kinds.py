@@ -47,7 +47,7 @@ class Kind:
         access: What a unit that is left out can lose under windowed rules; ("none",) where there
             is nothing to choose.
         static_access: The same under static rules.
-        section: The key of the configuration that its grid stands in.
+        section: The key of the configuration that holds its grid.
         sets: The file, in a model's folder of a corpus, that its static keep sets come from.
         correlation: The table of size against impact, without folder and ending; None where there
             is none.
