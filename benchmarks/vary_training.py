@@ -93,8 +93,9 @@ def main() -> None:
     data = asked.results / "training"
     name = ",".join([asked.specimen, *asked.changes])
     folder = data / "varied" / name
+    tokens = data / "text.safetensors"
     with job(folder / "log", 1):
-        train_specimen(asked.specimen, wanted, data, "cpu", "auto", folder / "model")
+        train_specimen(asked.specimen, wanted, tokens, "cpu", "auto", folder / "model")
     blocks = text.load_blocks(asked.results / asked.specimen / asked.corpus / "blocks.safetensors")
     head = {"specimen": asked.specimen, "changes": " ".join(asked.changes), "corpus": asked.corpus}
     rows = pd.DataFrame({**head, **row} for row in ratio_rows(folder / "model", blocks))

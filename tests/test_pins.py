@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from keepset.settings.figures import FIGURES
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -49,7 +51,8 @@ def test_drawing_imports_nothing_that_its_environment_lacks():
             if {canonical(one) for one in of} & lacked()}  # fmt: skip
     assert {"torch", "scipy", "statsmodels"} <= here
     blocked = f"import sys; sys.modules.update(dict.fromkeys({sorted(here)}))"
-    drawing = "import keepset.steps.drawing, keepset.run.job, keepset.run.record"
+    modules = [f"keepset.report.figures.{name}" for name in FIGURES]
+    drawing = f"import keepset.steps.drawing, keepset.run.step, {', '.join(modules)}"
     done = subprocess.run(
         [sys.executable, "-c", f"{blocked}; {drawing}"],
         env={"PYTHONPATH": str(ROOT / "src")},

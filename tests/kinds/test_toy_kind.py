@@ -53,7 +53,9 @@ def runner(model, tmp_path):
     path = tmp_path / "activations.safetensors"
     owner = {"model": "m", "gradients": True}
     activations.save(moments_of(model), path, owner)
-    keep_sets = kinds.load_sets({"attention": path}, {"model": "m"}, {"gradients": True})
+    keep_sets = kinds.load_sets(
+        {"attention": path}, {"model": "m"}, {"attention": {"gradients": True}}
+    )
     return Runner(model, kinds.find_sites(model), keep_sets=keep_sets, batch_tokens=24)
 
 

@@ -12,7 +12,6 @@ from keepset import plan, settings
 from keepset.plan import Job, cost, jobs, resources, work
 from keepset.plan.cost import _BASE, _BASE_BESIDE_GPU, _CONTEXT
 from keepset.plan.sizes import Size, table
-from keepset.settings import grid
 
 ROOT = Path(__file__).parents[2]
 WIKI = {"model": "qwen2.5-0.5b", "corpus": "wikitext2"}
@@ -34,29 +33,6 @@ QWEN = table()["Qwen/Qwen2.5-0.5B"]
 
 def tokens(config, rule, size=QWEN, **names):
     return sum(part.tokens for part in work(config, Job(rule, {**WIKI, **names}), size))
-
-
-def test_counts_are_those_of_the_grid(paper, embedded):
-    for config in (paper, embedded):
-        seeds = config.seeds()
-        for corpus in config.corpora:
-            own = config.corpus_grid(corpus)
-            assert plan.n_static(own.static, len(seeds)) == len(
-                grid.static_rules(own.static, seeds)
-            )
-            assert plan.n_static(own.dynamic, len(seeds)) == len(
-                grid.dynamic_rules(own.dynamic, seeds)
-            )
-            for choice in own.windowed.choices:
-                rules = grid.windowed_rules(own.windowed, choice, seeds)
-                assert plan.n_windowed(own.windowed, choice, len(seeds)) == len(rules)
-        state = config.state
-        rules = grid.state_static_rules(state.static, seeds)
-        assert plan.n_static(state.static, len(seeds)) == len(rules)
-        for choice in state.windowed.choices:
-            rules = grid.state_windowed_rules(state.windowed, choice, seeds)
-            planned = plan.n_windowed(state.windowed, choice, len(seeds), dynamic=True)
-            assert planned * len(state.windowed.access) == len(rules)
 
 
 def test_tokens_by_hand(paper):

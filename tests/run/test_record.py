@@ -7,13 +7,13 @@ from keepset.errors import RecordError
 from keepset.run import record
 
 
-def work(outputs, inputs=(), rule="evaluate_dense", wildcards=None, **params):
+def work(outputs, inputs=(), rule="evaluate_dense", wildcards=None, code=None, **settings):
     return SimpleNamespace(
         rule=rule,
         wildcards=wildcards or {},
         input=[str(path) for path in inputs],
         output=[str(path) for path in outputs],
-        params=params,
+        params={"settings": settings, "code": code},
     )
 
 

@@ -27,14 +27,14 @@ def configuration(**changes):
     return settings.from_mapping(content | changes)
 
 
-def run(rule, output, inputs, wildcards, code=MODULE, **params):
+def run(rule, output, inputs, wildcards, code=MODULE, **settings):
     root = Path("results/made")
     work = SimpleNamespace(
         rule=rule,
         wildcards=wildcards,
         input=[str(root / path) for path in inputs],
         output=[str(root / output)],
-        params=params | {"code": code and provenance.code_hash(code)},
+        params={"settings": settings, "code": code and provenance.code_hash(code)},
     )
     with record.recording(work):
         (root / output).parent.mkdir(parents=True, exist_ok=True)
@@ -55,8 +55,8 @@ def study(tmp_path, monkeypatch):
         ("join_correlations", "significance/correlation.parquet", ["m/c/correlation.parquet"], {}),
         ("test_significance", "significance/ratios.parquet", ["m/c/perplexity.parquet"], {}),
     ):
-        given = steps.step_settings(config, rule, wildcards) or {}
-        run(rule, output, inputs, wildcards, **given)
+        step = steps.all_steps().get(rule)
+        run(rule, output, inputs, wildcards, **(step.given(config, wildcards) if step else {}))
     (tmp_path / "results/made/logs").mkdir()
     (tmp_path / "results/made/logs/x.log").write_text("a log is no result")
     return tmp_path / "results/made"
@@ -90,7 +90,8 @@ def test_a_changed_input_from_outside_the_study_makes_stale(study):
     outside = Path("specimens/losses.parquet")
     outside.parent.mkdir()
     outside.write_text("a curve")
-    run("draw_losses_figures", "loss_curve.png", ["../../specimens/losses.parquet"], {})
+    given = steps.all_steps()["draw_losses_figures"].given(configuration(), {})
+    run("draw_losses_figures", "loss_curve.png", ["../../specimens/losses.parquet"], {}, **given)
     assert judged(study) == {}
     outside.write_text("another")
     assert judged(study) == {"stale": {"loss_curve.png"}}
@@ -170,6 +171,14 @@ def test_a_changed_setting_makes_stale_what_depends_on_it(study, change, key, st
     config = configuration(**change)
     assert judged(study, config) == {"stale": stale}
     assert any(key in finding.reason for finding in verify(study, config)[0])
+
+
+def test_a_section_that_is_gone_makes_stale(study):
+    names = {"model": "m", "corpus": "c"}
+    run("score_state", "m/c/state.safetensors", [], names)
+    (finding,) = verify(study, configuration())[0]
+    assert (finding.path, finding.status) == ("m/c/state.safetensors", "stale")
+    assert "state: this section is missing" in finding.reason
 
 
 def test_an_added_model_is_missing_and_joined_tables_are_stale(study):

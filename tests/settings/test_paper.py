@@ -31,7 +31,7 @@ def test_the_studys_300_items_are_the_first_of_all(config):
     whole, first = config.tasks["lambada"], config.tasks["lambada-300"]
     assert (whole.items, first.items) == (5153, 300)
     assert first.source == whole.source
-    judged = steps.claims_settings(config)["tasks"]
+    judged = steps.all_steps()["judge_claims"].given(config, {})["settings"]["tasks"]
     assert judged == {"lambada": "lambada", "recall": "recall"}
 
 

@@ -5,6 +5,7 @@ import pytest
 
 import made_up_state
 from keepset.files import store
+from keepset.settings.figures import FIGURES
 from keepset.steps import comparison, drawing
 
 
@@ -12,10 +13,11 @@ def test_channels_of_models_with_and_without_a_state(tmp_path):
     for name, table in (("a", made_up_state.channels(["mamba2"])), ("b", pd.DataFrame())):
         store.write_table(table, tmp_path / f"{name}.parquet", {"from": name})
     inputs = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
-    comparison.sort_channels(inputs, tmp_path / "channels.parquet", tmp_path / "shares.parquet")
-    assert len(pd.read_parquet(tmp_path / "channels.parquet")) == 4 * 64
-    assert pd.read_parquet(tmp_path / "shares.parquet")["model"].tolist() == ["mamba2"]
-    assert store.read_json(tmp_path / "shares.json")[str(inputs[1])] == {"from": "b"}
+    outputs = {name: tmp_path / f"joined/{name}.parquet" for name in ("channels", "quadrants")}
+    comparison.sort_channels(inputs, outputs)
+    assert len(pd.read_parquet(outputs["channels"])) == 4 * 64
+    assert pd.read_parquet(outputs["quadrants"])["model"].tolist() == ["mamba2"]
+    assert store.read_json(tmp_path / "joined/quadrants.json")[str(inputs[1])] == {"from": "b"}
 
 
 def test_a_study_without_tasks_and_states(tmp_path):
@@ -51,7 +53,8 @@ def test_a_study_without_tasks_and_states(tmp_path):
 )
 def test_a_study_goes_on_where_there_is_nothing_to_draw(tmp_path, name, table):
     table.to_parquet(tmp_path / "table.parquet")
-    drawing.draw(name, [tmp_path / "table.parquet"], tmp_path / f"{name}.png")
+    figure, inputs = FIGURES[name], [tmp_path / "table.parquet"]
+    drawing.draw(name, figure.absent, figure.site, inputs, tmp_path / f"{name}.png")
     assert {path.suffix for path in tmp_path.glob(f"{name}.*")} == {".png", ".svg", ".pdf"}
     model = "feed-forward" if name == "dial" else "recurrent state"
-    assert model in drawing.FIGURES[name].absent
+    assert model in figure.absent

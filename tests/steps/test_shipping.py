@@ -30,12 +30,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     split = ["calibration", "evaluation", "heldout"]
     table = pd.DataFrame({"split": [split[at % 3] for at in range(len(texts))], "text": texts})
     table.to_parquet(folder / "wiki.parquet")
-    prepare_training([folder / "wiki.parquet"], {key: LONG[key] for key in KEYS}, folder)
-    train_specimen("tiny", LONG, folder, "cpu", "float32", folder / "tiny/model")
-    measure_specimens(
-        {"tiny": folder / "tiny/model"}, folder, [folder / "wiki.parquet"], LONG,
-        folder / "gates.json",
-    )  # fmt: skip
+    corpora, tokens = [folder / "wiki.parquet"], folder / "text.safetensors"
+    settings_of_data = {key: LONG[key] for key in KEYS}
+    prepare_training(corpora, {"wiki": {}}, settings_of_data, folder / "tokenizer.json")
+    train_specimen("tiny", LONG, tokens, "cpu", "float32", folder / "tiny/model")
+    output = folder / "gates.json"
+    measure_specimens(["tiny"], [folder / "tiny/model"], tokens, corpora, LONG, output)
     return folder
 
 

@@ -14,12 +14,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from keepset import models, text
 from keepset.errors import CacheError
 from keepset.files import store
-from keepset.settings import Model, State, StateDial, StateStaticGrid
-from keepset.settings.grid import state_static_rules, state_windowed_rules
+from keepset.settings import Model, State
 from keepset.steps import evaluation, states
-from keepset.steps.common import Run
 
-RUN = Run(device="cpu", dtype="float32", batch_tokens=64)
+RUN = {"device": "cpu", "dtype": "float32", "batch_tokens": 64}
 IDENTITY = {"study": "s", "model": "m", "origin": "specimen", "corpus": "c"}
 STATIC = {"scores": ["ghost", "ghost-uniform", "magnitude", "random"], "sparsities": [0.5, 0.9]}
 DIAL: dict[str, Any] = {
@@ -29,13 +27,19 @@ DIAL: dict[str, Any] = {
     "choices": ["oracle", "causal"],
     "access": ["read", "write"],
 }
-STATE = {
+STATE: dict[str, Any] = {
     "static": STATIC,
     "windowed": DIAL,
     "capability": {"scores": ["ghost"], "sparsities": [0.9]},
     "lengths": [1, 2, 9],
 }
-SETTINGS: dict[str, Any] = {"static": STATIC, "seeds": [1, 2]}
+CHOSEN: dict[str, Any] = {"static": STATIC, "seeds": [1, 2]}
+STATIC_RULES = {"kind": "state", "part": "static", "grid": STATIC, "seeds": [1, 2]}
+
+
+def section() -> dict[str, Any]:
+    """The section `state`, as a step gets it."""
+    return State.model_validate(STATE).model_dump()
 
 
 class Folder:
@@ -58,11 +62,17 @@ class Folder:
             "channels": path / "channels.parquet",
             "memory": path / "memory.parquet",
         }
-        states.score_state(*self.inputs, RUN, SETTINGS, IDENTITY, self.outputs)
+        states.score_state(*self.inputs, RUN, CHOSEN, IDENTITY, self.outputs)
 
     @property
     def inputs(self) -> tuple[Path, Path]:
         return self.path / "model.json", self.path / "blocks.safetensors"
+
+    def evaluate_static(self, output: Path, chosen: dict[str, Any] = CHOSEN) -> None:
+        sets = self.outputs["sets"]
+        evaluation.evaluate_rules(
+            *self.inputs, RUN, IDENTITY, output, STATIC_RULES, sets=sets, chosen=chosen
+        )
 
 
 @pytest.fixture(scope="module")
@@ -84,25 +94,23 @@ def made(
 
 def test_static_settings_are_evaluated(made: Callable[[str], Folder]) -> None:
     folder = made("mamba2")
-    rules = state_static_rules(StateStaticGrid.model_validate(STATIC), [1, 2])
     output = folder.path / "state-static.parquet"
-    sets = folder.outputs["sets"]
-    states.evaluate_state(*folder.inputs, sets, RUN, rules, SETTINGS, IDENTITY, output)
+    folder.evaluate_static(output)
     table = pd.read_parquet(output)
     assert set(table["site"]) == {"state"}
     assert set(table["access"]) == {"both"}
     assert len(table) == (3 + 2) * 2 * 6
     again = folder.path / "again.parquet"
-    states.evaluate_state(*folder.inputs, sets, RUN, rules, SETTINGS, IDENTITY, again)
+    folder.evaluate_static(again)
     assert again.read_bytes() == output.read_bytes()
 
 
 def test_windowed_settings_need_no_keep_sets(made: Callable[[str], Folder]) -> None:
     folder = made("mamba2")
     for choice in ("oracle", "causal"):
-        rules = state_windowed_rules(StateDial.model_validate(DIAL), choice, [1])  # type: ignore[arg-type]
+        rules = {"kind": "state", "part": "windowed", "grid": DIAL, "seeds": [1], "choice": choice}
         output = folder.path / f"{choice}.parquet"
-        states.evaluate_state(*folder.inputs, None, RUN, rules, SETTINGS, IDENTITY, output)
+        evaluation.evaluate_rules(*folder.inputs, RUN, IDENTITY, output, rules)
         table = pd.read_parquet(output)
         assert set(table["window"]) == {"1", "4", "sequence"}
         assert set(table["access"]) == {"read", "write"}
@@ -111,10 +119,10 @@ def test_windowed_settings_need_no_keep_sets(made: Callable[[str], Folder]) -> N
 
 def test_lengths_are_joined_blocks(made: Callable[[str], Folder]) -> None:
     folder = made("mamba2")
-    settings = {**SETTINGS, "state": STATE}
     output = folder.path / "length.parquet"
     sets = folder.outputs["sets"]
-    states.evaluate_lengths(*folder.inputs, sets, RUN, settings, IDENTITY, output)
+    rules = {"kind": "state", "state": section(), "seeds": [1, 2]}
+    evaluation.evaluate_lengths(*folder.inputs, sets, RUN, rules, CHOSEN, IDENTITY, output)
     table = pd.read_parquet(output)
     # Nine blocks are more than there are.
     assert table.groupby("length")["block"].nunique().to_dict() == {16: 6, 32: 3}
@@ -132,10 +140,10 @@ def test_the_pruned_checkpoint_does_what_it_should(
     made: Callable[[str], Folder], score: str
 ) -> None:
     folder = made("mamba2")
-    settings = {**SETTINGS, "prune": {"score": score, "sparsity": 0.5}}
+    prune = {"score": score, "sparsity": 0.5}
     output = folder.path / f"pruned-{score}"
     sets = folder.outputs["sets"]
-    states.prune_state(*folder.inputs, sets, RUN, settings, IDENTITY, output)
+    states.prune_state(*folder.inputs, sets, RUN, CHOSEN, prune, IDENTITY, output)
     found = store.read_json(output.with_suffix(".json"))
     assert found["perplexity_pruned"] == pytest.approx(found["perplexity_masked"], rel=1e-5)
     assert found["perplexity_pruned"] != pytest.approx(found["perplexity_dense"], rel=1e-6)
@@ -148,10 +156,8 @@ def test_the_pruned_checkpoint_does_what_it_should(
 def test_a_model_without_a_state_gives_empty_tables(made: Callable[[str], Folder]) -> None:
     folder = made("llama")
     assert len(pd.read_parquet(folder.outputs["channels"])) == 0
-    rules = state_static_rules(StateStaticGrid.model_validate(STATIC), [1, 2])
     output = folder.path / "state-static.parquet"
-    sets = folder.outputs["sets"]
-    states.evaluate_state(*folder.inputs, sets, RUN, rules, SETTINGS, IDENTITY, output)
+    folder.evaluate_static(output)
     table = pd.read_parquet(output)
     assert len(table) == 0
     assert {"nll", "access", "sparsity"} <= set(table)
@@ -159,12 +165,8 @@ def test_a_model_without_a_state_gives_empty_tables(made: Callable[[str], Folder
 
 def test_foreign_keep_sets_are_refused(made: Callable[[str], Folder]) -> None:
     folder = made("mamba2")
-    rules = state_static_rules(StateStaticGrid.model_validate(STATIC), [1])
-    other = {**SETTINGS, "seeds": [5, 6]}
     with pytest.raises(CacheError, match="stale keep sets: seeds"):
-        states.evaluate_state(
-            *folder.inputs, folder.outputs["sets"], RUN, rules, other, IDENTITY, "unused"
-        )
+        folder.evaluate_static(folder.path / "unused", {**CHOSEN, "seeds": [5, 6]})
 
 
 def test_tasks_run_under_rules_on_the_state(made: Callable[[str], Folder]) -> None:
@@ -176,17 +178,11 @@ def test_tasks_run_under_rules_on_the_state(made: Callable[[str], Folder]) -> No
         for at in range(4)
     ]
     text.save_items(items, folder.path / "recall.jsonl")
-    settings = {
-        **SETTINGS,
-        "state": STATE,
-        "capability": {"corpus": "c"},
-        "choices": ["oracle"],
-        "gradients": False,
-    }
+    kinds = {"state": {"tasks": {"state": section()}, "seeds": [1, 2], "chosen": CHOSEN}}
     output = folder.path / "capability.parquet"
     evaluation.evaluate_capability(
         folder.inputs[0], folder.path / "recall.jsonl", folder.inputs[1],
-        {"sets": folder.outputs["sets"]}, RUN, settings, {**IDENTITY, "task": "recall"}, output,
+        [folder.outputs["sets"]], RUN, kinds, {**IDENTITY, "task": "recall"}, output,
     )  # fmt: skip
     table = pd.read_parquet(output)
     assert set(State.model_validate(STATE).windowed.access) <= set(table["access"])

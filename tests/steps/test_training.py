@@ -50,7 +50,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     table.to_parquet(folder / "wiki.parquet")
     data = {key: SETTINGS[key] for key in TrainingData.model_fields}
-    prepare_training([folder / "wiki.parquet"], data, folder / "data")
+    tokenizer = folder / "data/tokenizer.json"
+    prepare_training([folder / "wiki.parquet"], {"wiki": {}}, data, tokenizer)
     return folder / "data"
 
 
@@ -72,9 +73,10 @@ def test_only_calibration_text_is_trained_on(data: Path) -> None:
 
 def test_a_trained_specimen_loads_in_plain_transformers(data: Path, tmp_path: Path) -> None:
     output = tmp_path / "tiny" / "model"
-    train_specimen("tiny", SETTINGS, data, "cpu", "float32", output, until=2)
+    tokens = data / "text.safetensors"
+    train_specimen("tiny", SETTINGS, tokens, "cpu", "float32", output, until=2)
     assert not output.exists()
-    train_specimen("tiny", SETTINGS, data, "cpu", "float32", output)
+    train_specimen("tiny", SETTINGS, tokens, "cpu", "float32", output)
     model = AutoModelForCausalLM.from_pretrained(output)
     tokenizer = AutoTokenizer.from_pretrained(output)
     ids = tokenizer("The cat saw", return_tensors="pt").input_ids

@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.conda, pytest.mark.xdist_group("conda")]
 
 NEEDED = {  # environment -> what its rules import
     "study": "keepset.steps.evaluation, keepset.steps.significance, keepset.steps.correlation",
-    "figures": "keepset.steps.drawing, keepset.run.job, keepset.run.record",
+    "figures": "keepset.steps.drawing, keepset.run.step",
 }
 
 

@@ -5,11 +5,11 @@
 
 rule cache_activations:
     input:
-        model=f"{RESULTS}/{{model}}/model.json",
-        blocks=f"{RESULTS}/{{model}}/{{corpus}}/blocks.safetensors",
+        model=MODEL,
+        blocks=f"{FOLDER}/blocks.safetensors",
     output:
-        f"{RESULTS}/{{model}}/{{corpus}}/activations.safetensors",
-        f"{RESULTS}/{{model}}/{{corpus}}/activations.json",
+        f"{FOLDER}/activations.safetensors",
+        f"{FOLDER}/activations.json",
     log:
         f"{LOGS}/cache_activations/{{model}}.{{corpus}}.log",
     benchmark:
@@ -20,23 +20,21 @@ rule cache_activations:
     resources:
         **bill("cache_activations", mem_mb=3500, runtime=60),
     params:
-        run=run_settings,
-        gradients=gradients,
-        code=code_hash("keepset.steps.activations"),
+        **given("cache_activations"),
     message:
         "Caching activations of {wildcards.model} on {wildcards.corpus}"
     script:
-        "../scripts/cache_activations.py"
+        "../scripts/run_step.py"
 
 
 rule correlate_size_impact:
     input:
-        model=f"{RESULTS}/{{model}}/model.json",
-        blocks=f"{RESULTS}/{{model}}/{{corpus}}/blocks.safetensors",
-        cache=f"{RESULTS}/{{model}}/{{corpus}}/activations.safetensors",
+        model=MODEL,
+        blocks=f"{FOLDER}/blocks.safetensors",
+        cache=f"{FOLDER}/activations.safetensors",
     output:
-        f"{RESULTS}/{{model}}/{{corpus}}/correlation.parquet",
-        f"{RESULTS}/{{model}}/{{corpus}}/correlation.json",
+        f"{FOLDER}/correlation.parquet",
+        f"{FOLDER}/correlation.json",
     log:
         f"{LOGS}/correlate_size_impact/{{model}}.{{corpus}}.log",
     benchmark:
@@ -46,14 +44,11 @@ rule correlate_size_impact:
     resources:
         **bill("correlate_size_impact", mem_mb=2500, runtime=60),
     params:
-        run=run_settings,
-        settings=lambda wildcards: steps.correlation_settings(CONFIG, wildcards.corpus),
-        identity=identity,
-        code=code_hash("keepset.steps.correlation"),
+        **given("correlate_size_impact"),
     message:
         "Correlating size and impact of {wildcards.model} on {wildcards.corpus}"
     script:
-        "../scripts/correlate_size_impact.py"
+        "../scripts/run_step.py"
 
 
 rule activations:
@@ -63,4 +58,4 @@ rule activations:
 
 rule correlations:
     input:
-        correlation_parts(),
+        results(outputs.correlations(CONFIG)),

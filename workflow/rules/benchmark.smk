@@ -4,16 +4,9 @@
 # Outputs: kernels/shapes.parquet, {model}/kernels.parquet; kernels.parquet, .json and .csv;
 #          figures/speedup and figures/frontier as .png, .svg, .pdf.
 
-BENCHMARK = steps.benchmark_settings(CONFIG)
 TIMED_MODELS = [model for model in MODELS if CONFIG.studies(model, "ffn")]
 TIMED = CONFIG.benchmark.corpus if CONFIG.benchmark else "no-corpus"
-SPEED_FIGURES = {
-    "speedup": [f"{RESULTS}/kernels.parquet"],
-    "frontier": [
-        f"{RESULTS}/kernels.parquet",
-        f"{RESULTS}/significance/ratios.parquet",
-    ],
-}
+TIMED_THREADS = CONFIG.benchmark.threads if CONFIG.benchmark else 1
 
 
 # Jobs that are timed run alone: `timer=1` is all that the default profile gives.
@@ -27,27 +20,23 @@ rule benchmark_kernels:
         f"{BENCHMARKS}/benchmark_kernels.tsv"
     conda:
         "../../envs/study.yaml"
-    threads: BENCHMARK.get("threads", 1)
+    threads: TIMED_THREADS
     resources:
         mem_mb=memory(4000),
         runtime=30,
         gpu=GPU,
         timer=1,
     params:
-        study=CONFIG.study,
-        settings=BENCHMARK,
-        device=CONFIG.device,
-        kernels=CONFIG.kernels.model_dump(),
-        code=code_hash("keepset.speed.blocks"),
+        **given("benchmark_kernels"),
     message:
         "Timing FFN blocks on random weights"
     script:
-        "../scripts/benchmark_kernels.py"
+        "../scripts/run_step.py"
 
 
 rule benchmark_model:
     input:
-        model=f"{RESULTS}/{{model}}/model.json",
+        model=MODEL,
         blocks=f"{RESULTS}/{{model}}/{TIMED}/blocks.safetensors",
         cache=f"{RESULTS}/{{model}}/{TIMED}/activations.safetensors",
     output:
@@ -59,21 +48,18 @@ rule benchmark_model:
         f"{BENCHMARKS}/benchmark_model/{{model}}.tsv"
     conda:
         "../../envs/study.yaml"
-    threads: BENCHMARK.get("threads", 1)
+    threads: TIMED_THREADS
     resources:
         mem_mb=memory(4000),
         runtime=60,
         gpu=GPU,
         timer=1,
     params:
-        run=lambda wildcards: steps.benchmark_run(CONFIG, wildcards.model),
-        settings=BENCHMARK,
-        identity=lambda wildcards: {"study": CONFIG.study, "model": wildcards.model},
-        code=code_hash("keepset.speed.decoding"),
+        **given("benchmark_model"),
     message:
         "Timing {wildcards.model} decoding"
     script:
-        "../scripts/benchmark_model.py"
+        "../scripts/run_step.py"
 
 
 rule join_benchmarks:
@@ -94,55 +80,17 @@ rule join_benchmarks:
         mem_mb=memory(500),
         runtime=5,
     params:
-        code=code_hash("keepset.steps.benchmark"),
+        **given("join_benchmarks"),
     message:
         "Joining the measured times"
     script:
-        "../scripts/join_benchmarks.py"
-
-
-for FIGURE, TABLES in SPEED_FIGURES.items():
-
-    rule:
-        name:
-            f"draw_{FIGURE}"
-        input:
-            TABLES,
-        output:
-            png=report(
-                f"{RESULTS}/figures/{FIGURE}.png",
-                caption=f"../report/{FIGURE}.rst",
-                category="Figures",
-                labels={"figure": FIGURE},
-            ),
-            svg=f"{RESULTS}/figures/{FIGURE}.svg",
-            pdf=f"{RESULTS}/figures/{FIGURE}.pdf",
-        log:
-            f"{LOGS}/draw_{FIGURE}.log",
-        benchmark:
-            f"{BENCHMARKS}/draw_{FIGURE}.tsv"
-        conda:
-            "../../envs/study.yaml"
-        resources:
-            mem_mb=memory(1000),
-            runtime=5,
-        params:
-            figure=FIGURE,
-            code=code_hash(f"keepset.report.figures.{FIGURE}"),
-        message:
-            f"Drawing figure {FIGURE}"
-        script:
-            "../scripts/draw_figure.py"
+        "../scripts/run_step.py"
 
 
 rule benchmarks:
     input:
-        (
-            expand(
-                f"{RESULTS}/figures/{{figure}}.{{ending}}",
-                figure=SPEED_FIGURES,
-                ending=["png", "svg", "pdf"],
-            )
-            if BENCHMARK
-            else []
+        expand(
+            f"{RESULTS}/figures/{{figure}}.{{ending}}",
+            figure=[figure.name for figure in drawn(CONFIG, "benchmarks")],
+            ending=["png", "svg", "pdf"],
         ),

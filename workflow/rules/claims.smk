@@ -7,32 +7,28 @@
 
 rule judge_claims:
     input:
-        models=expand(f"{RESULTS}/{{model}}/model.json", model=MODELS),
+        models=expand(MODEL, model=MODELS),
         perplexity=per_corpus("perplexity.parquet"),
-        correlation=correlation_parts(),
+        correlation=results(outputs.correlations(CONFIG)),
         channels=per_corpus("channels.parquet", "state"),
         memory=per_corpus("memory.parquet", "state"),
-        capability=expand(
-            f"{RESULTS}/{{model}}/{{task}}/capability.parquet",
-            model=MODELS,
-            task=TASKS,
-        ),
+        capability=results(outputs.capabilities(CONFIG)),
     output:
         csv=report(
             f"{RESULTS}/claims.csv",
-            caption="../report/claims.rst",
+            caption="../report/caption.rst",
             category="Claims",
             labels={"claims": "ledger, every column"},
         ),
         cases=report(
             f"{RESULTS}/claims_cases.csv",
-            caption="../report/claims.rst",
+            caption="../report/caption.rst",
             category="Claims",
             labels={"claims": "cases"},
         ),
         html=report(
             f"{RESULTS}/claims.html",
-            caption="../report/claims.rst",
+            caption="../report/caption.rst",
             category="Claims",
             labels={"claims": "ledger, to read"},
         ),
@@ -48,12 +44,11 @@ rule judge_claims:
         mem_mb=memory(1000),
         runtime=15,
     params:
-        settings=steps.claims_settings(CONFIG),
-        code=code_hash("keepset.steps.claims"),
+        **given("judge_claims"),
     message:
         "Judging the claims"
     script:
-        "../scripts/judge_claims.py"
+        "../scripts/run_step.py"
 
 
 rule claims:

@@ -25,7 +25,10 @@ if not sys.stderr.isatty():
 
 from keepset import plan, settings
 from keepset.plan import sizes
-from keepset.settings import steps
+from keepset.rules.kinds import evaluations
+from keepset.settings import outputs
+from keepset.settings.figures import FIGURES, drawn
+from keepset.settings.steps import all_steps
 from keepset.run.alone import Presence
 from keepset.errors import KeepsetError
 from keepset.run.provenance import code_hash
@@ -42,17 +45,21 @@ try:
 except KeepsetError as error:
     raise WorkflowError(str(error)) from None
 
-# The report's captions read the configuration, defaults included.
-config.update(CONFIG.model_dump(mode="json"))
-
 RESULTS = f"results/{CONFIG.study}"
 LOGS = f"{RESULTS}/logs"
 BENCHMARKS = f"{RESULTS}/benchmarks"
 CORPORA = list(CONFIG.corpora)
 TASKS = list(CONFIG.tasks)
+# A model, and the folder of what is made from it and a corpus.
+MODEL = f"{RESULTS}/{{model}}/model.json"
+FOLDER = f"{RESULTS}/{{model}}/{{corpus}}"
 # `auto` asks a scheduler for a GPU only where one can be seen; a cluster's users say `cuda`.
 DEVICE = plan.device_kind(CONFIG)
 GPU = int(DEVICE == "cuda")
+STEPS = all_steps()
+
+# The report's captions read the configuration, defaults included.
+config.update(CONFIG.model_dump(mode="json"))
 
 
 def memory(megabytes):
@@ -89,6 +96,16 @@ def bill(rule, mem_mb, runtime, gpu=GPU):
     return {"mem_mb": megabytes, "runtime": minutes, "gpu": gpu, "gpu_mb": on_gpu}
 
 
+def given(rule):
+    """The parameters of a rule: the step that it runs, what the step is told, the step's code."""
+    step = STEPS[rule]
+    parameters = {
+        "step": {"run": step.run, "network": step.network, "beside": step.beside},
+        "settings": lambda wildcards: step.given(CONFIG, dict(wildcards.items())),
+    }
+    return parameters | ({"code": code_hash(step.code)} if step.code else {})
+
+
 wildcard_constraints:
     model="|".join(map(re.escape, CONFIG.all_models())),
     corpus="|".join(map(re.escape, CORPORA)),
@@ -96,67 +113,11 @@ wildcard_constraints:
     choice="oracle|causal",
 
 
-def run_settings(wildcards):
-    """How a model is run: device, dtype, implementations, tokens per forward pass."""
-    return steps.run_settings(CONFIG, wildcards.model)
-
-
-def identity(wildcards):
-    """The leading columns of a result table."""
-    return steps.identity(CONFIG, dict(wildcards.items()))
-
-
-def grid(part):
-    """One part of the grid of the wildcard's corpus, as plain data."""
-    return lambda wildcards: getattr(
-        CONFIG.corpus_grid(wildcards.corpus), part
-    ).model_dump()
-
-
-def gradients(wildcards):
-    """Whether the corpus's activation cache holds gradients."""
-    return CONFIG.needs_gradients(wildcards.corpus)
+def results(files):
+    """Files of the study, by their paths in its folder."""
+    return [f"{RESULTS}/{file}" for file in files]
 
 
 def per_corpus(name, kind=None):
     """`name` for every model and corpus of this run, or for those whose `kind` of site is studied."""
-    return [
-        f"{RESULTS}/{model}/{corpus}/{name}"
-        for model in MODELS
-        for corpus in CORPORA
-        if CONFIG.covers(model, corpus)
-        and (kind is None or CONFIG.studies(model, kind, corpus))
-    ]
-
-
-def perplexity_parts(wildcards):
-    """The tables of one model and corpus, one per method."""
-    model, corpus = wildcards.model, wildcards.corpus
-    parts = steps.perplexity_parts(CONFIG, model, corpus)
-    return [f"{RESULTS}/{model}/{corpus}/{part}.parquet" for part in parts]
-
-
-def correlation_parts():
-    """The correlations of every model and corpus, by kind of site."""
-    return [
-        *per_corpus("correlation.parquet", "ffn"),
-        *per_corpus("correlation-state.parquet", "state"),
-    ]
-
-
-def chosen_units(wildcards):
-    """What the static sets of a task are read from, for the kinds of sites that are studied."""
-    corpus = CONFIG.capability.corpus
-    folder = f"{RESULTS}/{wildcards.model}/{corpus}"
-    found = {}
-    if CONFIG.studies(wildcards.model, "ffn", corpus):
-        found["cache"] = f"{folder}/activations.safetensors"
-    if CONFIG.studies(wildcards.model, "state", corpus):
-        found["sets"] = f"{folder}/state.safetensors"
-    return found
-
-
-def state_settings(*parts):
-    """What keep sets of states are chosen by, with `parts` of what is done with them."""
-    chosen = steps.state_parts(*parts)
-    return lambda wildcards: chosen(CONFIG)
+    return results(outputs.per_corpus(CONFIG, name, kind))

@@ -1,17 +1,18 @@
 # Perplexity and capability under keep rules.
 # Inputs: {model}/model.json, {model}/{corpus}/blocks.safetensors and activations.safetensors,
-#         tasks/{task}.jsonl.
-# Outputs: {model}/{corpus}/{dense,static,dynamic,windowed-oracle,windowed-causal}.parquet,
-#          joined in {model}/{corpus}/perplexity.parquet; {model}/{task}/capability.parquet.
+#         tasks/{task}.jsonl; of states, {model}/{corpus}/state.safetensors.
+# Outputs: {model}/{corpus}/{dense,static,dynamic,windowed-oracle,windowed-causal}.parquet, and
+#          {state-static,state-windowed-oracle,state-windowed-causal}.parquet, joined in
+#          {model}/{corpus}/perplexity.parquet; {model}/{task}/capability.parquet.
 
 
 rule evaluate_dense:
     input:
-        model=f"{RESULTS}/{{model}}/model.json",
-        blocks=f"{RESULTS}/{{model}}/{{corpus}}/blocks.safetensors",
+        model=MODEL,
+        blocks=f"{FOLDER}/blocks.safetensors",
     output:
-        f"{RESULTS}/{{model}}/{{corpus}}/dense.parquet",
-        f"{RESULTS}/{{model}}/{{corpus}}/dense.json",
+        f"{FOLDER}/dense.parquet",
+        f"{FOLDER}/dense.json",
     log:
         f"{LOGS}/evaluate_dense/{{model}}.{{corpus}}.log",
     benchmark:
@@ -21,105 +22,59 @@ rule evaluate_dense:
     resources:
         **bill("evaluate_dense", mem_mb=2500, runtime=120),
     params:
-        run=run_settings,
-        identity=identity,
-        code=code_hash("keepset.steps.evaluation"),
+        **given("evaluate_dense"),
     message:
         "Evaluating {wildcards.model} dense on {wildcards.corpus}"
     script:
-        "../scripts/evaluate_dense.py"
+        "../scripts/run_step.py"
 
 
-rule evaluate_static:
-    input:
-        model=f"{RESULTS}/{{model}}/model.json",
-        blocks=f"{RESULTS}/{{model}}/{{corpus}}/blocks.safetensors",
-        cache=f"{RESULTS}/{{model}}/{{corpus}}/activations.safetensors",
-    output:
-        f"{RESULTS}/{{model}}/{{corpus}}/static.parquet",
-        f"{RESULTS}/{{model}}/{{corpus}}/static.json",
-    log:
-        f"{LOGS}/evaluate_static/{{model}}.{{corpus}}.log",
-    benchmark:
-        f"{BENCHMARKS}/evaluate_static/{{model}}.{{corpus}}.tsv"
-    conda:
-        "../../envs/study.yaml"
-    resources:
-        **bill("evaluate_static", mem_mb=2500, runtime=120),
-    params:
-        run=run_settings,
-        grid=grid("static"),
-        seeds=CONFIG.seeds(),
-        gradients=gradients,
-        identity=identity,
-        code=code_hash("keepset.steps.evaluation"),
-    message:
-        "Evaluating {wildcards.model} static on {wildcards.corpus}"
-    script:
-        "../scripts/evaluate_static.py"
+# The parts of every kind's grid. Windows are the longest jobs, so they start first.
+for KIND, EVALUATION in evaluations():
+    WINDOWED = EVALUATION.part == "windowed"
+    WILDCARDS = "{model}.{corpus}.{choice}" if WINDOWED else "{model}.{corpus}"
+    TITLE = EVALUATION.title.format(
+        model="{wildcards.model}", choice="{wildcards.choice}"
+    )
 
-
-rule evaluate_dynamic:
-    input:
-        model=f"{RESULTS}/{{model}}/model.json",
-        blocks=f"{RESULTS}/{{model}}/{{corpus}}/blocks.safetensors",
-    output:
-        f"{RESULTS}/{{model}}/{{corpus}}/dynamic.parquet",
-        f"{RESULTS}/{{model}}/{{corpus}}/dynamic.json",
-    log:
-        f"{LOGS}/evaluate_dynamic/{{model}}.{{corpus}}.log",
-    benchmark:
-        f"{BENCHMARKS}/evaluate_dynamic/{{model}}.{{corpus}}.tsv"
-    conda:
-        "../../envs/study.yaml"
-    resources:
-        **bill("evaluate_dynamic", mem_mb=2500, runtime=120),
-    params:
-        run=run_settings,
-        grid=grid("dynamic"),
-        seeds=CONFIG.seeds(),
-        identity=identity,
-        code=code_hash("keepset.steps.evaluation"),
-    message:
-        "Evaluating {wildcards.model} dynamic on {wildcards.corpus}"
-    script:
-        "../scripts/evaluate_dynamic.py"
-
-
-rule evaluate_windowed:
-    input:
-        model=f"{RESULTS}/{{model}}/model.json",
-        blocks=f"{RESULTS}/{{model}}/{{corpus}}/blocks.safetensors",
-    output:
-        f"{RESULTS}/{{model}}/{{corpus}}/windowed-{{choice}}.parquet",
-        f"{RESULTS}/{{model}}/{{corpus}}/windowed-{{choice}}.json",
-    log:
-        f"{LOGS}/evaluate_windowed/{{model}}.{{corpus}}.{{choice}}.log",
-    benchmark:
-        f"{BENCHMARKS}/evaluate_windowed/{{model}}.{{corpus}}.{{choice}}.tsv"
-    priority: 50
-    conda:
-        "../../envs/study.yaml"
-    resources:
-        **bill("evaluate_windowed", mem_mb=2500, runtime=120),
-    params:
-        run=run_settings,
-        grid=grid("windowed"),
-        seeds=CONFIG.seeds(),
-        identity=identity,
-        code=code_hash("keepset.steps.evaluation"),
-    message:
-        "Evaluating {wildcards.model} windowed ({wildcards.choice}) on {wildcards.corpus}"
-    script:
-        "../scripts/evaluate_windowed.py"
+    rule:
+        name:
+            EVALUATION.rule
+        input:
+            **({"sets": f"{FOLDER}/{KIND.sets}"} if EVALUATION.part == "static" else {}),
+            model=MODEL,
+            blocks=f"{FOLDER}/blocks.safetensors",
+        output:
+            f"{FOLDER}/{EVALUATION.table}.parquet",
+            f"{FOLDER}/{EVALUATION.table}.json",
+        log:
+            f"{LOGS}/{EVALUATION.rule}/{WILDCARDS}.log",
+        benchmark:
+            f"{BENCHMARKS}/{EVALUATION.rule}/{WILDCARDS}.tsv"
+        priority: 50 if WINDOWED else 0
+        conda:
+            "../../envs/study.yaml"
+        resources:
+            **bill(EVALUATION.rule, mem_mb=2500, runtime=120),
+        params:
+            **given(EVALUATION.rule),
+        message:
+            f"Evaluating {TITLE} on {{wildcards.corpus}}"
+        script:
+            "../scripts/run_step.py"
 
 
 rule join_perplexity:
     input:
-        perplexity_parts,
+        lambda wildcards: [
+            f"{FOLDER}/{part}.parquet"
+            for part in outputs.perplexity_parts(
+                CONFIG, wildcards.model, wildcards.corpus
+            )
+        ],
     output:
-        f"{RESULTS}/{{model}}/{{corpus}}/perplexity.parquet",
-        f"{RESULTS}/{{model}}/{{corpus}}/perplexity.json",
+        f"{FOLDER}/perplexity.parquet",
+        f"{FOLDER}/perplexity.json",
     log:
         f"{LOGS}/join_perplexity/{{model}}.{{corpus}}.log",
     benchmark:
@@ -130,17 +85,17 @@ rule join_perplexity:
         mem_mb=memory(500),
         runtime=5,
     params:
-        code=code_hash("keepset.steps.tables"),
+        **given("join_perplexity"),
     message:
         "Joining the perplexities of {wildcards.model} on {wildcards.corpus}"
     script:
-        "../scripts/join_tables.py"
+        "../scripts/run_step.py"
 
 
 rule evaluate_capability:
     input:
-        unpack(chosen_units),
-        model=f"{RESULTS}/{{model}}/model.json",
+        model=MODEL,
+        sets=lambda wildcards: results(outputs.static_sets(CONFIG, wildcards.model)),
         passages=f"{RESULTS}/tasks/{{task}}.jsonl",
         blocks=f"{RESULTS}/{{model}}/{CONFIG.capability.corpus}/blocks.safetensors",
     output:
@@ -156,14 +111,11 @@ rule evaluate_capability:
     resources:
         **bill("evaluate_capability", mem_mb=2500, runtime=120),
     params:
-        run=run_settings,
-        settings=lambda wildcards: steps.capability_settings(CONFIG, wildcards.model),
-        identity=identity,
-        code=code_hash("keepset.steps.evaluation"),
+        **given("evaluate_capability"),
     message:
         "Running task {wildcards.task} with {wildcards.model}"
     script:
-        "../scripts/evaluate_capability.py"
+        "../scripts/run_step.py"
 
 
 rule perplexity:
@@ -173,8 +125,4 @@ rule perplexity:
 
 rule capability:
     input:
-        expand(
-            f"{RESULTS}/{{model}}/{{task}}/capability.parquet",
-            model=MODELS,
-            task=TASKS,
-        ),
+        results(outputs.capabilities(CONFIG)),

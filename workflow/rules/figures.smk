@@ -1,50 +1,79 @@
-# The figures of the paper, each as PNG, SVG and PDF, and in the HTML report.
-# Inputs: significance/*.parquet. Outputs: figures/{figure}.png, .svg, .pdf.
+# The figures, each as PNG, SVG and PDF, and in the HTML report.
+# Inputs: significance/*.parquet; of speed, kernels.parquet; of trainings, losses.parquet.
+# Outputs: figures/{figure}.png, .svg, .pdf; training/loss_curve.png, .svg, .pdf.
+
+# The loss curves of the specimens that the study came with, where their folders hold them, and of
+# those that are trained here.
+SHIPPED_LOSSES = outputs.shipped_losses(CONFIG)
+LOSSES = {
+    "training": expand(
+        f"{RESULTS}/training/{{specimen}}/losses.parquet", specimen=SPECIMENS
+    ),
+    "figures": SHIPPED_LOSSES,
+}
+# Rule -> figure, the folder that it is written to, what it is drawn from, the rule's message.
+DRAWINGS = {
+    f"draw_{figure.name}": (
+        figure,
+        "figures",
+        results(f"{table}.parquet" for table in figure.tables),
+        f"Drawing figure {figure.name}",
+    )
+    for figure in drawn(CONFIG) + drawn(CONFIG, "benchmarks")
+} | {
+    f"draw_losses_{folder}": (
+        FIGURES["loss_curve"],
+        folder,
+        tables,
+        f"Drawing the loss curves of {folder}",
+    )
+    for folder, tables in LOSSES.items()
+    if tables
+}
+# What caption.rst shows. The ledger is explained where its figure is.
+CAPTIONS = {name: drawing[0].caption(CONFIG) for name, drawing in DRAWINGS.items()}
+config["captions"] = {**CAPTIONS, "judge_claims": CAPTIONS["draw_claims"]}
 
 
-FIGURE_TABLES = steps.figure_tables(CONFIG)
-
-
-# One rule per figure, since a caption cannot be chosen by a wildcard.
-for FIGURE, SOURCES in FIGURE_TABLES.items():
+# One rule per figure, since neither inputs nor a caption can be chosen by a wildcard.
+for RULE, (FIGURE, FOLDER_OF_FIGURE, SOURCES, MESSAGE) in DRAWINGS.items():
 
     rule:
         name:
-            f"draw_{FIGURE}"
+            RULE
         input:
-            [f"{RESULTS}/significance/{table}.parquet" for table in SOURCES],
+            SOURCES,
         output:
-            png=report(
-                f"{RESULTS}/figures/{FIGURE}.png",
-                caption=f"../report/{FIGURE}.rst",
-                category="Figures",
-                labels={"figure": FIGURE.replace("_", " ")},
+            report(
+                f"{RESULTS}/{FOLDER_OF_FIGURE}/{FIGURE.name}.png",
+                caption="../report/caption.rst",
+                category="Training" if FIGURE.target == "training" else "Figures",
+                labels={"figure": FIGURE.name.replace("_", " ")},
             ),
-            svg=f"{RESULTS}/figures/{FIGURE}.svg",
-            pdf=f"{RESULTS}/figures/{FIGURE}.pdf",
+            f"{RESULTS}/{FOLDER_OF_FIGURE}/{FIGURE.name}.svg",
+            f"{RESULTS}/{FOLDER_OF_FIGURE}/{FIGURE.name}.pdf",
         log:
-            f"{LOGS}/draw_{FIGURE}.log",
+            f"{LOGS}/{RULE}.log",
         benchmark:
-            f"{BENCHMARKS}/draw_{FIGURE}.tsv"
+            f"{BENCHMARKS}/{RULE}.tsv"
         conda:
             "../../envs/figures.yaml"
         resources:
             mem_mb=memory(1000),
             runtime=5,
         params:
-            figure=FIGURE,
-            code=code_hash(f"keepset.report.figures.{FIGURE}"),
+            **given(RULE),
         message:
-            f"Drawing figure {FIGURE}"
+            MESSAGE
         script:
-            "../scripts/draw_figure.py"
+            "../scripts/run_step.py"
 
 
 rule figures:
     input:
         expand(
             f"{RESULTS}/figures/{{figure}}.{{ending}}",
-            figure=FIGURE_TABLES,
+            figure=[figure.name for figure in drawn(CONFIG)],
             ending=["png", "svg", "pdf"],
         ),
         f"{RESULTS}/figures/loss_curve.png" if SHIPPED_LOSSES else [],

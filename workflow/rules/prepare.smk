@@ -6,7 +6,7 @@
 
 rule prepare_model:
     output:
-        f"{RESULTS}/{{model}}/model.json",
+        MODEL,
     log:
         f"{LOGS}/prepare_model/{{model}}.log",
     benchmark:
@@ -17,14 +17,11 @@ rule prepare_model:
         mem_mb=memory(4000),
         runtime=60,
     params:
-        source=lambda wildcards: CONFIG.all_models()[wildcards.model].model_dump(
-            exclude={"sites"}
-        ),
-        code=code_hash("keepset.models"),
+        **given("prepare_model"),
     message:
         "Preparing model {wildcards.model}"
     script:
-        "../scripts/prepare_model.py"
+        "../scripts/run_step.py"
 
 
 rule prepare_corpus:
@@ -41,18 +38,16 @@ rule prepare_corpus:
         mem_mb=memory(2000),
         runtime=60,
     params:
-        corpus=lambda wildcards: steps.corpus_source(CONFIG, wildcards.corpus),
-        seed=CONFIG.seed,
-        code=code_hash("keepset.steps.texts"),
+        **given("prepare_corpus"),
     message:
         "Reading corpus {wildcards.corpus}"
     script:
-        "../scripts/prepare_corpus.py"
+        "../scripts/run_step.py"
 
 
-rule prepare_task:
+use rule prepare_corpus as prepare_task with:
     input:
-        lambda wildcards: expand(
+        corpora=lambda wildcards: expand(
             f"{RESULTS}/corpora/{{corpus}}.parquet",
             corpus=CONFIG.tasks[wildcards.task].corpora or [],
         ),
@@ -62,27 +57,18 @@ rule prepare_task:
         f"{LOGS}/prepare_task/{{task}}.log",
     benchmark:
         f"{BENCHMARKS}/prepare_task/{{task}}.tsv"
-    conda:
-        "../../envs/study.yaml"
-    resources:
-        mem_mb=memory(2000),
-        runtime=60,
     params:
-        task=lambda wildcards: CONFIG.tasks[wildcards.task].model_dump(),
-        seed=CONFIG.seed,
-        code=code_hash("keepset.steps.texts"),
+        **given("prepare_task"),
     message:
         "Preparing task {wildcards.task}"
-    script:
-        "../scripts/prepare_task.py"
 
 
 rule tokenize_corpus:
     input:
-        model=f"{RESULTS}/{{model}}/model.json",
+        model=MODEL,
         corpus=f"{RESULTS}/corpora/{{corpus}}.parquet",
     output:
-        f"{RESULTS}/{{model}}/{{corpus}}/blocks.safetensors",
+        f"{FOLDER}/blocks.safetensors",
     log:
         f"{LOGS}/tokenize_corpus/{{model}}.{{corpus}}.log",
     benchmark:
@@ -93,23 +79,21 @@ rule tokenize_corpus:
         mem_mb=memory(2000),
         runtime=30,
     params:
-        lengths=CONFIG.text.model_dump(include={"block", "calibration_tokens"}),
-        evaluation_tokens=lambda wildcards: CONFIG.evaluation_tokens(wildcards.model),
-        code=code_hash("keepset.steps.prepare"),
+        **given("tokenize_corpus"),
     message:
         "Cutting {wildcards.corpus} into blocks of {wildcards.model}'s tokens"
     script:
-        "../scripts/tokenize_corpus.py"
+        "../scripts/run_step.py"
 
 
 rule models:
     input:
-        expand(f"{RESULTS}/{{model}}/model.json", model=MODELS),
+        expand(MODEL, model=MODELS),
 
 
 # Everything that may touch the network: run it on a node that has one.
 rule download:
     input:
-        expand(f"{RESULTS}/{{model}}/model.json", model=MODELS),
+        expand(MODEL, model=MODELS),
         expand(f"{RESULTS}/corpora/{{corpus}}.parquet", corpus=CORPORA),
         expand(f"{RESULTS}/tasks/{{task}}.jsonl", task=TASKS),

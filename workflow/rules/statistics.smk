@@ -6,11 +6,7 @@
 rule test_significance:
     input:
         perplexity=per_corpus("perplexity.parquet"),
-        capability=expand(
-            f"{RESULTS}/{{model}}/{{task}}/capability.parquet",
-            model=MODELS,
-            task=TASKS,
-        ),
+        capability=results(outputs.capabilities(CONFIG)),
     output:
         ratios=f"{RESULTS}/significance/ratios.parquet",
         capability=f"{RESULTS}/significance/capability.parquet",
@@ -25,18 +21,16 @@ rule test_significance:
         mem_mb=memory(1000),
         runtime=15,
     params:
-        statistics=CONFIG.statistics.model_dump(),
-        seed=CONFIG.seed,
-        code=code_hash("keepset.steps.significance"),
+        **given("test_significance"),
     message:
         "Testing significance"
     script:
-        "../scripts/test_significance.py"
+        "../scripts/run_step.py"
 
 
-rule join_correlations:
+use rule join_perplexity as join_correlations with:
     input:
-        correlation_parts(),
+        results(outputs.correlations(CONFIG)),
     output:
         f"{RESULTS}/significance/correlation.parquet",
         f"{RESULTS}/significance/correlation.json",
@@ -44,27 +38,16 @@ rule join_correlations:
         f"{LOGS}/join_correlations.log",
     benchmark:
         f"{BENCHMARKS}/join_correlations.tsv"
-    conda:
-        "../../envs/study.yaml"
-    resources:
-        mem_mb=memory(500),
-        runtime=5,
     params:
-        code=code_hash("keepset.steps.tables"),
+        **given("join_correlations"),
     message:
         "Joining the correlations"
-    script:
-        "../scripts/join_tables.py"
 
 
-rule compare_settings:
+use rule test_significance as compare_settings with:
     input:
         perplexity=per_corpus("perplexity.parquet"),
-        capability=expand(
-            f"{RESULTS}/{{model}}/{{task}}/capability.parquet",
-            model=MODELS,
-            task=TASKS,
-        ),
+        capability=results(outputs.capabilities(CONFIG)),
         ratios=[f"{RESULTS}/significance/ratios.parquet"],
         lengths=per_corpus("length.parquet", "state"),
     output:
@@ -76,22 +59,13 @@ rule compare_settings:
         f"{LOGS}/compare_settings.log",
     benchmark:
         f"{BENCHMARKS}/compare_settings.tsv"
-    conda:
-        "../../envs/study.yaml"
-    resources:
-        mem_mb=memory(1000),
-        runtime=15,
     params:
-        statistics=CONFIG.statistics.model_dump(),
-        seed=CONFIG.seed,
-        code=code_hash("keepset.steps.comparison"),
+        **given("compare_settings"),
     message:
         "Comparing settings"
-    script:
-        "../scripts/compare_settings.py"
 
 
-rule sort_channels:
+use rule join_perplexity as sort_channels with:
     input:
         per_corpus("channels.parquet", "state"),
     output:
@@ -101,21 +75,13 @@ rule sort_channels:
         f"{LOGS}/sort_channels.log",
     benchmark:
         f"{BENCHMARKS}/sort_channels.tsv"
-    conda:
-        "../../envs/study.yaml"
-    resources:
-        mem_mb=memory(500),
-        runtime=5,
     params:
-        code=code_hash("keepset.steps.comparison"),
+        **given("sort_channels"),
     message:
         "Sorting channels into quadrants"
-    script:
-        "../scripts/sort_channels.py"
 
 
-TABLES = steps.printed_tables(CONFIG)
-TABLE_NAMES = list(TABLES)
+TABLES = outputs.printed_tables(CONFIG)
 
 
 rule write_tables:
@@ -126,11 +92,11 @@ rule write_tables:
         },
     output:
         csv=report(
-            expand(f"{RESULTS}/tables/{{table}}.csv", table=TABLE_NAMES),
+            expand(f"{RESULTS}/tables/{{table}}.csv", table=TABLES),
             caption="../report/tables.rst",
             category="Tables",
         ),
-        tex=expand(f"{RESULTS}/tables/{{table}}.tex", table=TABLE_NAMES),
+        tex=expand(f"{RESULTS}/tables/{{table}}.tex", table=TABLES),
     log:
         f"{LOGS}/write_tables.log",
     benchmark:
@@ -141,12 +107,11 @@ rule write_tables:
         mem_mb=memory(500),
         runtime=5,
     params:
-        confidence=CONFIG.statistics.confidence,
-        code=code_hash("keepset.steps.publish"),
+        **given("write_tables"),
     message:
         "Writing tables"
     script:
-        "../scripts/write_tables.py"
+        "../scripts/run_step.py"
 
 
 rule tables:

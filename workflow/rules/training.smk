@@ -6,8 +6,10 @@
 # A training takes hours. Its rules rerun when a setting of it changes, not when code or a file's
 # time does; --forcerun train_specimen runs them anyway.
 SPECIMENS = list(CONFIG.training.specimens) if CONFIG.training else []
-TRAINING = CONFIG.training.model_dump() if CONFIG.training else {}
-TRAINING_DATA = steps.training_data(CONFIG)
+TRAINING_TEXTS = expand(
+    f"{RESULTS}/corpora/{{corpus}}.parquet",
+    corpus=CONFIG.training.corpora if CONFIG.training else [],
+)
 
 
 wildcard_constraints:
@@ -16,16 +18,11 @@ wildcard_constraints:
 
 rule prepare_training:
     input:
-        ancient(
-            expand(
-                f"{RESULTS}/corpora/{{corpus}}.parquet",
-                corpus=TRAINING.get("corpora", []),
-            )
-        ),
+        corpora=ancient(TRAINING_TEXTS),
     output:
-        tokenizer=f"{RESULTS}/training/tokenizer.json",
-        text=f"{RESULTS}/training/text.safetensors",
-        sources=f"{RESULTS}/training/sources.json",
+        f"{RESULTS}/training/tokenizer.json",
+        f"{RESULTS}/training/text.safetensors",
+        f"{RESULTS}/training/sources.json",
     log:
         f"{LOGS}/prepare_training.log",
     benchmark:
@@ -36,23 +33,22 @@ rule prepare_training:
         mem_mb=memory(2000),
         runtime=30,
     params:
-        training=TRAINING_DATA["training"],
-        corpora=TRAINING_DATA["corpora"],
+        **given("prepare_training"),
     message:
         "Preparing tokenizer and training text"
     script:
-        "../scripts/prepare_training.py"
+        "../scripts/run_step.py"
 
 
 rule train_specimen:
     input:
-        tokenizer=ancient(f"{RESULTS}/training/tokenizer.json"),
-        text=ancient(f"{RESULTS}/training/text.safetensors"),
-        sources=ancient(f"{RESULTS}/training/sources.json"),
+        ancient(f"{RESULTS}/training/tokenizer.json"),
+        ancient(f"{RESULTS}/training/sources.json"),
+        tokens=ancient(f"{RESULTS}/training/text.safetensors"),
     output:
-        model=directory(f"{RESULTS}/training/{{specimen}}/model"),
-        losses=f"{RESULTS}/training/{{specimen}}/losses.parquet",
-        facts=f"{RESULTS}/training/{{specimen}}/losses.json",
+        directory(f"{RESULTS}/training/{{specimen}}/model"),
+        f"{RESULTS}/training/{{specimen}}/losses.parquet",
+        f"{RESULTS}/training/{{specimen}}/losses.json",
     log:
         f"{LOGS}/train_specimen/{{specimen}}.log",
     benchmark:
@@ -64,25 +60,18 @@ rule train_specimen:
         runtime=720,
         gpu=GPU,
     params:
-        training=lambda wildcards: steps.specimen_settings(CONFIG, wildcards.specimen),
-        device=CONFIG.device,
-        dtype=CONFIG.dtype,
+        **given("train_specimen"),
     message:
         "Training specimen {wildcards.specimen}"
     script:
-        "../scripts/train_specimen.py"
+        "../scripts/run_step.py"
 
 
 rule measure_specimens:
     input:
-        models=expand(f"{RESULTS}/training/{{specimen}}/model", specimen=SPECIMENS),
-        text=ancient(f"{RESULTS}/training/text.safetensors"),
-        corpora=ancient(
-            expand(
-                f"{RESULTS}/corpora/{{corpus}}.parquet",
-                corpus=TRAINING.get("corpora", []),
-            )
-        ),
+        checkpoints=expand(f"{RESULTS}/training/{{specimen}}/model", specimen=SPECIMENS),
+        tokens=ancient(f"{RESULTS}/training/text.safetensors"),
+        corpora=ancient(TRAINING_TEXTS),
     output:
         f"{RESULTS}/training/gates.json",
     log:
@@ -95,58 +84,11 @@ rule measure_specimens:
         mem_mb=memory(3000),
         runtime=30,
     params:
-        names=SPECIMENS,
-        training=TRAINING,
-        code=code_hash("keepset.steps.shipping"),
+        **given("measure_specimens"),
     message:
         "Holding the specimens against their gates"
     script:
-        "../scripts/measure_specimens.py"
-
-
-# The curves of the specimens that the study uses, where their folders hold them.
-SHIPPED_LOSSES = steps.shipped_losses(CONFIG)
-LOSSES = {
-    "training": expand(
-        f"{RESULTS}/training/{{specimen}}/losses.parquet", specimen=SPECIMENS
-    ),
-    "figures": SHIPPED_LOSSES,
-}
-LOSSES = {folder: tables for folder, tables in LOSSES.items() if tables}
-
-
-# The trainings of this run, and those of the specimens that the study came with.
-for FOLDER, TABLES_OF_LOSSES in LOSSES.items():
-
-    rule:
-        name:
-            f"draw_losses_{FOLDER}"
-        input:
-            TABLES_OF_LOSSES,
-        output:
-            png=report(
-                f"{RESULTS}/{FOLDER}/loss_curve.png",
-                caption="../report/loss_curve.rst",
-                category="Training",
-                labels={"figure": "loss curve"},
-            ),
-            svg=f"{RESULTS}/{FOLDER}/loss_curve.svg",
-            pdf=f"{RESULTS}/{FOLDER}/loss_curve.pdf",
-        log:
-            f"{LOGS}/draw_losses_{FOLDER}.log",
-        benchmark:
-            f"{BENCHMARKS}/draw_losses_{FOLDER}.tsv"
-        conda:
-            "../../envs/study.yaml"
-        resources:
-            mem_mb=memory(1000),
-            runtime=5,
-        params:
-            code=code_hash("keepset.report.figures.loss_curve"),
-        message:
-            f"Drawing the loss curves of {FOLDER}"
-        script:
-            "../scripts/draw_losses.py"
+        "../scripts/run_step.py"
 
 
 rule train_specimens:

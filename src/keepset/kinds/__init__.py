@@ -120,11 +120,19 @@ def find_sites(model: PreTrainedModel, kinds: Iterable[str] | None = None) -> li
 
 
 def load_sets(
-    files: Mapping[str, str | Path], identity: Mapping[str, Any], settings: Mapping[str, Any]
+    files: Mapping[str, str | Path],
+    identity: Mapping[str, Any],
+    chosen: Mapping[str, Mapping[str, Any]],
 ) -> KeepSets:
-    """The static keep sets of several kinds as one: kind -> its file; see `SiteKind.load_sets`."""
+    """The static keep sets of several kinds as one.
+
+    Args:
+        files: Kind -> its file; see `SiteKind.load_sets`.
+        identity: Model, text and dtype.
+        chosen: Kind -> what its sets must have been chosen with; see `SiteKind.sets_identity`.
+    """
     sets = []
     for name, path in files.items():
         kind = of(name)
-        sets.append(kind.load_sets(Path(path), kind.sets_identity(identity, settings)))
+        sets.append(kind.load_sets(Path(path), kind.sets_identity(identity, chosen[name])))
     return ChainMap(*sets)  # type: ignore[arg-type]  # it is only read

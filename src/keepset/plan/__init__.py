@@ -1,9 +1,8 @@
 """What a study costs before it is run: jobs, tokens, operations, memory, time.
 
 One arithmetic for `keepset plan` and for the resources that the workflow's rules ask for; it is
-written out in docs/METHODS.md, section 9. Like everything that the workflow imports at its start,
-it does without torch: rules are counted here, and a test holds the counts against
-`keepset.settings.grid`.
+written out in docs/METHODS.md, section 9. Rules are those of `keepset.settings.grid`. Like
+everything that the workflow imports at its start, it does without torch.
 """
 
 from keepset.plan.cost import (
@@ -24,8 +23,6 @@ from keepset.plan.work import (
     TOKENS_PER_WORD,
     Work,
     item_tokens,
-    n_static,
-    n_windowed,
     work,
 )
 
@@ -45,8 +42,6 @@ __all__ = [
     "device_kind",
     "item_tokens",
     "jobs",
-    "n_static",
-    "n_windowed",
     "resources",
     "work",
 ]

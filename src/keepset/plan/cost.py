@@ -9,7 +9,7 @@ from typing import Literal
 
 from keepset.plan.jobs import Job
 from keepset.plan.sizes import Size
-from keepset.plan.work import WORK, Work, work
+from keepset.plan.work import Work, runs_model, work
 from keepset.settings import Config
 
 Kind = Literal["cpu", "cuda"]
@@ -105,8 +105,8 @@ def cost(config: Config, job: Job, size: Size | None, kind: Kind) -> Cost:
     parts = work(config, job, size)
     if not parts:
         # Weights are loaded for correlations too, where nothing passes through them.
-        loads = job.rule in WORK
-        return Cost(weights=weights * loads, memory=_BASE + weights * loads)
+        loads = weights if runs_model(job) else 0
+        return Cost(weights=loads, memory=_BASE + loads)
     peak = weights + max(_activation_bytes(size, part, number, kind) for part in parts)
     return Cost(
         tokens=sum(part.tokens for part in parts),
@@ -127,11 +127,11 @@ def resources(config: Config, job: Job, size: Size | None, kind: Kind) -> dict[s
     """
     if size is None:
         return {"mem_mb": 0, "runtime": 0, "gpu_mb": 0}
-    found = cost(config, job, size, kind)
+    expected = cost(config, job, size, kind)
     return {
-        "mem_mb": math.ceil(found.memory / 1e6),
-        "runtime": math.ceil(MARGIN * found.seconds(SPEEDS[kind]) / 60),
-        "gpu_mb": math.ceil(found.gpu / 1e6),
+        "mem_mb": math.ceil(expected.memory / 1e6),
+        "runtime": math.ceil(MARGIN * expected.seconds(SPEEDS[kind]) / 60),
+        "gpu_mb": math.ceil(expected.gpu / 1e6),
     }
 
 
@@ -174,10 +174,8 @@ def _activation_bytes(size: Size, part: Work, number: int, kind: Kind) -> float:
     per_token = number * (layer + size.vocabulary) + scan
     if part.masked:
         per_token += _MASK_BYTES * size.n_units
-    found = tokens * per_token
-    if part.stepped:
-        found += _stepping_bytes(size, part, tokens)
-    return found
+    stepping = _stepping_bytes(size, part, tokens) if part.stepped else 0
+    return tokens * per_token + stepping
 
 
 def _scan_bytes(size: Size, kind: Kind) -> float:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from keepset.settings import Config, steps
+from keepset.rules.kinds import KINDS
+from keepset.settings import Config, outputs
+from keepset.settings.figures import drawn
 
 
 @dataclass(frozen=True)
@@ -28,43 +30,45 @@ def jobs(config: Config) -> list[Job]:
         corpus for model in models for corpus in config.corpora if config.covers(model, corpus)
     }
     texts |= {corpus for task in config.tasks.values() for corpus in task.corpora or ()}
-    found = [Job("prepare_model", {"model": model}) for model in models]
-    found += [Job("prepare_corpus", {"corpus": name}) for name in config.corpora if name in texts]
-    found += [Job("prepare_task", {"task": task}) for task in config.tasks]
+    planned = [Job("prepare_model", {"model": model}) for model in models]
+    planned += [Job("prepare_corpus", {"corpus": name}) for name in config.corpora if name in texts]
+    planned += [Job("prepare_task", {"task": task}) for task in config.tasks]
     for model in models:
         for corpus in config.corpora:
             if config.covers(model, corpus):
-                found += _text_jobs(config, model, corpus)
-        found += [Job("evaluate_capability", {"model": model, "task": t}) for t in config.tasks]
-    return found + [Job(rule) for rule in _last_rules(config)]
+                planned += _text_jobs(config, model, corpus)
+        planned += [Job("evaluate_capability", {"model": model, "task": t}) for t in config.tasks]
+    return planned + [Job(rule) for rule in _last_rules(config)]
 
 
 def _text_jobs(config: Config, model: str, corpus: str) -> Iterator[Job]:
     """The jobs of one model and corpus."""
     names = {"model": model, "corpus": corpus}
     rules = ["tokenize_corpus", "evaluate_dense", "join_perplexity"]
-    dials: dict[str, Sequence[str]] = {}
-    if config.studies(model, "ffn", corpus):
-        rules += ["cache_activations", "correlate_size_impact"]
-        rules += ["evaluate_static", "evaluate_dynamic"]
-        dials["evaluate_windowed"] = config.corpus_grid(corpus).windowed.choices
-    if config.state is not None and config.studies(model, "state", corpus):
-        rules += ["score_state", "evaluate_state", "evaluate_state_lengths", "correlate_state"]
-        dials["evaluate_state_windowed"] = config.state.windowed.choices
+    windowed = []
+    for kind in map(KINDS.__getitem__, config.studied_kinds(model, corpus)):
+        once = [one.rule for one in kind.evaluations if one.part != "windowed"]
+        # Kinds may share a rule: one cache serves all that are chosen by it.
+        rules += [rule for rule in (*kind.before, *once, *kind.after) if rule not in rules]
+        windowed += [
+            Job(one.rule, {**names, "choice": choice})
+            for one in kind.evaluations
+            if one.part == "windowed"
+            for choice in outputs.choices(config, kind.name, corpus)
+        ]
     yield from (Job(rule, names) for rule in rules)
-    for rule, choices in dials.items():
-        yield from (Job(rule, {**names, "choice": choice}) for choice in choices)
+    yield from windowed
 
 
 def _last_rules(config: Config) -> Iterator[str]:
     """The rules that join, test, judge and draw: one job each."""
-    drawn = steps.figure_tables(config)
-    tables = {*steps.printed_tables(config).values()}
-    tables.update(*drawn.values())
-    for rule, made in steps.SIGNIFICANCE.items():
-        if tables & set(made):
+    figures = drawn(config)
+    tables = {f"significance/{table}" for table in outputs.printed_tables(config).values()}
+    tables.update(*(figure.tables for figure in figures))
+    for rule, written in outputs.SIGNIFICANCE.items():
+        if tables & {f"significance/{table}" for table in written}:
             yield rule
     yield "write_tables"
-    yield from (f"draw_{figure}" for figure in drawn)
-    if steps.shipped_losses(config):
+    yield from (f"draw_{figure.name}" for figure in figures)
+    if outputs.shipped_losses(config):
         yield "draw_losses_figures"

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import cast
 
 from keepset.plan.jobs import Job
 from keepset.plan.sizes import Size
-from keepset.settings import Config, Dial, DynamicGrid, State, StateStaticGrid, StaticGrid, Task
+from keepset.rules.kinds import KINDS, Evaluation, Kind, evaluations
+from keepset.rules.rule import Choice, Rule
+from keepset.rules.scores import CHANNEL_SCORES
+from keepset.settings import Config, Task
+from keepset.settings.grid import (
+    length_rules,
+    part_rules,
+    part_settings,
+    state_section,
+    task_rules,
+    task_settings,
+)
 
 PASSAGE_WORDS = 75
 """Words of a LAMBADA passage (Paperno et al. 2016); of items of kind jsonl, for want of better."""
 TOKENS_PER_WORD = 1.35
-_IN_ORDER = {"ghost": "ghost", "ghost-uniform": "ghost", "ghost-separate": "separate"}
-"""State scores that are taken again after every layer, by what they take: two share one pass."""
 
 
 @dataclass(frozen=True)
@@ -40,32 +51,20 @@ class Work:
 
 def work(config: Config, job: Job, size: Size) -> list[Work]:
     """What passes through the model in a job; nothing for jobs that run none."""
-    if job.model is None or job.rule not in WORK:
+    if job.model is None or not runs_model(job):
         return []
-    found = WORK[job.rule](_Study(config, job.model, size), job.wildcards)
-    return [part for part in found if part.tokens]
+    study = _Study(config, job.model, size)
+    count = WORK.get(job.rule) or partial(_evaluation, *_grids()[job.rule])
+    return [part for part in count(study, job.wildcards) if part.tokens]
 
 
-def n_static(grid: StaticGrid | DynamicGrid | StateStaticGrid, seeds: int) -> int:
-    """Settings of one kind: score x seed x sparsity; only `random` has seeds."""
-    return _n_scores(grid.scores, seeds) * len(grid.sparsities)
+def runs_model(job: Job) -> bool:
+    """Whether a job loads the weights of its model to run it."""
+    return job.rule in WORK or job.rule in _grids()
 
 
-def n_windowed(dial: Dial, choice: str, seeds: int, *, dynamic: bool = False) -> int:
-    """Settings of a dial under one choice.
-
-    Args:
-        dial: The dial.
-        choice: oracle or causal.
-        seeds: Seeds of the random score.
-        dynamic: Whether the oracle at W = 1 is among them; for neurons it is the dynamic rule.
-    """
-    windows = [w for w in dial.windows if dynamic or (w, choice) != (1, "oracle")]
-    return _n_scores(dial.scores, seeds) * len(windows) * len(dial.sparsities)
-
-
-def _n_scores(scores: Sequence[str], seeds: int) -> int:
-    return sum(seeds if score == "random" else 1 for score in scores)
+def _grids() -> dict[str, tuple[Kind, Evaluation]]:
+    return {evaluation.rule: (kind, evaluation) for kind, evaluation in evaluations()}
 
 
 def item_tokens(task: Task) -> int:
@@ -85,12 +84,11 @@ class _Study:
     def __init__(self, config: Config, model: str, size: Size) -> None:
         self.config, self.size = config, size
         self.block = config.text.block
-        self.calibration = self._whole(config.text.calibration_tokens)
-        self.evaluation = self._whole(config.evaluation_tokens(model))
+        self.calibration = self._in_blocks(config.text.calibration_tokens)
+        self.evaluation = self._in_blocks(config.evaluation_tokens(model))
         self.model = model
-        self.seeds = config.random_seeds
 
-    def _whole(self, tokens: int) -> int:
+    def _in_blocks(self, tokens: int) -> int:
         return -(-tokens // self.block) * self.block
 
     def run(self, tokens: int, length: int = 0, *, masked: bool = False, stepped: int = 0) -> Work:
@@ -98,6 +96,13 @@ class _Study:
         length = length or self.block
         batch = max(1, self.config.text.batch_tokens // length) * length
         return Work(tokens, length, batch, masked=masked, stepped=stepped)
+
+    def under(self, kind: Kind, rules: Sequence[Rule], tokens: int, length: int = 0) -> Work:
+        """`tokens` under each of the rules of a kind, which are all static, or none is."""
+        held = [rule for rule in rules if rule.method != "static"]
+        steps = sum(kind.steps(rule.access, rule.choice) for rule in held)
+        masked = kind.masks and bool(held)
+        return self.run(len(rules) * tokens, length, masked=masked, stepped=steps * tokens)
 
     def gradients(self, tokens: int) -> Work:
         """The same with the loss differentiated, a quarter of a batch at a time."""
@@ -126,67 +131,55 @@ def _dense(study: _Study, _: Mapping[str, str]) -> Iterator[Work]:
     yield study.run(study.evaluation)
 
 
-def _static(study: _Study, names: Mapping[str, str]) -> Iterator[Work]:
-    grid = study.config.corpus_grid(names["corpus"]).static
-    yield study.run(n_static(grid, study.seeds) * study.evaluation)
+def _evaluation(
+    kind: Kind, evaluation: Evaluation, study: _Study, names: Mapping[str, str]
+) -> Iterator[Work]:
+    """One part of a kind's grid."""
+    grid = part_settings(study.config, kind.name, evaluation.part, names["corpus"])
+    choice = cast(Choice, names.get("choice", "oracle"))
+    rules = part_rules(kind.name, evaluation.part, grid, study.config.seeds(), choice)
+    for group in _by_access(rules):
+        yield study.under(kind, group, study.evaluation)
+        if choice == "causal":
+            # Scores of units serve all rules that choose by them; a state depends on its rule.
+            steps = kind.steps(group[0].access, choice)
+            lead_ins = len(group if steps else {(rule.score, rule.seed) for rule in group})
+            tokens = lead_ins * study.block
+            yield study.run(tokens, stepped=tokens if steps else 0)
 
 
-def _dynamic(study: _Study, names: Mapping[str, str]) -> Iterator[Work]:
-    grid = study.config.corpus_grid(names["corpus"]).dynamic
-    yield study.run(n_static(grid, study.seeds) * study.evaluation, masked=True)
-
-
-def _windowed(study: _Study, names: Mapping[str, str]) -> Iterator[Work]:
-    dial, choice = study.config.corpus_grid(names["corpus"]).windowed, names["choice"]
-    yield study.run(n_windowed(dial, choice, study.seeds) * study.evaluation, masked=True)
-    if choice == "causal":
-        yield study.run(_n_scores(dial.scores, study.seeds) * study.block)
+def _by_access(rules: Iterable[Rule]) -> list[list[Rule]]:
+    """The rules by what a unit that is left out loses."""
+    groups: dict[str, list[Rule]] = {}
+    for rule in rules:
+        groups.setdefault(rule.access, []).append(rule)
+    return list(groups.values())
 
 
 def _capability(study: _Study, names: Mapping[str, str]) -> Iterator[Work]:
-    config, corpus = study.config, study.config.capability.corpus
-    task = config.tasks[names["task"]]
+    config, task = study.config, study.config.tasks[names["task"]]
     tokens, length = item_tokens(task), max(1, item_tokens(task) // task.items)
     yield study.run(tokens, length)
-    if config.studies(study.model, "ffn", corpus):
-        choices = len(config.corpus_grid(corpus).windowed.choices)
-        yield study.run(tokens * (2 + choices), length, masked=True)
-    if config.state is not None and config.studies(study.model, "state", corpus):
-        yield study.run(tokens * n_static(config.state.capability, _task_seeds(study)), length)
-        dial = config.state.windowed
-        steps = [
-            _steps(access, choice)
-            for access in dial.access
-            for choice in dial.choices
-            for window in dict.fromkeys((1, config.state.capability_window))
-            if (window, choice) != (1, "causal")
-        ]
-        yield study.run(tokens * len(steps), length, stepped=tokens * sum(steps))
-
-
-def _task_seeds(study: _Study) -> int:
-    """Seeds of the random score in what tasks are run under, for states."""
-    return min(study.seeds, _state(study).capability.random_seeds or study.seeds)
-
-
-def _steps(access: str, choice: str) -> int:
-    """How often a windowed rule runs a state token by token (`keepset.hold.state`)."""
-    return 1 if access == "read" else 2 + (choice == "causal")
+    for kind in config.studied_kinds(study.model, config.capability.corpus):
+        rules = task_rules(kind, task_settings(config, kind), config.seeds())
+        static = [rule for rule in rules if rule.method == "static"]
+        for group in (static, [rule for rule in rules if rule not in static]):
+            yield study.under(KINDS[kind], group, tokens, length)
 
 
 def _score_state(study: _Study, _: Mapping[str, str]) -> Iterator[Work]:
     """A pass for the sums, one for Taylor, and those in order of layers."""
-    state, size = study.config.state, study.size
-    assert state is not None
+    grid, size = state_section(study.config).static, study.size
+    scores = [CHANNEL_SCORES[name] for name in grid.scores]
     tokens, batch_tokens = study.calibration, study.config.text.batch_tokens
     batch = max(batch_tokens, min(tokens, 16 * batch_tokens))
-    passes = len({_IN_ORDER[s] for s in state.static.scores if s in _IN_ORDER})
-    passes *= len(state.static.sparsities)
+    # Scores that share a function share its pass.
+    passes = len({score.static for score in scores if score.in_order}) * len(grid.sparsities)
     # Text that is more than one batch takes a pass per layer, up to it; a layer is scored once.
     depth = 1.0 if tokens <= batch else (size.state_layers + 1) / 2
     yield Work(tokens, study.block, batch, stepped=tokens)
     yield Work(round(passes * tokens * depth), study.block, batch, stepped=passes * tokens)
-    if "taylor" in state.static.scores:
+    if any(score.gradients for score in scores):
         yield study.gradients(tokens)
     # What scoring takes in memory is measured on one block and on two.
     small = 3 * study.block
@@ -194,25 +187,9 @@ def _score_state(study: _Study, _: Mapping[str, str]) -> Iterator[Work]:
     yield Work(small, study.block, 2 * study.block, gradient=True)
 
 
-def _evaluate_state(study: _Study, _: Mapping[str, str]) -> Iterator[Work]:
-    state = _state(study)
-    yield study.run(n_static(state.static, study.seeds) * study.evaluation)
-
-
-def _state_windowed(study: _Study, names: Mapping[str, str]) -> Iterator[Work]:
-    dial, choice = _state(study).windowed, names["choice"]
-    rules = n_windowed(dial, choice, study.seeds, dynamic=True)
-    for access in dial.access:
-        tokens, lead_ins = rules * study.evaluation, rules * study.block
-        yield study.run(tokens, stepped=tokens * _steps(access, choice))
-        if choice == "causal":
-            yield study.run(lead_ins, stepped=lead_ins)
-
-
 def _lengths(study: _Study, _: Mapping[str, str]) -> Iterator[Work]:
-    state = _state(study)
-    wanted = state.length_sparsities or state.capability.sparsities
-    rules = 1 + _n_scores(state.capability.scores, _task_seeds(study)) * len(wanted)
+    state = state_section(study.config)
+    rules = 1 + len(length_rules("state", state.model_dump(), study.config.seeds()))
     for factor in state.lengths:
         length = factor * study.block
         if not study.size.positions or length <= study.size.positions:
@@ -224,22 +201,12 @@ def _prune(study: _Study, _: Mapping[str, str]) -> Iterator[Work]:
     yield study.run(3 * study.evaluation)
 
 
-def _state(study: _Study) -> State:
-    assert study.config.state is not None
-    return study.config.state
-
-
 WORK = {
     "cache_activations": _activations,
     "correlate_size_impact": _correlation,
     "evaluate_dense": _dense,
-    "evaluate_static": _static,
-    "evaluate_dynamic": _dynamic,
-    "evaluate_windowed": _windowed,
     "evaluate_capability": _capability,
     "score_state": _score_state,
-    "evaluate_state": _evaluate_state,
-    "evaluate_state_windowed": _state_windowed,
     "evaluate_state_lengths": _lengths,
     "prune_state": _prune,
 }

@@ -7,13 +7,15 @@ one call of `register`. Nothing here imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from keepset.rules.scores import CHANNEL_SCORES, NEURON_SCORES, Score
 
 Part = Literal["static", "dynamic", "windowed"]
+CACHE = "activations.safetensors"
+"""The activation cache: the sums of inputs of linear maps over calibration text."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,13 @@ class Evaluation:
         rule: The workflow's name of it.
         part: The part of the grid: static, dynamic, or windowed (one job per choice).
         table: The table that it writes, without folder and ending; {choice} is filled in.
+        title: What is evaluated, for readers; {model} and {choice} are filled in.
     """
 
     rule: str
     part: Part
     table: str
+    title: str
 
 
 @dataclass(frozen=True)
@@ -45,11 +49,17 @@ class Kind:
         static_access: The same under static rules.
         section: The key of the configuration that holds its grid.
         sets: The file, in a model's folder of a corpus, that its static keep sets come from.
-        correlation: The table of size against impact, without folder and ending.
+        correlation: The table of size against impact, without folder and ending; None where there
+            is none.
         sizes: The columns of a table of its units that say how large a unit is.
         impacts: What stands for a unit's impact -> the column that holds it.
         evaluations: What measures its grid. A kind without a part `dynamic` has W = 1 among its
             windows.
+        before: The other rules that run once for each of its models and corpora, and
+        after: those of them that `keepset plan` lists below its grid.
+        masks: Whether units are scored and masked at every token, of all but static rules.
+        steps: How often a rule runs a recurrence token by token, of (access, choice) of all but
+            static rules (`keepset.plan`).
     """
 
     name: str
@@ -59,13 +69,17 @@ class Kind:
     access: tuple[str, ...] = ("none",)
     static_access: str = "none"
     section: str = "grid"
-    sets: str = "activations.safetensors"
-    correlation: str = "correlation"
+    sets: str = CACHE
+    correlation: str | None = None
     sizes: tuple[str, ...] = ("magnitude",)
     impacts: Mapping[str, str] = field(
         default_factory=lambda: {name: name for name in ("weight", "output", "taylor")}
     )
-    evaluations: tuple[Evaluation, ...] = field(default=())
+    evaluations: tuple[Evaluation, ...] = ()
+    before: tuple[str, ...] = ("cache_activations",)
+    after: tuple[str, ...] = ()
+    masks: bool = True
+    steps: Callable[[str, str], int] = lambda *_: 0
 
 
 KINDS: dict[str, Kind] = {}
@@ -76,6 +90,12 @@ def register(kind: Kind) -> Kind:
     """Enter a kind of site."""
     KINDS[kind.name] = kind
     return kind
+
+
+def evaluations() -> Iterator[tuple[Kind, Evaluation]]:
+    """What measures the grids of all kinds."""
+    for kind in KINDS.values():
+        yield from ((kind, evaluation) for evaluation in kind.evaluations)
 
 
 def is_seeded(score: str) -> bool:
@@ -89,10 +109,14 @@ register(
         units="neurons",
         module="keepset.kinds.ffn",
         scores=NEURON_SCORES,
+        correlation="correlation",
+        before=("cache_activations", "correlate_size_impact"),
         evaluations=(
-            Evaluation("evaluate_static", "static", "static"),
-            Evaluation("evaluate_dynamic", "dynamic", "dynamic"),
-            Evaluation("evaluate_windowed", "windowed", "windowed-{choice}"),
+            Evaluation("evaluate_static", "static", "static", "{model} static"),
+            Evaluation("evaluate_dynamic", "dynamic", "dynamic", "{model} dynamic"),
+            Evaluation(
+                "evaluate_windowed", "windowed", "windowed-{choice}", "{model} windowed ({choice})"
+            ),
         ),
     )
 )
@@ -110,9 +134,19 @@ register(
         correlation="correlation-state",
         sizes=("magnitude", "controllability"),
         impacts={"ghost": "energy", "observability": "observability", "taylor": "taylor"},
+        before=("score_state",),
+        after=("evaluate_state_lengths", "correlate_state"),
+        masks=False,
+        # A state that forgets is run beside one that does not; causal choice takes a third.
+        steps=lambda access, choice: 1 if access == "read" else 2 + (choice == "causal"),
         evaluations=(
-            Evaluation("evaluate_state", "static", "state-static"),
-            Evaluation("evaluate_state_windowed", "windowed", "state-windowed-{choice}"),
+            Evaluation("evaluate_state", "static", "state-static", "the pruned state of {model}"),
+            Evaluation(
+                "evaluate_state_windowed",
+                "windowed",
+                "state-windowed-{choice}",
+                "the windowed state ({choice}) of {model}",
+            ),
         ),
     )
 )

@@ -12,7 +12,6 @@ from keepset.rules.kinds import is_seeded
 
 Window = int | Literal["sequence", "corpus"]
 Choice = Literal["oracle", "causal"]
-Access = Literal["none", "both", "read", "write"]
 
 
 def n_kept(n_units: int, sparsity: float) -> int:
@@ -48,7 +47,7 @@ class Rule:
     choice: Choice = "oracle"
     seed: int = 0
     site: str = "ffn"
-    access: Access = "none"
+    access: str = "none"
 
     def __post_init__(self) -> None:
         n_kept(1, self.sparsity)

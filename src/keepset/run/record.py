@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,22 +23,26 @@ FOLDER = "records"
 
 
 class Work(Protocol):
-    """What a workflow engine tells a job about itself; paths are `results/<study>/...`."""
+    """What a workflow engine tells a job about itself; paths are `results/<study>/...`.
+
+    `wildcards` and `params` are mappings; the files have `items()` too, where they have names.
+    """
 
     rule: str
     wildcards: Any
-    """Has `items()`, as `params` has."""
     input: Iterable[str]
     output: Iterable[str]
     params: Any
+    log: Sequence[str]
+    threads: int
 
 
 @contextmanager
 def recording(work: Work, also: Iterable[str | Path] = ()) -> Iterator[None]:
     """Record a job that succeeds.
 
-    Inputs are hashed before the work begins, outputs after it ended. The parameter `code` is the
-    code that the job ran (`provenance.code_hash`); the others are its settings.
+    Inputs are hashed before the work begins, outputs after it ended. The parameter `settings` is
+    what the job was told, `code` the code that it ran (`provenance.code_hash`).
 
     Args:
         work: The job.
@@ -52,14 +56,13 @@ def recording(work: Work, also: Iterable[str | Path] = ()) -> Iterator[None]:
     root = study_folder(outputs[0])
     inputs = hashes(work.input, root)
     yield
-    params = dict(work.params.items())
     sidecars = {store.sidecar(path) for path in outputs if path.suffix == ".parquet"}
     unnamed = [path for path in {*sidecars, *map(Path, also)} - set(outputs) if path.exists()]
     content = {
         "rule": work.rule,
         "wildcards": dict(work.wildcards.items()),
-        "code": params.pop("code", None),
-        "settings": plain(params),
+        "code": work.params.get("code"),
+        "settings": plain(work.params["settings"]),
         "inputs": inputs,
         "outputs": hashes([*outputs, *unnamed], root),
         "environment": provenance.environment(),
@@ -94,8 +97,8 @@ def hashes(paths: Iterable[str | Path], root: Path) -> dict[str, str]:
     files: list[Path] = []
     for path in map(Path, paths):
         files += [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
-    found = {Path(os.path.relpath(file, root)).as_posix(): sha256(file) for file in files}
-    return dict(sorted(found.items()))
+    digests = {Path(os.path.relpath(file, root)).as_posix(): sha256(file) for file in files}
+    return dict(sorted(digests.items()))
 
 
 def sha256(path: Path) -> str:
@@ -106,8 +109,8 @@ def sha256(path: Path) -> str:
 
 def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as they come back from JSON, so that two of them can be compared."""
-    found: dict[str, Any] = json.loads(json.dumps(dict(settings), sort_keys=True))
-    return found
+    content: dict[str, Any] = json.loads(json.dumps(dict(settings), sort_keys=True))
+    return content
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
-from keepset.errors import RecordError
+from keepset.errors import ConfigError, RecordError
 from keepset.run import provenance, record
-from keepset.settings import Config, steps
+from keepset.settings import Config, outputs, steps
 
 Status = Literal["altered", "missing", "stale", "foreign"]
 
@@ -53,7 +53,7 @@ class _Study:
     config: Config | None
     records: list[Record] = field(default_factory=list)
     owners: dict[str, Record] = field(default_factory=dict)
-    found: dict[str, str] = field(default_factory=dict)
+    hashes: dict[str, str] = field(default_factory=dict)
     """File -> SHA-256, of all that is no log, timing or record."""
     findings: set[Finding] = field(default_factory=set)
 
@@ -110,15 +110,15 @@ def _read(folder: Path, config: Config | None) -> _Study:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and not any(fnmatch(name, pattern) for pattern in _ASIDE):
-            study.found[name] = record.sha256(path)
+            study.hashes[name] = record.sha256(path)
     return study
 
 
 def _compare_outputs(study: _Study, content: Record) -> None:
     for path, written in content["outputs"].items():
-        if path not in study.found:
+        if path not in study.hashes:
             study.add(path, "missing", f"{content['rule']} made it, and it is gone")
-        elif study.found[path] != written:
+        elif study.hashes[path] != written:
             study.add(path, "altered", f"not as {content['rule']} wrote it")
 
 
@@ -127,7 +127,7 @@ def _hash_now(study: _Study, content: Record, path: str) -> str | None:
     outside = study.folder / path
     if path.startswith("../") and outside.is_file():
         return record.sha256(outside)
-    return study.found.get(path) or study.owners.get(path, content)["outputs"].get(path)
+    return study.hashes.get(path) or study.owners.get(path, content)["outputs"].get(path)
 
 
 def _changes(study: _Study, content: Record) -> Iterator[str]:
@@ -157,15 +157,19 @@ def _changed_settings(config: Config, content: Record) -> Iterator[str]:
     rule, wildcards = content["rule"], content["wildcards"]
     if unknown_names(config, wildcards):
         return  # foreign, not stale
-    settings = steps.step_settings(config, rule, wildcards)
-    if settings is None:
+    step = steps.all_steps().get(rule)
+    if step is None:
         return
-    changed = _differences(content["settings"], record.plain(settings))
-    if changed:
+    try:
+        settings = record.plain(step.given(config, wildcards))
+    except ConfigError as error:
+        yield f"the configuration does not ask for it: {error}"
+        return
+    if changed := _differences(content["settings"], settings):
         yield f"settings have changed: {', '.join(changed)}"
-    wanted = steps.joined(config, rule, wildcards)
-    if wanted is not None and wanted != set(content["inputs"]):
-        others = sorted(wanted ^ set(content["inputs"]))
+    joined = outputs.joined(config, rule, wildcards)
+    if joined is not None and joined != set(content["inputs"]):
+        others = sorted(joined ^ set(content["inputs"]))
         yield f"made from other tables: {', '.join(others[:3])}{' …' if others[3:] else ''}"
 
 
@@ -174,9 +178,9 @@ def _differences(old: Any, new: Any, key: str = "") -> list[str]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         names = sorted({*old, *new})
         return [
-            found
+            different
             for name in names
-            for found in _differences(old.get(name), new.get(name), f"{key}.{name}".strip("."))
+            for different in _differences(old.get(name), new.get(name), f"{key}.{name}".strip("."))
         ]
     return [] if old == new else [key]
 
@@ -197,7 +201,7 @@ def unknown_names(config: Config, wildcards: Mapping[str, str]) -> list[str]:
 
 
 def _find_foreign(study: _Study) -> None:
-    for path in study.found:
+    for path in study.hashes:
         owner = study.owners.get(path)
         if owner is None:
             name = Path(path).name
@@ -211,8 +215,8 @@ def _find_foreign(study: _Study) -> None:
 def _find_unmade(study: _Study) -> None:
     if study.config is None:
         return
-    for path in steps.tables(study.config):
-        if path not in study.owners and path not in study.found:
+    for path in outputs.tables(study.config):
+        if path not in study.owners and path not in study.hashes:
             study.add(path, "missing", "the configuration asks for it; run the workflow")
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from keepset.rules.kinds import KINDS
 from keepset.rules.scores import (
     CHANNEL_SCORES,
     NEURON_SCORES,
@@ -19,6 +20,7 @@ Window = Annotated[int, Field(ge=1, strict=True)] | Literal["sequence", "corpus"
 DialWindow = Annotated[int, Field(ge=1, strict=True)] | Literal["sequence"]
 Choice = Literal["oracle", "causal"]
 if TYPE_CHECKING:  # only the registry knows the names
+    SiteKind = str
     ScoreName = str
     TokenScoreName = str
     DecodingScoreName = str
@@ -30,7 +32,7 @@ else:
     DecodingScoreName = Literal[decoding_names(NEURON_SCORES)]
     StateScoreName = Literal[static_names(CHANNEL_SCORES)]
     StateTokenScoreName = Literal[token_names(CHANNEL_SCORES)]
-SiteKind = Literal["ffn", "state"]
+    SiteKind = Literal[tuple(KINDS)]
 Access = Literal["read", "write"]
 Sparsity = Annotated[float, Field(ge=0.0, lt=1.0)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]

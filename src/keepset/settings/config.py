@@ -11,6 +11,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from keepset.errors import ConfigError
+from keepset.rules.kinds import KINDS
 from keepset.rules.scores import NEURON_SCORES, need_gradients
 from keepset.settings.base import Device, Dtype, Name, SiteKind, Strict
 from keepset.settings.grids import Ablation, Capability, Dial, Grid, GridOverride, State
@@ -133,17 +134,32 @@ class Config(Strict):
         specimen = self.all_models()[model].origin == "specimen"
         return not specimen or wanted is None or corpus in wanted
 
-    def studies(self, model: str, kind: SiteKind, corpus: str | None = None) -> bool:
+    def section(self, kind: str, corpus: str | None = None) -> Grid | State | None:
+        """The section that the grid of a kind of site stands in (as `corpus` has it), or None."""
+        if corpus is not None and KINDS[kind].section == "grid":
+            return self.corpus_grid(corpus)
+        section: Grid | State | None = getattr(self, KINDS[kind].section)
+        return section
+
+    def studies(self, model: str, kind: str, corpus: str | None = None) -> bool:
         """Whether sites of `kind` are studied in `model` (on `corpus`)."""
-        if kind not in self.all_models()[model].sites:
+        section = self.section(kind)
+        if section is None or kind not in self.all_models()[model].sites:
             return False
-        if corpus is not None and not self.covers(model, corpus):
-            return False
-        if kind == "ffn":
-            return True
-        if self.state is None:
-            return False
-        return corpus is None or self.state.corpora is None or corpus in self.state.corpora
+        return corpus is None or (self.covers(model, corpus) and section.covers(corpus))
+
+    def studied_kinds(self, model: str, corpus: str | None = None) -> list[str]:
+        """The kinds of sites that are studied in `model` (on `corpus`)."""
+        return [kind for kind in KINDS if self.studies(model, kind, corpus)]
+
+    def has_kind(self, kind: str) -> bool:
+        """Whether sites of `kind` are studied in a model of this run."""
+        models = self.active_models()
+        return any(self.studies(model, kind, corpus) for model in models for corpus in self.corpora)
+
+    def has_task(self, kind: str) -> bool:
+        """Whether a task of `kind` is run."""
+        return any(task.kind == kind for task in self.tasks.values())
 
     def all_models(self) -> dict[str, Model]:
         """The configured models and the specimens found, before `only`."""
@@ -169,16 +185,16 @@ class Config(Strict):
 
     def corpus_grid(self, corpus: str) -> Grid:
         """The grid of one corpus: the study's, with the corpus's own parts in place."""
-        own = self.corpora[corpus].grid
+        override = self.corpora[corpus].grid
         return Grid(
-            static=own.static or self.grid.static,
-            dynamic=own.dynamic or self.grid.dynamic,
-            windowed=own.windowed or self.grid.windowed,
+            static=override.static or self.grid.static,
+            dynamic=override.dynamic or self.grid.dynamic,
+            windowed=override.windowed or self.grid.windowed,
         )
 
     def seeds(self) -> list[int]:
         """The seeds of the random score."""
-        return [self.seed + at for at in range(self.random_seeds)]
+        return [self.seed + number for number in range(self.random_seeds)]
 
     def needs_gradients(self, corpus: str) -> bool:
         """Whether a score of this corpus's grid needs the gradient of the loss."""
@@ -194,8 +210,11 @@ def find_specimens(folder: str | None) -> dict[str, Model]:
     """The specimens in `folder`, by name; none without a folder."""
     if folder is None:
         return {}
-    found = sorted(p.parent for p in Path(folder).glob("*/config.json"))
-    return {p.name: Model(path=str(p), origin="specimen", sites=_specimen_sites(p)) for p in found}
+    folders = sorted(path.parent for path in Path(folder).glob("*/config.json"))
+    return {
+        path.name: Model(path=str(path), origin="specimen", sites=_specimen_sites(path))
+        for path in folders
+    }
 
 
 def _specimen_sites(folder: Path) -> list[SiteKind]:

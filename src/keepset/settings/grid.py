@@ -1,115 +1,182 @@
-"""The grid of the configuration as lists of keep rules."""
+"""Keep rules from the configuration: the parts of a kind's grid, tasks, lengths, what is timed.
+
+Grids come as plain data: what a step is given, and what a job's record holds.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from keepset.rules.kinds import is_seeded
-from keepset.rules.rule import Choice, Rule
-from keepset.settings import (
-    Benchmark,
-    Capability,
-    Dial,
-    DynamicGrid,
-    State,
-    StateDial,
-    StateStaticGrid,
-    StaticGrid,
-)
+from keepset.errors import ConfigError
+from keepset.rules.kinds import KINDS, Part
+from keepset.rules.rule import Choice, Rule, Window
+from keepset.settings import Benchmark, Config, State
+
+Settings = dict[str, Any]
+_Section = TypeVar("_Section")
+Seeds = Sequence[int]
 
 
-def _seeds(score: str, seeds: Sequence[int]) -> Sequence[int]:
-    return seeds if is_seeded(score) else seeds[:1]
+def part_rules(
+    kind: str, part: Part, grid: Mapping[str, Any], seeds: Seeds, choice: Choice = "oracle"
+) -> list[Rule]:
+    """Every rule of one part of a grid: access x score x seed x window x sparsity.
 
-
-def static_rules(grid: StaticGrid, seeds: Sequence[int]) -> list[Rule]:
-    """Every static setting: score x seed x sparsity."""
-    return [
-        Rule(score, sparsity, "corpus", seed=seed)
-        for score in grid.scores
-        for seed in _seeds(score, seeds)
-        for sparsity in grid.sparsities
-    ]
-
-
-def dynamic_rules(grid: DynamicGrid, seeds: Sequence[int]) -> list[Rule]:
-    """Every dynamic setting: score x seed x sparsity, W = 1."""
-    return [
-        Rule(score, sparsity, 1, seed=seed)
-        for score in grid.scores
-        for seed in _seeds(score, seeds)
-        for sparsity in grid.sparsities
-    ]
-
-
-def windowed_rules(dial: Dial, choice: Choice, seeds: Sequence[int]) -> list[Rule]:
-    """Every windowed setting of one choice: score x seed x window x sparsity.
-
-    The oracle at W = 1 is the dynamic rule and is not run twice.
+    Args:
+        kind: The kind of site, a key of `KINDS`.
+        part: static, dynamic or windowed.
+        grid: scores and sparsities; of a dial also windows, and access where it restricts it.
+        seeds: Of seeded scores; the others take the first.
+        choice: Of windows. The oracle at W = 1 is left out where the kind has a dynamic part.
     """
+    site = KINDS[kind]
+    has_dynamic = any(evaluation.part == "dynamic" for evaluation in site.evaluations)
+    windows: Sequence[Window]
+    accesses: Sequence[str]
+    if part == "static":
+        windows, accesses = ["corpus"], [site.static_access]
+    elif part == "dynamic":
+        windows, accesses = [1], site.access[:1]
+    else:
+        covered = (1, "oracle") if has_dynamic else None
+        windows = [window for window in grid["windows"] if (window, choice) != covered]
+        accesses = grid.get("access", site.access)
     return [
-        Rule(score, sparsity, window, choice, seed)
-        for score in dial.scores
-        for seed in _seeds(score, seeds)
-        for window in dial.windows
-        if (window, choice) != (1, "oracle")
-        for sparsity in dial.sparsities
+        Rule(score, sparsity, window, choice, seed, kind, access)
+        for access in accesses
+        for score in grid["scores"]
+        for seed in (seeds if site.scores[score].seeded else seeds[:1])
+        for window in windows
+        for sparsity in grid["sparsities"]
     ]
 
 
-def capability_rules(capability: Capability, choices: Iterable[Choice]) -> list[Rule | None]:
-    """Dense, static, dynamic and windowed at one sparsity."""
-    score, sparsity = capability.score, capability.sparsity
-    held = [Rule(score, sparsity, capability.window, choice) for choice in choices]
-    return [None, Rule(score, sparsity, "corpus"), Rule(score, sparsity, 1), *held]
-
-
-def state_static_rules(grid: StateStaticGrid, seeds: Sequence[int]) -> list[Rule]:
-    """Every static setting of recurrent states: score x seed x sparsity."""
+def _tasks_of_grid(kind: str, settings: Mapping[str, Any], _: Seeds) -> list[Rule]:
+    """Static, dynamic and windowed at one sparsity."""
+    capability, site = settings["capability"], KINDS[kind]
+    score, sparsity = capability["score"], capability["sparsity"]
+    held: list[tuple[Window, Choice]] = [(1, "oracle")]
+    held += [(capability["window"], choice) for choice in settings["choices"]]
     return [
-        Rule(score, sparsity, "corpus", seed=seed, site="state", access="both")
-        for score in grid.scores
-        for seed in _seeds(score, seeds)
-        for sparsity in grid.sparsities
+        Rule(score, sparsity, "corpus", site=kind, access=site.static_access),
+        *(
+            Rule(score, sparsity, window, choice, site=kind, access=access)
+            for access in site.access
+            for window, choice in held
+        ),
     ]
 
 
-def state_windowed_rules(dial: StateDial, choice: Choice, seeds: Sequence[int]) -> list[Rule]:
-    """Every windowed setting of recurrent states of one choice, W = 1 included."""
-    return [
-        Rule(score, sparsity, window, choice, seed, "state", access)
-        for access in dial.access
-        for score in dial.scores
-        for seed in _seeds(score, seeds)
-        for window in dial.windows
-        for sparsity in dial.sparsities
-    ]
-
-
-def state_capability_rules(state: State, seeds: Sequence[int]) -> list[Rule]:
-    """What tasks are run under: the static settings, and each access dynamic and windowed.
+def _tasks_of_state(kind: str, settings: Mapping[str, Any], seeds: Seeds) -> list[Rule]:
+    """The static settings, and each access dynamic and windowed.
 
     Windowed rules are run at the largest of the sparsities, with the dial's first score.
     """
-    dial, sparsity = state.windowed, max(state.capability.sparsities)
+    state = settings["state"]
+    dial, sparsity = state["windowed"], max(state["capability"]["sparsities"])
     held = [
-        Rule(dial.scores[0], sparsity, window, choice, seeds[0], "state", access)
-        for access in dial.access
-        for window in dict.fromkeys((1, state.capability_window))
-        for choice in dial.choices
+        Rule(dial["scores"][0], sparsity, window, choice, seeds[0], kind, access)
+        for access in dial["access"]
+        for window in dict.fromkeys((1, state["capability_window"]))
+        for choice in dial["choices"]
         if (window, choice) != (1, "causal")
     ]
-    return [*_state_task_rules(state, seeds), *held]
+    return [*_static_tasks(kind, state, seeds), *held]
 
 
-def state_length_rules(state: State, seeds: Sequence[int]) -> list[Rule]:
-    """What longer passages are run under: of the tasks' static settings, some sparsities."""
-    wanted = state.length_sparsities or state.capability.sparsities
-    return [rule for rule in _state_task_rules(state, seeds) if rule.sparsity in wanted]
+def _static_tasks(kind: str, state: Mapping[str, Any], seeds: Seeds) -> list[Rule]:
+    capability = state["capability"]
+    return part_rules(kind, "static", capability, seeds[: capability["random_seeds"]])
 
 
-def _state_task_rules(state: State, seeds: Sequence[int]) -> list[Rule]:
-    return state_static_rules(state.capability, seeds[: state.capability.random_seeds])
+def length_rules(kind: str, state: Mapping[str, Any], seeds: Seeds) -> list[Rule]:
+    """What longer passages are run under: of the tasks' static settings, some sparsities.
+
+    `state` is the section of that name, as plain data.
+    """
+    sparsities = state["length_sparsities"] or state["capability"]["sparsities"]
+    return [rule for rule in _static_tasks(kind, state, seeds) if rule.sparsity in sparsities]
+
+
+def part_settings(config: Config, kind: str, part: Part, corpus: str) -> Settings:
+    """One part of a kind's grid on a corpus, as plain data.
+
+    Raises:
+        ConfigError: the configuration has no section for this kind.
+    """
+    settings: Settings = getattr(_present(config.section(kind, corpus), kind), part).model_dump()
+    return settings
+
+
+def state_section(config: Config) -> State:
+    """The section `state`.
+
+    Raises:
+        ConfigError: the configuration has none.
+    """
+    return _present(config.state, "state")
+
+
+def _present(section: _Section | None, kind: str) -> _Section:
+    if section is None:
+        site = KINDS[kind]
+        raise ConfigError(
+            f"{site.section}: this section is missing; {site.units} are studied by it"
+        )
+    return section
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the section of the configuration that a kind's grid stands in says beside its parts.
+
+    Attributes:
+        chosen: (configuration, corpus) -> what static keep sets are chosen by.
+        tasks: (configuration) -> what the rules of tasks are made from, as plain data.
+        task_rules: (kind, that, seeds) -> the rules that tasks are run under.
+    """
+
+    chosen: Callable[[Config, str], Settings]
+    tasks: Callable[[Config], Settings]
+    task_rules: Callable[[str, Mapping[str, Any], Seeds], list[Rule]]
+
+
+SECTIONS = {
+    "grid": Section(
+        chosen=lambda config, corpus: {"gradients": config.needs_gradients(corpus)},
+        tasks=lambda config: {
+            "capability": config.capability.model_dump(),
+            "choices": config.grid.windowed.choices,
+        },
+        task_rules=_tasks_of_grid,
+    ),
+    "state": Section(
+        chosen=lambda config, _: {
+            "static": state_section(config).static.model_dump(),
+            "seeds": config.seeds(),
+        },
+        tasks=lambda config: {"state": state_section(config).model_dump()},
+        task_rules=_tasks_of_state,
+    ),
+}
+"""By the key `Kind.section`; a kind without a section of its own runs under `grid`."""
+
+
+def chosen_by(config: Config, kind: str, corpus: str) -> Settings:
+    """What the static keep sets of a kind are chosen by on a corpus."""
+    return SECTIONS[KINDS[kind].section].chosen(config, corpus)
+
+
+def task_settings(config: Config, kind: str) -> Settings:
+    """What `task_rules` of a kind are made from, as plain data."""
+    return SECTIONS[KINDS[kind].section].tasks(config)
+
+
+def task_rules(kind: str, settings: Mapping[str, Any], seeds: Seeds) -> list[Rule]:
+    """The rules that tasks are run under; `settings` are what `task_settings` gives."""
+    return SECTIONS[KINDS[kind].section].task_rules(kind, settings, seeds)
 
 
 def benchmark_rules(benchmark: Benchmark) -> list[Rule]:

@@ -51,6 +51,10 @@ class Grid(Strict):
     dynamic: DynamicGrid
     windowed: Dial
 
+    def covers(self, _: str) -> bool:
+        """Whether it is run on a corpus: on all of them."""
+        return True
+
 
 class GridOverride(Strict):
     """The parts of `grid` that one corpus replaces."""
@@ -104,6 +108,10 @@ class State(Strict):
     )
     corpora: list[Name] | None = Field(None, description="Corpora it is run on; all without.")
     prune: StatePrune = StatePrune()
+
+    def covers(self, corpus: str) -> bool:
+        """Whether it is run on a corpus."""
+        return self.corpora is None or corpus in self.corpora
 
     @model_validator(mode="after")
     def _chosen(self) -> State:

@@ -1,23 +1,53 @@
-"""The settings of every step, as a function of the configuration.
+"""The registry of steps: for each rule of the workflow, what runs and what it is told.
 
-The workflow takes its parameters from here where it can, and a test compares the others: what a
-job was given must be what this module says, or `keepset verify` would call good results stale.
+The workflow's parameters, `keepset plan` and `keepset verify` are all taken from here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from keepset.settings import Config, SiteKind, Task, TrainingData
+from keepset.errors import ConfigError
+from keepset.rules.kinds import CACHE, KINDS, Evaluation, Kind, evaluations
+from keepset.settings import Config, Task, Training, TrainingData
+from keepset.settings.figures import FIGURES, Figure
+from keepset.settings.grid import chosen_by, part_settings, state_section, task_settings
 
 Wildcards = Mapping[str, str]
 Settings = dict[str, Any]
 
 
-def run_settings(config: Config, model: str) -> Settings:
+def _nothing(*_: Any) -> Settings:
+    return {}
+
+
+Given = Callable[[Config, Wildcards], Settings]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a rule of the workflow runs.
+
+    Attributes:
+        run: The function, "module:name". It gets the rule's files, and what `given` says, as
+            keyword arguments (`keepset.run.step`).
+        given: (configuration, wildcards) -> settings, as plain data.
+        code: The module whose code reruns the rule when it changes; None where none does.
+        network: Whether it may reach the model hub.
+        beside: Files or folders, next to its first output, that it may write without naming them.
+    """
+
+    run: str
+    given: Given = _nothing
+    code: str | None = None
+    network: bool = False
+    beside: tuple[str, ...] = ()
+
+
+def _run(config: Config, model: str) -> Settings:
     """How a model is run: device, dtype, implementations, tokens per forward pass."""
     return {
         "device": config.device,
@@ -27,132 +57,115 @@ def run_settings(config: Config, model: str) -> Settings:
     }
 
 
-def identity(config: Config, wildcards: Wildcards) -> Settings:
+def _identity(config: Config, wildcards: Wildcards) -> Settings:
     """The leading columns of a result table."""
     model = wildcards["model"]
     columns = {"study": config.study, "model": model, "origin": config.all_models()[model].origin}
-    return columns | {name: wildcards[name] for name in ("corpus", "task") if name in wildcards}
+    names = {name: wildcards[name] for name in ("corpus", "task") if name in wildcards}
+    return {"identity": columns | names}
 
 
-def correlation_settings(config: Config, corpus: str) -> Settings:
-    """What size and impact are correlated with."""
-    ablation = config.corpora[corpus].ablation
-    return {
-        "gradients": config.needs_gradients(corpus),
-        "seed": config.seed,
-        "statistics": config.statistics.model_dump(),
-        "ablation": config.ablation.model_dump() if ablation else None,
-    }
+def _model_run(config: Config, wildcards: Wildcards) -> Settings:
+    return {"run": _run(config, wildcards["model"]), **_identity(config, wildcards)}
 
 
-def capability_settings(config: Config, model: str) -> Settings:
-    """What tasks are run under."""
-    corpus = config.capability.corpus
-    found = {
-        "capability": config.capability.model_dump(),
-        "choices": config.grid.windowed.choices,
-        "gradients": config.needs_gradients(corpus),
-    }
-    if config.state is not None and config.studies(model, "state", corpus):
-        found |= {**state_settings(config), "state": config.state.model_dump()}
-    return found
+def _statistics(config: Config, _: Wildcards) -> Settings:
+    return {"statistics": config.statistics.model_dump(), "seed": config.seed}
 
 
-def state_settings(config: Config) -> Settings:
-    """What keep sets of states are chosen by."""
-    assert config.state is not None
-    return {"static": config.state.static.model_dump(), "seeds": config.seeds()}
+def _model(config: Config, wildcards: Wildcards) -> Settings:
+    name = wildcards["model"]
+    return {"name": name, "source": config.all_models()[name].model_dump(exclude={"sites"})}
 
 
-def corpus_source(config: Config, corpus: str) -> Settings:
+def _source(config: Config, corpus: str) -> Settings:
     """Where a corpus comes from."""
     return config.corpora[corpus].model_dump(exclude={"grid", "ablation"})
 
 
-def _model(config: Config, wildcards: Wildcards) -> Settings:
-    return {"source": config.all_models()[wildcards["model"]].model_dump(exclude={"sites"})}
-
-
 def _corpus(config: Config, wildcards: Wildcards) -> Settings:
-    return {"corpus": corpus_source(config, wildcards["corpus"]), "seed": config.seed}
+    name = wildcards["corpus"]
+    return {"name": name, "source": _source(config, name), "seed": config.seed}
 
 
 def _task(config: Config, wildcards: Wildcards) -> Settings:
-    return {"task": config.tasks[wildcards["task"]].model_dump(), "seed": config.seed}
+    name = wildcards["task"]
+    return {"name": name, "task": config.tasks[name].model_dump(), "seed": config.seed}
 
 
 def _blocks(config: Config, wildcards: Wildcards) -> Settings:
     return {
+        "name": wildcards["corpus"],
         "lengths": config.text.model_dump(include={"block", "calibration_tokens"}),
         "evaluation_tokens": config.evaluation_tokens(wildcards["model"]),
     }
 
 
 def _activations(config: Config, wildcards: Wildcards) -> Settings:
-    run = run_settings(config, wildcards["model"])
-    return {"run": run, "gradients": config.needs_gradients(wildcards["corpus"])}
+    """Of all kinds whose static keep sets are ranked from the cache."""
+    model, corpus = wildcards["model"], wildcards["corpus"]
+    kinds = [kind for kind in config.studied_kinds(model, corpus) if KINDS[kind].sets == CACHE]
+    gradients = config.needs_gradients(corpus)
+    return {**_model_run(config, wildcards), "kinds": kinds, "gradients": gradients}
 
 
 def _correlation(config: Config, wildcards: Wildcards) -> Settings:
-    return {
-        "run": run_settings(config, wildcards["model"]),
-        "settings": correlation_settings(config, wildcards["corpus"]),
-        "identity": identity(config, wildcards),
-    }
+    corpus = wildcards["corpus"]
+    ablation = config.ablation.model_dump() if config.corpora[corpus].ablation else None
+    units = {"kind": "ffn", "gradients": config.needs_gradients(corpus)}
+    settings = {**units, **_statistics(config, wildcards), "ablation": ablation}
+    return {**_model_run(config, wildcards), "settings": settings}
 
 
-def _evaluation(config: Config, wildcards: Wildcards) -> Settings:
-    run = run_settings(config, wildcards["model"])
-    return {"run": run, "identity": identity(config, wildcards)}
-
-
-def _grid(part: str) -> Callable[[Config, Wildcards], Settings]:
-    def settings(config: Config, wildcards: Wildcards) -> Settings:
-        grid = getattr(config.corpus_grid(wildcards["corpus"]), part).model_dump()
-        found = {**_evaluation(config, wildcards), "grid": grid, "seeds": config.seeds()}
-        if part == "static":
-            found["gradients"] = config.needs_gradients(wildcards["corpus"])
-        return found
-
-    return settings
+def _evaluation(
+    kind: Kind, evaluation: Evaluation, config: Config, wildcards: Wildcards
+) -> Settings:
+    """One part of a kind's grid; static keep sets must be those that are asked for."""
+    corpus, part = wildcards["corpus"], evaluation.part
+    grid = part_settings(config, kind.name, part, corpus)
+    rules = {"kind": kind.name, "part": part, "grid": grid, "seeds": config.seeds()}
+    if part == "windowed":
+        rules["choice"] = wildcards["choice"]
+    chosen = {"chosen": chosen_by(config, kind.name, corpus)} if part == "static" else {}
+    return {**_model_run(config, wildcards), "rules": rules, **chosen}
 
 
 def _capability(config: Config, wildcards: Wildcards) -> Settings:
-    settings = capability_settings(config, wildcards["model"])
-    return {**_evaluation(config, wildcards), "settings": settings}
+    corpus = config.capability.corpus
+    kinds = {
+        kind: {
+            "tasks": task_settings(config, kind),
+            "seeds": config.seeds(),
+            "chosen": chosen_by(config, kind, corpus),
+        }
+        for kind in config.studied_kinds(wildcards["model"], corpus)
+    }
+    return {**_model_run(config, wildcards), "kinds": kinds}
 
 
-def state_parts(*parts: str) -> Callable[[Config], Settings]:
-    """`state_settings`, with parts of the section `state`: state (all of it), dial, prune."""
-
-    def settings(config: Config) -> Settings:
-        assert config.state is not None
-        whole = {"state": config.state, "dial": config.state.windowed, "prune": config.state.prune}
-        return {**state_settings(config), **{part: whole[part].model_dump() for part in parts}}
-
-    return settings
+def _lengths(config: Config, wildcards: Wildcards) -> Settings:
+    state, kind = state_section(config).model_dump(), "state"
+    return {
+        **_model_run(config, wildcards),
+        "rules": {"kind": kind, "state": state, "seeds": config.seeds()},
+        "chosen": chosen_by(config, kind, wildcards["corpus"]),
+    }
 
 
-def _states(*parts: str) -> Callable[[Config, Wildcards], Settings]:
-    own = state_parts(*parts)
-    return lambda config, wildcards: {**_evaluation(config, wildcards), "settings": own(config)}
+def _states(config: Config, wildcards: Wildcards) -> Settings:
+    chosen = chosen_by(config, "state", wildcards["corpus"])
+    return {**_model_run(config, wildcards), "chosen": chosen}
 
 
-def _state_correlation(config: Config, wildcards: Wildcards) -> Settings:
-    return {**_significance(config, wildcards), "identity": identity(config, wildcards)}
+def _pruning(config: Config, wildcards: Wildcards) -> Settings:
+    return {**_states(config, wildcards), "prune": state_section(config).prune.model_dump()}
 
 
-def _gates(config: Config, _: Wildcards) -> Settings:
-    assert config.training is not None
-    names = list(config.training.specimens)
-    return {"names": names, "training": config.training.model_dump()}
+def _channels(config: Config, wildcards: Wildcards) -> Settings:
+    return {**_statistics(config, wildcards), **_identity(config, wildcards)}
 
 
-def _significance(config: Config, _: Wildcards) -> Settings:
-    return {"statistics": config.statistics.model_dump(), "seed": config.seed}
-
-
-def claims_settings(config: Config) -> Settings:
+def _claims(config: Config, wildcards: Wildcards) -> Settings:
     """What claims are judged by, and what is known of the models.
 
     `l1` are the models that were trained with a penalty on |h|. A task that reads the first items
@@ -160,14 +173,14 @@ def claims_settings(config: Config) -> Settings:
     """
     specimens = config.training.specimens if config.training else {}
     penalised = {name for name, specimen in specimens.items() if specimen.l1 > 0}
-    return {
+    tasks = {name: task.kind for name, task in config.tasks.items() if not _is_part(config, task)}
+    settings = {
         "study": config.study,
-        **_significance(config, {}),
-        "tasks": {
-            name: task.kind for name, task in config.tasks.items() if not _is_part(config, task)
-        },
+        **_statistics(config, wildcards),
+        "tasks": tasks,
         "l1": [name for name in config.active_models() if name in penalised],
     }
+    return {"settings": settings}
 
 
 def _is_part(config: Config, task: Task) -> bool:
@@ -177,213 +190,107 @@ def _is_part(config: Config, task: Task) -> bool:
     )
 
 
-def training_data(config: Config) -> Settings:
-    """What specimens are trained on."""
+def _training(config: Config) -> Training:
+    """The section `training`.
+
+    Raises:
+        ConfigError: the configuration has none.
+    """
     if config.training is None:
-        return {"training": {}, "corpora": {}}
-    whole = config.training.model_dump()
+        raise ConfigError("training: this section is missing; specimens are trained by it")
+    return config.training
+
+
+def _training_data(config: Config, _: Wildcards) -> Settings:
+    training = _training(config).model_dump(include=set(TrainingData.model_fields))
     return {
-        "training": {key: whole[key] for key in TrainingData.model_fields},
-        "corpora": {name: corpus_source(config, name) for name in whole["corpora"]},
+        "training": training,
+        "sources": {name: _source(config, name) for name in training["corpora"]},
     }
-
-
-def specimen_settings(config: Config, specimen: str) -> Settings:
-    """How one specimen is trained."""
-    assert config.training is not None
-    whole = config.training.model_dump()
-    return {**whole, "specimens": {specimen: whole["specimens"][specimen]}}
 
 
 def _specimen(config: Config, wildcards: Wildcards) -> Settings:
-    training = specimen_settings(config, wildcards["specimen"])
-    return {"training": training, "device": config.device, "dtype": config.dtype}
+    name, training = wildcards["specimen"], _training(config).model_dump()
+    training["specimens"] = {name: training["specimens"][name]}
+    return {"name": name, "training": training, "device": config.device, "dtype": config.dtype}
 
 
-def benchmark_settings(config: Config) -> Settings:
-    """What is timed; empty without the section `benchmark`."""
-    return config.benchmark.model_dump(mode="json") if config.benchmark else {}
+def _gates(config: Config, _: Wildcards) -> Settings:
+    training = _training(config).model_dump()
+    return {"names": list(training["specimens"]), "training": training}
 
 
-def benchmark_run(config: Config, model: str) -> Settings:
-    """How a model that is timed is run, and whether its static sets need gradients."""
-    run = run_settings(config, model)
-    gradients = config.benchmark is not None and config.needs_gradients(config.benchmark.corpus)
-    kept = {key: run[key] for key in ("device", "dtype", "kernels")}
-    return {**kept, "gradients": gradients}
+def _timing(config: Config) -> Settings:
+    return {"settings": config.benchmark.model_dump(mode="json") if config.benchmark else {}}
 
 
-def _timing(config: Config, _: Wildcards) -> Settings:
-    return {
-        "study": config.study,
-        "settings": benchmark_settings(config),
-        "device": config.device,
-        "kernels": config.kernels.model_dump(),
-    }
+def _block_timing(config: Config, _: Wildcards) -> Settings:
+    run = {"device": config.device, "kernels": config.kernels.model_dump()}
+    return {"study": config.study, **_timing(config), **run}
 
 
-def _timing_model(config: Config, wildcards: Wildcards) -> Settings:
-    return {
-        "run": benchmark_run(config, wildcards["model"]),
-        "settings": benchmark_settings(config),
-        "identity": {"study": config.study, "model": wildcards["model"]},
-    }
+def _model_timing(config: Config, wildcards: Wildcards) -> Settings:
+    model = wildcards["model"]
+    run = _run(config, model)
+    del run["batch_tokens"]
+    run["gradients"] = bool(config.benchmark and config.needs_gradients(config.benchmark.corpus))
+    identity = {"study": config.study, "model": model}
+    return {"run": run, **_timing(config), "identity": identity}
 
 
-_STEPS: dict[str, Callable[[Config, Wildcards], Settings]] = {
-    "prepare_model": _model,
-    "prepare_corpus": _corpus,
-    "prepare_task": _task,
-    "tokenize_corpus": _blocks,
-    "cache_activations": _activations,
-    "correlate_size_impact": _correlation,
-    "evaluate_dense": _evaluation,
-    "evaluate_static": _grid("static"),
-    "evaluate_dynamic": _grid("dynamic"),
-    "evaluate_windowed": _grid("windowed"),
-    "evaluate_capability": _capability,
-    "score_state": _states(),
-    "evaluate_state": _states(),
-    "evaluate_state_windowed": _states("dial"),
-    "evaluate_state_lengths": _states("state"),
-    "correlate_state": _state_correlation,
-    "prune_state": _states("prune"),
-    "measure_specimens": _gates,
-    "join_perplexity": lambda *_: {},
-    "join_correlations": lambda *_: {},
-    "test_significance": _significance,
-    "compare_settings": _significance,
-    "sort_channels": lambda *_: {},
-    "judge_claims": lambda config, _: {"settings": claims_settings(config)},
-    "write_tables": lambda config, _: {"confidence": config.statistics.confidence},
-    "prepare_training": lambda config, _: training_data(config),
-    "train_specimen": _specimen,
-    "benchmark_kernels": _timing,
-    "benchmark_model": _timing_model,
-    "join_benchmarks": lambda *_: {},
+def _step(function: str, given: Given = _nothing, code: str | None = "", **options: Any) -> Step:
+    """A step of `keepset.steps`, "module:function"; its code is that module's where not said."""
+    run = f"keepset.steps.{function}"
+    return Step(run, given, run.partition(":")[0] if code == "" else code, **options)
+
+
+_STEPS = {
+    "prepare_model": _step(
+        "prepare:prepare_model", _model, "keepset.models", network=True, beside=("checkpoint",)
+    ),
+    "prepare_corpus": _step("texts:prepare_corpus", _corpus, network=True),
+    "prepare_task": _step("texts:prepare_task", _task, network=True),
+    "tokenize_corpus": _step("prepare:tokenize_corpus", _blocks),
+    "cache_activations": _step("activations:cache_activations", _activations),
+    "correlate_size_impact": _step("correlation:correlate_size_impact", _correlation),
+    "evaluate_dense": _step("evaluation:evaluate_rules", _model_run),
+    "evaluate_capability": _step("evaluation:evaluate_capability", _capability),
+    "score_state": _step("states:score_state", _states),
+    "evaluate_state_lengths": _step("evaluation:evaluate_lengths", _lengths),
+    "correlate_state": _step("states:correlate_state", _channels, "keepset.analyse.correlation"),
+    "prune_state": _step("states:prune_state", _pruning),
+    "join_perplexity": _step("tables:join_tables"),
+    "join_correlations": _step("tables:join_tables"),
+    "test_significance": _step("significance:test_significance", _statistics),
+    "compare_settings": _step("comparison:compare_settings", _statistics),
+    "sort_channels": _step("comparison:sort_channels"),
+    "judge_claims": _step("claims:judge_claims", _claims),
+    "write_tables": _step(
+        "publish:write_tables", lambda config, _: {"confidence": config.statistics.confidence}
+    ),
+    # A training takes hours: a change of code does not repeat it.
+    "prepare_training": _step("training:prepare_training", _training_data, None, network=True),
+    "train_specimen": _step("training:train_specimen", _specimen, None),
+    "measure_specimens": _step("shipping:measure_specimens", _gates),
+    "benchmark_kernels": _step("benchmark:benchmark_shapes", _block_timing, "keepset.speed.blocks"),
+    "benchmark_model": _step("benchmark:benchmark_model", _model_timing, "keepset.speed.decoding"),
+    "join_benchmarks": _step("benchmark:join_benchmarks"),
 }
 
 
-def step_settings(config: Config, rule: str, wildcards: Wildcards) -> Settings | None:
-    """The settings that `rule` gets under `config`; None for a rule that is not known here.
-
-    Raises:
-        KeyError: a wildcard names what the configuration does not have.
-    """
-    if rule.startswith("draw_losses_"):
-        return {}
-    if rule.startswith("draw_"):
-        return {"figure": rule.removeprefix("draw_")}
-    step = _STEPS.get(rule)
-    return None if step is None else step(config, wildcards)
-
-
-def perplexity_parts(config: Config, model: str, corpus: str) -> list[str]:
-    """The tables that a model's perplexity table is joined from, without folder and ending."""
-    parts = ["dense"]
-    if config.studies(model, "ffn", corpus):
-        choices = config.corpus_grid(corpus).windowed.choices
-        parts += ["static", "dynamic", *(f"windowed-{choice}" for choice in choices)]
-    if config.state is not None and config.studies(model, "state", corpus):
-        choices = config.state.windowed.choices
-        parts += ["state-static", *(f"state-windowed-{choice}" for choice in choices)]
-    return parts
-
-
-def tables(config: Config) -> list[str]:
-    """The tables of measurements that a finished study has, relative to its folder."""
-    found = []
-    for model in config.active_models():
-        for corpus in filter(partial(config.covers, model), config.corpora):
-            kinds = [
-                name for kind, name in _CORRELATIONS.items() if config.studies(model, kind, corpus)
-            ]
-            found += [f"{model}/{corpus}/{name}.parquet" for name in ("perplexity", *kinds)]
-        found += [f"{model}/{task}/capability.parquet" for task in config.tasks]
-    return found
-
-
-SIGNIFICANCE: dict[str, tuple[str, ...]] = {
-    "test_significance": ("ratios", "capability", "trend"),
-    "join_correlations": ("correlation",),
-    "compare_settings": ("recall", "state_pairs", "side_by_side", "lengths"),
-    "sort_channels": ("channels", "quadrants"),
-    "judge_claims": ("claims",),
-}
-"""Rule -> the tables that it writes to significance/."""
-
-
-def _has(config: Config, kind: SiteKind) -> bool:
-    return any(
-        config.studies(model, kind, corpus)
-        for model in config.active_models()
-        for corpus in config.corpora
+def all_steps() -> dict[str, Step]:
+    """Rule of the workflow -> its step, those of kinds of sites and of figures among them."""
+    grids = {
+        evaluation.rule: _step("evaluation:evaluate_rules", partial(_evaluation, kind, evaluation))
+        for kind, evaluation in evaluations()
+    }
+    drawn = {f"draw_{name}": _drawing(figure) for name, figure in FIGURES.items()}
+    losses = dict.fromkeys(
+        ("draw_losses_training", "draw_losses_figures"), drawn["draw_loss_curve"]
     )
+    return {**_STEPS, **grids, **drawn, **losses}
 
 
-def _has_recall(config: Config) -> bool:
-    return any(task.kind == "recall" for task in config.tasks.values())
-
-
-def figure_tables(config: Config) -> dict[str, list[str]]:
-    """Figure -> the tables it is drawn from, in the order of its function's arguments."""
-    found = {"decoupling": ["correlation"], "claims": ["claims"]}
-    if _has(config, "ffn"):
-        found |= {figure: ["ratios"] for figure in ("static_dynamic", "scores", "dial")}
-        if config.tasks:
-            found["capability"] = ["capability"]
-    if _has(config, "state"):
-        found |= {
-            "state_sweep": ["ratios"],
-            "phantom": ["channels", "quadrants"],
-            "memory_dial": ["ratios"],
-            "state_length": ["lengths"],
-        }
-        if _has(config, "ffn"):
-            found["side_by_side"] = ["side_by_side"]
-    if _has_recall(config):
-        found["recall"] = ["recall"]
-    return found
-
-
-def printed_tables(config: Config) -> dict[str, str]:
-    """Table for readers -> the table in significance/ that it is made from."""
-    found = {
-        "perplexity": "ratios",
-        "dial": "ratios",
-        "capability": "capability",
-        "trend": "trend",
-        "correlations": "correlation",
-    }
-    if _has_recall(config):
-        found["recall"] = "recall"
-    if _has(config, "state"):
-        found |= {name: name for name in ("state_pairs", "side_by_side", "lengths")}
-    return found
-
-
-def shipped_losses(config: Config) -> list[str]:
-    """The loss curves that the study's specimens came with."""
-    return [
-        str(Path(model.path) / "losses.parquet")
-        for model in config.active_models().values()
-        if model.origin == "specimen"
-        and model.path
-        and (Path(model.path) / "losses.parquet").is_file()
-    ]
-
-
-_CORRELATIONS: dict[SiteKind, str] = {"ffn": "correlation", "state": "correlation-state"}
-
-
-def joined(config: Config, rule: str, wildcards: Wildcards) -> set[str] | None:
-    """The tables that a joining rule must have read; None for the other rules."""
-    correlations = {name for name in tables(config) if "/correlation" in name}
-    if rule == "join_perplexity":
-        parts = perplexity_parts(config, wildcards["model"], wildcards["corpus"])
-        return {f"{wildcards['model']}/{wildcards['corpus']}/{part}.parquet" for part in parts}
-    if rule == "join_correlations":
-        return correlations
-    if rule == "test_significance":
-        return set(tables(config)) - correlations
-    return None
+def _drawing(figure: Figure) -> Step:
+    settings = {"figure": figure.name, "absent": figure.absent, "site": figure.site}
+    return _step("drawing:draw", lambda *_: settings, f"keepset.report.figures.{figure.name}")

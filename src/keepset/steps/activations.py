@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from keepset import text
 from keepset.calibrate import activations
 from keepset.files import store
@@ -10,23 +13,31 @@ from keepset.steps.common import PathLike, Run, cache_identity, load
 
 
 def cache_activations(
-    model: PathLike, blocks: PathLike, run: Run, gradients: bool, label: str, output: PathLike
+    model: PathLike,
+    blocks: PathLike,
+    run: Mapping[str, Any],
+    kinds: Sequence[str],
+    gradients: bool,
+    identity: Mapping[str, str],
+    output: PathLike,
 ) -> None:
-    """One pass over the calibration text -> the activation cache and its sidecar."""
+    """One pass over the calibration text -> the activation cache of `kinds`, and its sidecar."""
     tokens = text.load_blocks(blocks)
-    loaded = load(model, run)
+    setup = Run(**run)
+    loaded = load(model, setup)
+    label = f"{identity['model']} {identity['corpus']} cache_activations"
     progress = Progress(label, tokens.calibration.numel())
     moments = activations.record(
         loaded.runner.model,
-        loaded.runner.sites_of("ffn"),
+        [site for kind in kinds for site in loaded.runner.sites_of(kind)],
         tokens.calibration,
         gradients=gradients,
-        batch_tokens=run.batch_tokens,
+        batch_tokens=setup.batch_tokens,
         progress=progress,
     )
     progress.close()
-    identity = cache_identity(loaded.info, tokens, loaded.dtype, gradients)
+    belongs_to = cache_identity(loaded.info, tokens, loaded.dtype, gradients)
     n_tokens = tokens.calibration.numel()
-    sidecar = {**loaded.provenance, "identity": identity, "n_tokens": n_tokens}
+    sidecar = {**loaded.provenance, "identity": belongs_to, "n_tokens": n_tokens}
     store.write_json(sidecar, store.sidecar(output))
-    activations.save(moments, output, identity)
+    activations.save(moments, output, belongs_to)

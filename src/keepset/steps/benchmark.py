@@ -21,7 +21,8 @@ from keepset.kernels.selection import Selection
 from keepset.run import provenance
 from keepset.settings import Benchmark, Kernels
 from keepset.settings.grid import benchmark_rules
-from keepset.speed import blocks, decoding, timing
+from keepset.speed import decoding, timing
+from keepset.speed.blocks import time_shape
 from keepset.steps.common import PathLike, Run, load, load_moments
 
 logger = logging.getLogger("keepset")
@@ -54,14 +55,14 @@ def benchmark_shapes(
         for dtype_name in setting.block_dtypes or [setting.dtype]:
             dtype = models.resolve_dtype(dtype_name, machine.device)
             case = (setting.blocks, dtype, machine, setting.seconds, selection)
-            timed = blocks.time_shape(name, shape, *case)
+            timed = time_shape(name, shape, *case)
             rows += [{"study": study, **row, "dtype": dtype_name} for row in timed]
     _write(rows, setting, machine, _kernels(selection), output)
 
 
 def benchmark_model(
     model: PathLike,
-    tokens: PathLike,
+    blocks: PathLike,
     cache: PathLike,
     identity: Mapping[str, Any],
     settings: Mapping[str, Any],
@@ -70,12 +71,12 @@ def benchmark_model(
 ) -> None:
     """Time a whole model that decodes; `run`: device, kernels, dtype of the cache, gradients."""
     setting = Benchmark.model_validate(settings)
-    read = text.load_blocks(tokens)
-    moments = load_moments(cache, model, read, Run(run["device"], run["dtype"]), run["gradients"])
+    tokens = text.load_blocks(blocks)
+    moments = load_moments(cache, model, tokens, Run(run["device"], run["dtype"]), run["gradients"])
     loaded = load(model, Run(run["device"], setting.dtype, kernels=run["kernels"]))
     machine = timing.machine_of(models.resolve_device(run["device"]))
     network = loaded.runner.model
-    prompt = _prompt(read.evaluation, setting).to(machine.device)
+    prompt = _prompt(tokens.evaluation, setting).to(machine.device)
     rules = benchmark_rules(setting)
     selection = loaded.runner.selection
     rows = []
@@ -85,8 +86,7 @@ def benchmark_model(
         logger.info("%(method)s %(sparsity)g W=%(window)s %(choice)s: %(speedup_p50).3f", row)
         rows.append({**identity, **row, "dtype": setting.dtype})
     # Two tokens tell what runs the mixers, where there are any.
-    states = loaded.runner.sites_of("state")
-    mixers = generate(network, prompt, 2, kernels=selection).mixers if states else {}
+    mixers = generate(network, prompt, 2, kernels=selection).mixers
     _write(rows, setting, machine, _kernels(selection, mixers), output)
 
 
@@ -139,10 +139,10 @@ def _device(device: torch.device) -> str:
     return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), "cpu")
 
 
-def join_benchmarks(parts: Sequence[PathLike], output: PathLike, csv: PathLike) -> None:
+def join_benchmarks(inputs: Sequence[PathLike], outputs: Mapping[str, PathLike]) -> None:
     """One `kernels` table, as Parquet with the facts of every part, and as CSV."""
-    table = pd.concat([pd.read_parquet(part) for part in parts], ignore_index=True)
-    facts = {Path(part).parent.name: store.read_json(store.sidecar(part)) for part in parts}
-    store.write_table(table, output, facts)
-    with store.replacing(csv) as temporary:
+    table = pd.concat([pd.read_parquet(part) for part in inputs], ignore_index=True)
+    facts = {Path(part).parent.name: store.read_json(store.sidecar(part)) for part in inputs}
+    store.write_table(table, outputs["table"], facts)
+    with store.replacing(outputs["csv"]) as temporary:
         table.to_csv(temporary, index=False, float_format="%.5g", lineterminator="\n")

@@ -113,5 +113,5 @@ def read_ledger(folder: PathLike) -> tuple[pd.DataFrame, pd.DataFrame]:
         raise KeepsetError(
             f"{missing[0]}: no such file; run `snakemake --cores 1 claims` on the study first"
         )
-    found = [pd.read_csv(path, keep_default_na=False, na_values=[""]) for path in paths]
-    return found[0], found[1]
+    rows, cases = (pd.read_csv(path, keep_default_na=False, na_values=[""]) for path in paths)
+    return rows, cases

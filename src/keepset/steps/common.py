@@ -61,7 +61,7 @@ def load(model: PathLike, run: Run, keep_sets: KeepSets | None = None) -> Loaded
     )
     runner.selection.require(device)
     scan = provider_for(network, "scan", runner.selection)
-    found = {
+    facts = {
         **provenance.environment(),
         "model": info["fingerprint"],
         "source": info["source"],
@@ -70,7 +70,7 @@ def load(model: PathLike, run: Run, keep_sets: KeepSets | None = None) -> Loaded
         # Whole passages under a rule are masked, or cut, in torch; only decoding has other paths.
         "kernels": {"ffn": "torch", "scan": scan},
     }
-    return Loaded(runner, tokenizer, info, found, str(dtype))
+    return Loaded(runner, tokenizer, info, facts, str(dtype))
 
 
 def cache_identity(
@@ -98,10 +98,13 @@ def static_sets(
     model: PathLike,
     blocks: text.Blocks,
     run: Run,
-    settings: Mapping[str, Any],
+    chosen: Mapping[str, Mapping[str, Any]],
 ) -> KeepSets:
-    """Read static keep sets, kind -> file, and refuse those of another model, text or setting."""
+    """Read static keep sets, and refuse those of another model, text or setting.
+
+    `files` and `chosen` are, for each kind of site, its file and what it must be chosen with.
+    """
     dtype = str(models.resolve_dtype(run.dtype, models.resolve_device(run.device)))
     info = store.read_json(model)
     identity = {"model": info["fingerprint"], "text": blocks.fingerprint, "dtype": dtype}
-    return kinds.load_sets(files, identity, settings)
+    return kinds.load_sets(files, identity, chosen)

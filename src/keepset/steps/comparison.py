@@ -28,27 +28,26 @@ def compare_settings(
     `inputs` maps perplexity, capability, ratios and lengths to tables; `outputs` maps recall,
     state_pairs, side_by_side and lengths to files.
     """
-    found = {name: _joined(paths) for name, paths in inputs.items()}
+    measured = {name: _joined(paths) for name, paths in inputs.items()}
+    perplexity, capability = measured["perplexity"], measured["capability"]
     settings = Statistics.model_validate(statistics)
-    made = {
-        "recall": comparisons.recall_table(found["capability"], settings, CHANCE),
-        "state_pairs": comparisons.state_pairs(
-            found["perplexity"], found["capability"], settings, seed
-        ),
-        "side_by_side": comparisons.side_by_side(found["ratios"]),
-        "lengths": comparisons.length_ratios(found["lengths"], settings, seed),
+    compared = {
+        "recall": comparisons.recall_table(capability, settings, CHANCE),
+        "state_pairs": comparisons.state_pairs(perplexity, capability, settings, seed),
+        "side_by_side": comparisons.side_by_side(measured["ratios"]),
+        "lengths": comparisons.length_ratios(measured["lengths"], settings, seed),
     }
     source = {**provenance.environment(), "statistics": dict(statistics), "seed": seed}
     for name, path in outputs.items():
-        store.write_table(made[name], path, source)
+        store.write_table(compared[name], path, source)
 
 
-def sort_channels(inputs: Sequence[PathLike], channels: PathLike, shares: PathLike) -> None:
-    """Join the channels of all models, with their quadrants and the quadrants' shares."""
-    found = {str(path): store.read_json(store.sidecar(path)) for path in inputs}
+def sort_channels(inputs: Sequence[PathLike], outputs: Mapping[str, PathLike]) -> None:
+    """Join the channels of all models; outputs: channels, with their quadrants, and quadrants."""
+    sidecars = {str(path): store.read_json(store.sidecar(path)) for path in inputs}
     table = quadrants.with_quadrants(_joined(inputs))
-    store.write_table(table, channels, found)
-    store.write_table(quadrants.shares(table), shares, found)
+    store.write_table(table, outputs["channels"], sidecars)
+    store.write_table(quadrants.shares(table), outputs["quadrants"], sidecars)
 
 
 def _joined(paths: Sequence[PathLike]) -> pd.DataFrame:

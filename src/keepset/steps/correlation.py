@@ -19,19 +19,21 @@ def correlate_size_impact(
     model: PathLike,
     blocks: PathLike,
     cache: PathLike,
-    run: Run,
+    run: Mapping[str, Any],
     settings: Mapping[str, Any],
     identity: Mapping[str, Any],
     output: PathLike,
 ) -> None:
     """Correlate size with impact; measure single-unit ablations where the corpus asks for it.
 
-    `settings`: gradients (bool), seed, statistics, and ablation (null where not measured).
+    `settings`: the kind of site, gradients (bool), seed, statistics, and ablation (null where not
+    measured).
     """
     tokens = text.load_blocks(blocks)
-    moments = load_moments(cache, model, tokens, run, settings["gradients"])
-    loaded = load(model, run)
-    sites = loaded.runner.sites_of("ffn")
+    setup = Run(**run)
+    moments = load_moments(cache, model, tokens, setup, settings["gradients"])
+    loaded = load(model, setup)
+    sites = loaded.runner.sites_of(settings["kind"])
     units = unit_table(sites, moments, tokens.calibration.numel())
     ablated = None
     if settings["ablation"] is not None:
@@ -43,8 +45,8 @@ def correlate_size_impact(
             loaded.runner, sites, ablated, tokens.calibration[:n_blocks], label
         )
         ablated = ablated.assign(loss=loss)
-    statistics = Statistics.model_validate(settings["statistics"])
-    table = correlation_table(KINDS["ffn"], units, statistics, settings["seed"], identity, ablated)
+    kind, statistics = KINDS[settings["kind"]], Statistics.model_validate(settings["statistics"])
+    table = correlation_table(kind, units, statistics, settings["seed"], identity, ablated)
     sidecar = {**loaded.provenance, "text": tokens.fingerprint, "settings": dict(settings)}
     if ablated is not None:
         sidecar["ablations"] = ablated.to_dict(orient="records")

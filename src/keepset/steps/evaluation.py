@@ -8,75 +8,121 @@ from typing import Any
 
 import pandas as pd
 
-from keepset import text
+from keepset import models, text
 from keepset.files import store
 from keepset.measure import tables
 from keepset.rules.rule import Rule
-from keepset.settings import Capability, State
-from keepset.settings.grid import capability_rules, state_capability_rules
+from keepset.settings.grid import length_rules, part_rules, task_rules
 from keepset.steps.common import PathLike, Run, load, static_sets
 
 
 def evaluate_rules(
     model: PathLike,
     blocks: PathLike,
-    cache: PathLike | None,
-    run: Run,
-    rules: Sequence[Rule | None],
-    gradients: bool,
+    run: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    output: PathLike,
+    rules: Mapping[str, Any] | None = None,
+    sets: PathLike | None = None,
+    chosen: Mapping[str, Any] | None = None,
+) -> None:
+    """Perplexity per block under every rule of one part of a grid, or dense.
+
+    Args:
+        model: What `prepare_model` wrote.
+        blocks: What `tokenize_corpus` wrote.
+        run: How the model is run (`Run`).
+        identity: Leading columns.
+        output: The table.
+        rules: The arguments of `part_rules`; dense where there are none.
+        sets: What static keep sets are read from (`Kind.sets`).
+        chosen: What they must have been chosen with.
+    """
+    tokens, setup = text.load_blocks(blocks), Run(**run)
+    kind = rules["kind"] if rules else ""
+    files = {} if sets is None else {kind: sets}
+    loaded = load(model, setup, static_sets(files, model, tokens, setup, {kind: chosen or {}}))
+    keep_rules: list[Rule | None] = [None]
+    if rules:
+        keep_rules = [*part_rules(**rules)] if loaded.runner.sites_of(kind) else []
+    label = f"{identity['model']} {identity['corpus']} {Path(output).stem}"
+    table = tables.perplexity_table(loaded.runner, tokens, keep_rules, identity, label)
+    store.write_table(table, output, {**loaded.provenance, "text": tokens.fingerprint})
+
+
+def evaluate_lengths(
+    model: PathLike,
+    blocks: PathLike,
+    sets: PathLike,
+    run: Mapping[str, Any],
+    rules: Mapping[str, Any],
+    chosen: Mapping[str, Any],
     identity: Mapping[str, Any],
     output: PathLike,
 ) -> None:
-    """Perplexity per block under every rule; `cache` is for static rules."""
-    tokens = text.load_blocks(blocks)
-    files = {} if cache is None else {"ffn": cache}
-    keep_sets = static_sets(files, model, tokens, run, {"gradients": gradients})
-    loaded = load(model, run, keep_sets)
-    label = f"{identity['model']} {identity['corpus']} {Path(output).stem}"
-    possible = [rule for rule in rules if rule is None or loaded.runner.sites_of(rule.site)]
-    table = tables.perplexity_table(loaded.runner, tokens, possible, identity, label)
+    """Perplexity on longer passages than the units were chosen on.
+
+    Consecutive blocks are joined; lengths that the model's positions do not reach are left out.
+    The arguments are those of `evaluate_rules`; `rules` are those of `length_rules`.
+    """
+    tokens, setup, kind = text.load_blocks(blocks), Run(**run), rules["kind"]
+    keep_sets = static_sets({kind: sets}, model, tokens, setup, {kind: chosen})
+    loaded = load(model, setup, keep_sets)
+    keep_rules = length_rules(**rules) if loaded.runner.sites_of(kind) else []
+    parts = []
+    for factor in rules["state"]["lengths"] if keep_rules else ():
+        joined = tokens.joined(factor)
+        if joined is None or not models.fits(loaded.runner.model, joined.evaluation.shape[1]):
+            continue
+        length = joined.evaluation.shape[1]
+        label = f"{identity['model']} {identity['corpus']} lengths {length}"
+        table = tables.perplexity_table(loaded.runner, joined, [None, *keep_rules], identity, label)
+        # Words and bytes of the tokens where blocks were joined are not known.
+        parts.append(table.drop(columns=["n_words", "n_bytes"]).assign(length=length))
+    table = pd.concat(parts) if parts else pd.DataFrame()
     store.write_table(table, output, {**loaded.provenance, "text": tokens.fingerprint})
 
 
 def evaluate_capability(
     model: PathLike,
-    items: PathLike,
+    passages: PathLike,
     blocks: PathLike,
-    chosen: Mapping[str, PathLike],
-    run: Run,
-    settings: Mapping[str, Any],
+    sets: Sequence[PathLike],
+    run: Mapping[str, Any],
+    kinds: Mapping[str, Mapping[str, Any]],
     identity: Mapping[str, Any],
     output: PathLike,
 ) -> None:
-    """Accuracy in a task: dense against static, dynamic and windowed, FFN and state.
+    """Accuracy in a task: dense, and under the rules of every kind of site that is studied.
 
     Args:
         model: What `prepare_model` wrote.
-        items: What `prepare_task` wrote.
+        passages: What `prepare_task` wrote.
         blocks: Text of the corpus whose calibration chose the static sets.
-        chosen: cache, the activation cache, and sets, the keep sets of states; each where the
-            model's sites of that kind are studied.
-        run: How the model is run.
-        settings: capability, choices, gradients; state, static and seeds where states are studied.
+        sets: What static sets are read from, in the order of `kinds`.
+        run: How the model is run (`Run`).
+        kinds: Kind -> tasks and seeds, the arguments of `task_rules`; and chosen, what its static
+            sets must have been chosen with.
         identity: Leading columns.
         output: The table.
     """
-    tokens = text.load_blocks(blocks)
-    rules: list[Rule | None] = [None]
-    files = {{"cache": "ffn", "sets": "state"}[name]: path for name, path in chosen.items()}
-    loaded = load(model, run, static_sets(files, model, tokens, run, settings))
-    runner = loaded.runner
-    if "cache" in chosen and runner.sites_of("ffn"):
-        capability = Capability.model_validate(settings["capability"])
-        rules += capability_rules(capability, settings["choices"])[1:]
-    if "sets" in chosen and runner.sites_of("state"):
-        rules += state_capability_rules(State.model_validate(settings["state"]), settings["seeds"])
-    asked = text.read_items(items)
-    encoded = text.encode_items(asked, loaded.tokenizer)
+    tokens, setup = text.load_blocks(blocks), Run(**run)
+    files = dict(zip(kinds, sets, strict=True))
+    chosen = {kind: settings["chosen"] for kind, settings in kinds.items()}
+    loaded = load(model, setup, static_sets(files, model, tokens, setup, chosen))
+    keep_rules: list[Rule | None] = [None]
+    for kind, settings in kinds.items():
+        if loaded.runner.sites_of(kind):
+            keep_rules += task_rules(kind, settings["tasks"], settings["seeds"])
+    items = text.read_items(passages)
+    encoded = text.encode_items(items, loaded.tokenizer)
     label = f"{identity['model']} {identity['task']} capability"
-    table = tables.capability_table(runner, encoded, rules, identity, label)
-    kinds = pd.DataFrame(
-        [(item.n_facts, item.distance) for item in asked], columns=["n_facts", "distance"]
+    table = tables.capability_table(loaded.runner, encoded, keep_rules, identity, label)
+    difficulty = pd.DataFrame(
+        [(item.n_facts, item.distance) for item in items], columns=["n_facts", "distance"]
     ).astype("Int64")
-    table = table.join(kinds, on="item")
-    store.write_table(table, output, {**loaded.provenance, "text": tokens.fingerprint})
+    store.write_table(
+        table.join(difficulty, on="item"),
+        output,
+        {**loaded.provenance, "text": tokens.fingerprint},
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +12,9 @@ from keepset.report import tables
 PathLike = str | Path
 
 
-def write_tables(inputs: Mapping[str, PathLike], folder: PathLike, confidence: float) -> None:
-    """Write every table as CSV and LaTeX; `inputs` maps ratios, capability, ... to files."""
-    found = {name: pd.read_parquet(path) for name, path in inputs.items()}
-    tables.write_tables(found, folder, confidence)
+def write_tables(
+    inputs: Mapping[str, PathLike], outputs: Mapping[str, Sequence[PathLike]], confidence: float
+) -> None:
+    """Write every table as CSV and LaTeX, side by side; `inputs` maps ratios, ... to files."""
+    sources = {name: pd.read_parquet(path) for name, path in inputs.items()}
+    tables.write_tables(sources, Path(outputs["csv"][0]).parent, confidence)

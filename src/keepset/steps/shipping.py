@@ -22,8 +22,9 @@ PathLike = str | Path
 
 
 def measure_specimens(
-    specimens: Mapping[str, PathLike],
-    data: PathLike,
+    names: Sequence[str],
+    checkpoints: Sequence[PathLike],
+    tokens: PathLike,
     corpora: Sequence[PathLike],
     training: Mapping[str, Any],
     output: PathLike,
@@ -31,20 +32,21 @@ def measure_specimens(
     """Measure trained specimens on held-out text and hold them against the gates.
 
     Args:
-        specimens: Name -> checkpoint folder.
-        data: The folder that `prepare_training` wrote.
+        names: The specimens.
+        checkpoints: Their folders.
+        tokens: text.safetensors, as `prepare_training` wrote it beside its other files.
         corpora: Tables of `prepare_corpus`, for the prose of recall items.
         training: The `training` section of the configuration.
         output: Where measurements and gates are written, as JSON.
     """
-    settings = Training.model_validate(training)
+    settings, data = Training.model_validate(training), Path(tokens).parent
     tokenizer = load_tokenizer(data)
     _, rows = load_rows(settings, tokenizer, data)
     tables = {Path(path).stem: pd.read_parquet(path) for path in corpora}
     task = Task(kind="recall", corpora=list(tables), items=480, facts=[1, 2, 4, 8])
     items = text.build_recall("gates", task, tables, settings.seed + 1)
     measured = {}
-    for name, folder in specimens.items():
+    for name, folder in zip(names, checkpoints, strict=True):
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True
         )
@@ -52,8 +54,8 @@ def measure_specimens(
             model.eval().requires_grad_(False), tokenizer, rows, items
         )
     judged = gates.check_gates(measured)
-    found = gates.as_json(measured, judged)
-    store.write_json({**found, "provenance": provenance.environment()}, output)
+    content = gates.as_json(measured, judged)
+    store.write_json({**content, "provenance": provenance.environment()}, output)
     print(gates.gates_text(judged))
 
 
@@ -68,16 +70,16 @@ def ship_specimens(training: PathLike, output: PathLike) -> list[Path]:
         The folders written.
     """
     training = Path(training)
-    found = store.read_json(training / "gates.json")
+    measurements = store.read_json(training / "gates.json")
     folders = []
-    for name, measured in found["measured"].items():
+    for name, measured in measurements["measured"].items():
         source, folder = training / name, Path(output) / name
         model = AutoModelForCausalLM.from_pretrained(
             source / "model", dtype=torch.float16, local_files_only=True
         )
         models.save(model, load_tokenizer(training), folder)
-        own = [gate for gate in found["gates"] if gate["specimen"] == name]
-        card = model_card(name, store.read_json(source / "losses.json"), measured, own)
+        judged = [gate for gate in measurements["gates"] if gate["specimen"] == name]
+        card = model_card(name, store.read_json(source / "losses.json"), measured, judged)
         with store.replacing(folder / "README.md") as temporary:
             temporary.write_text(card, encoding="utf-8")
         for kind in ("parquet", "json"):
@@ -91,7 +93,7 @@ def model_card(
     name: str,
     trained: Mapping[str, Any],
     measured: Mapping[str, Any],
-    own: Sequence[Mapping[str, Any]],
+    judged: Sequence[Mapping[str, Any]],
 ) -> str:
     """The model card of one specimen, in Markdown.
 
@@ -99,9 +101,9 @@ def model_card(
         name: The specimen.
         trained: The provenance of its losses.
         measured: Its `gates.Measurement`.
-        own: Its gates.
+        judged: Its gates.
     """
-    missed = [gate["name"] for gate in own if not gate["passed"]]
+    missed = [gate["name"] for gate in judged if not gate["passed"]]
     verdict = f"It misses {len(missed)}: {'; '.join(missed)}." if missed else "It passes all."
     recall = ", ".join(f"{n}: {share:.1%}" for n, share in measured["recall"].items())
     zeros = ", ".join(f"{share:.1%}" for share in measured["zeros"].values())
@@ -130,7 +132,7 @@ def model_card(
     rows = [
         f"| {gate['name']} | {gate['value']:.4g} | {gate['bound']} |"
         f" {'pass' if gate['passed'] else '**fail**'} |"
-        for gate in own
+        for gate in judged
     ]
     return "\n".join(
         [

@@ -32,6 +32,6 @@ def test_significance(
         Statistics.model_validate(statistics),
         seed,
     )
-    found = {**provenance.environment(), "statistics": dict(statistics), "seed": seed}
+    facts = {**provenance.environment(), "statistics": dict(statistics), "seed": seed}
     for name, path in outputs.items():
-        store.write_table(tables[name], path, found)
+        store.write_table(tables[name], path, facts)

@@ -15,5 +15,5 @@ PathLike = str | Path
 def join_tables(inputs: Sequence[PathLike], output: PathLike) -> None:
     """Put tables of one kind together, with the provenance of each."""
     table = pd.concat([pd.read_parquet(path) for path in inputs], ignore_index=True)
-    found = {Path(path).name: store.read_json(store.sidecar(path)) for path in inputs}
-    store.write_table(table, output, found)
+    sidecars = {Path(path).name: store.read_json(store.sidecar(path)) for path in inputs}
+    store.write_table(table, output, sidecars)

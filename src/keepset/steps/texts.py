@@ -15,10 +15,10 @@ from keepset.settings import Corpus, Task
 PathLike = str | Path
 
 
-def prepare_corpus(name: str, corpus: Mapping[str, Any], seed: int, output: PathLike) -> None:
+def prepare_corpus(name: str, source: Mapping[str, Any], seed: int, output: PathLike) -> None:
     """Read a corpus and split it into calibration, evaluation and held-out text."""
-    table = text.prepare_corpus(name, Corpus.model_validate(corpus), seed)
-    store.write_table(table, output, {"corpus": dict(corpus), "seed": seed})
+    table = text.prepare_corpus(name, Corpus.model_validate(source), seed)
+    store.write_table(table, output, {"corpus": dict(source), "seed": seed})
 
 
 def prepare_task(

@@ -41,35 +41,41 @@ class _Files:
 
 
 def prepare_training(
-    corpora: Sequence[PathLike], training: Mapping[str, Any], folder: PathLike
+    corpora: Sequence[PathLike],
+    sources: Mapping[str, Any],
+    training: Mapping[str, Any],
+    output: PathLike,
 ) -> None:
     """Train the tokenizer and tokenize the training text.
 
     Args:
-        corpora: Tables of `prepare_corpus`, named after their corpus; of these only calibration
-            text is trained on, and held-out text is what the loss is followed on.
+        corpora: Tables of `prepare_corpus`; of these only calibration text is trained on, and
+            held-out text is what the loss is followed on.
+        sources: Corpus -> where its text comes from, in the order of `corpora`.
         training: The keys of `TrainingData` in the `training` section of the configuration.
-        folder: Where tokenizer.json, text.safetensors (tokens) and sources.json (what was read,
-            and the sentences of recall rows) are written.
+        output: tokenizer.json. text.safetensors (tokens) and sources.json (what was read, and the
+            sentences of recall rows) are written beside it.
     """
-    files = _Files(folder)
+    files = _Files(Path(output).parent)
     settings = TrainingData.model_validate(training)
-    tables = {Path(path).stem: pd.read_parquet(path) for path in corpora}
+    tables = dict(zip(sources, map(pd.read_parquet, corpora), strict=True))
     documents = {name: _split(table, "calibration") for name, table in tables.items()}
     prose = prose_sentences(text for texts in documents.values() for text in texts)
     for name, source in settings.text.items():
         documents[name] = read_documents(source, f"training.text.{name}")
-    found = train_tokenizer(
+    tokenizer = train_tokenizer(
         (text for texts in documents.values() for text in texts), settings.vocabulary, settings.seed
     )
-    repeats = dict(settings.corpora) | {name: at.repeats for name, at in settings.text.items()}
-    encoded = encode_documents(documents, repeats, prose, found)
+    repeats = dict(settings.corpora) | {
+        name: source.repeats for name, source in settings.text.items()
+    }
+    encoded = encode_documents(documents, repeats, prose, tokenizer)
     heldout = [
-        _rows(join_documents(_split(table, "heldout")), found, settings.sequence)
+        _rows(join_documents(_split(table, "heldout")), tokenizer, settings.sequence)
         for table in tables.values()
     ]
     with store.replacing(files.tokenizer) as temporary:
-        found.backend_tokenizer.save(str(temporary))
+        tokenizer.backend_tokenizer.save(str(temporary))
     arrays = {
         "tokens": encoded.tokens,
         "bounds": encoded.bounds,
@@ -98,7 +104,7 @@ def prepare_training(
 def train_specimen(
     name: str,
     training: Mapping[str, Any],
-    data: PathLike,
+    tokens: PathLike,
     device: str,
     dtype: str,
     output: PathLike,
@@ -109,19 +115,20 @@ def train_specimen(
     Args:
         name: The specimen, a key of training.specimens.
         training: The `training` section of the configuration.
-        data: The folder that `prepare_training` wrote.
+        tokens: text.safetensors, as `prepare_training` wrote it beside its other files.
         device: auto, cpu, cuda or cuda:N.
         dtype: The number format of autocast; auto is bfloat16 where it is faster.
         output: The checkpoint folder, float32; beside it stand losses.parquet, losses.json and
             the state that an interrupted training goes on from.
         until: Stop after this step, with a checkpoint and without output.
     """
-    settings = Training.model_validate(training)
-    found = load_tokenizer(data)
-    rows, heldout = load_rows(settings, found, data)
+    settings, data = Training.model_validate(training), Path(tokens).parent
+    tokenizer = load_tokenizer(data)
+    rows, heldout = load_rows(settings, tokenizer, data)
     where = models.resolve_device(device)
     number = models.resolve_dtype(dtype, where)
-    trainer = Trainer(name, settings.specimens[name], settings, rows, found, heldout, where, number)
+    specimen = settings.specimens[name]
+    trainer = Trainer(name, specimen, settings, rows, tokenizer, heldout, where, number)
     folder = Path(output).parent
     losses = trainer.run(folder, until)
     if trainer.step < settings.steps:
@@ -134,14 +141,14 @@ def train_specimen(
         "tokens": settings.steps * rows.batch_tokens,
         "seconds": trainer.seconds,
         "seed": settings.seed,
-        "induction": settings.specimens[name].induction,
+        "induction": specimen.induction,
         "architecture": type(trainer.model).__name__,
         "data": _describe_data(data, settings),
         "text_nll": _last_text_nll(losses),
         "n_parameters": trainer.model.num_parameters(),
     }
     store.write_table(losses, folder / "losses.parquet", facts)
-    models.save(trainer.model, found, output)
+    models.save(trainer.model, tokenizer, output)
 
 
 def _describe_data(data: PathLike, settings: Training) -> str:
@@ -184,9 +191,9 @@ def load_rows(
         prose = store.read_json(files.sources)["prose"]
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise CacheError(f"{data}: damaged training data ({error}); delete and remake it") from None
-    found = TrainingText(arrays["tokens"], arrays["bounds"], arrays["repeats"], tuple(prose))
+    text = TrainingText(arrays["tokens"], arrays["bounds"], arrays["repeats"], tuple(prose))
     rows = Rows(
-        found,
+        text,
         tokenizer,
         settings.recall,
         rows=settings.batch,

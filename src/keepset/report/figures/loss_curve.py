@@ -18,11 +18,11 @@ _PANELS = {
 
 
 @style.styled
-def draw(losses: pd.DataFrame) -> Figure:
+def draw(*tables: pd.DataFrame) -> Figure:
     """Loss on text, loss and accuracy on answers, and natural zeros; a colour per specimen.
 
     Args:
-        losses: Joined `losses` tables of keepset.train.
+        tables: `losses` tables of keepset.train.
 
     Returns:
         The figure. The training loss of text is unknown where a step's rows were all recall.
@@ -30,6 +30,7 @@ def draw(losses: pd.DataFrame) -> Figure:
     Raises:
         KeepsetError: there is no step.
     """
+    losses = pd.concat(tables, ignore_index=True)
     style.need(losses, "loss_curve", "training of a specimen")
     names = style.in_order(losses["specimen"])
     looks = dict(zip(names, style.CYCLE, strict=False))

@@ -1,0 +1,108 @@
+"""The tables and figures that a study has, and what they are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from keepset.rules.kinds import KINDS
+from keepset.settings import Choice, Config
+
+
+def choices(config: Config, kind: str, corpus: str) -> list[Choice]:
+    """How windowed keep sets of a kind of site are chosen on a corpus: a job for each."""
+    section = config.section(kind, corpus)
+    return section.windowed.choices if section else []
+
+
+def perplexity_parts(config: Config, model: str, corpus: str) -> list[str]:
+    """The tables that a model's perplexity table is joined from, without folder and ending."""
+    return ["dense"] + [
+        evaluation.table.format(choice=choice)
+        for kind in config.studied_kinds(model, corpus)
+        for evaluation in KINDS[kind].evaluations
+        for choice in (choices(config, kind, corpus) if evaluation.part == "windowed" else [""])
+    ]
+
+
+def static_sets(config: Config, model: str) -> list[str]:
+    """The files that tasks take static keep sets from: one for each kind that is studied."""
+    corpus = config.capability.corpus
+    kinds = config.studied_kinds(model, corpus)
+    return [f"{model}/{corpus}/{KINDS[kind].sets}" for kind in kinds]
+
+
+def per_corpus(config: Config, name: str, kind: str | None = None) -> list[str]:
+    """`name` in the folder of every model and corpus (on which a kind of site is studied)."""
+    return [
+        f"{model}/{corpus}/{name}"
+        for model in config.active_models()
+        for corpus in config.corpora
+        if (config.covers(model, corpus) if kind is None else config.studies(model, kind, corpus))
+    ]
+
+
+def correlations(config: Config) -> list[str]:
+    """The tables of size against impact, by kind of site."""
+    return [
+        table
+        for kind in KINDS.values()
+        if kind.correlation
+        for table in per_corpus(config, f"{kind.correlation}.parquet", kind.name)
+    ]
+
+
+def capabilities(config: Config) -> list[str]:
+    """The tables of tasks."""
+    models = config.active_models()
+    return [f"{model}/{task}/capability.parquet" for model in models for task in config.tasks]
+
+
+def tables(config: Config) -> list[str]:
+    """The tables of measurements that a finished study has, relative to its folder."""
+    return [*per_corpus(config, "perplexity.parquet"), *correlations(config), *capabilities(config)]
+
+
+SIGNIFICANCE: dict[str, tuple[str, ...]] = {
+    "test_significance": ("ratios", "capability", "trend"),
+    "join_correlations": ("correlation",),
+    "compare_settings": ("recall", "state_pairs", "side_by_side", "lengths"),
+    "sort_channels": ("channels", "quadrants"),
+    "judge_claims": ("claims",),
+}
+"""Rule -> the tables that it writes to significance/."""
+
+
+def printed_tables(config: Config) -> dict[str, str]:
+    """Table for readers -> the table in significance/ that it is made from."""
+    sources = {
+        "perplexity": "ratios",
+        "dial": "ratios",
+        "capability": "capability",
+        "trend": "trend",
+        "correlations": "correlation",
+    }
+    if config.has_task("recall"):
+        sources["recall"] = "recall"
+    if config.has_kind("state"):
+        sources |= {name: name for name in ("state_pairs", "side_by_side", "lengths")}
+    return sources
+
+
+def shipped_losses(config: Config) -> list[str]:
+    """The loss curves that the study's specimens came with."""
+    specimens = (m for m in config.active_models().values() if m.origin == "specimen" and m.path)
+    curves = (Path(str(specimen.path)) / "losses.parquet" for specimen in specimens)
+    return [str(curve) for curve in curves if curve.is_file()]
+
+
+def joined(config: Config, rule: str, wildcards: Mapping[str, str]) -> set[str] | None:
+    """The tables that a joining rule must have read; None for the other rules."""
+    if rule == "join_perplexity":
+        parts = perplexity_parts(config, wildcards["model"], wildcards["corpus"])
+        return {f"{wildcards['model']}/{wildcards['corpus']}/{part}.parquet" for part in parts}
+    if rule == "join_correlations":
+        return set(correlations(config))
+    if rule == "test_significance":
+        return {*per_corpus(config, "perplexity.parquet"), *capabilities(config)}
+    return None
