@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from keepset.analyse import stats
+from keepset.analyse import ranks
 from keepset.hold.inputs import watching
 from keepset.measure.runner import Runner
 from keepset.rules.scores import Moments
@@ -180,7 +180,7 @@ def _correlations(
 ) -> pd.DataFrame:
     tables = []
     for table, size, impact in pairs:
-        found = stats.correlate(
+        found = ranks.correlate(
             table[size].to_numpy(),
             table[impact].to_numpy(),
             table["layer"].to_numpy(),

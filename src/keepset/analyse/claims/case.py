@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from keepset.analyse.bounds import Bounds, Effect
 from keepset.analyse.claims.evidence import Evidence
-from keepset.analyse.effects import Bounds, Effect
 
 Scale = Literal["ratio", "difference", "correlation", "share"]
 Scope = Literal["value", "direction"]

@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keepset.analyse import effects
+from keepset.analyse.bounds import Bounds
 from keepset.analyse.claims.case import Case, Found
 from keepset.analyse.claims.evidence import Evidence, describe, groups
 from keepset.analyse.claims.feedforward import ffn
 from keepset.analyse.claims.runs import Setting
-from keepset.analyse.effects import Bounds
 
 RISE = Bounds(low=0.0)
 SPARSITIES = (0.5, 0.9)

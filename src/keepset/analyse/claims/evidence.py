@@ -12,9 +12,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from keepset.analyse import stats
+from keepset.analyse import accuracies
+from keepset.analyse.bounds import Effect
 from keepset.analyse.claims.runs import DENSE, Key, Run, Setting, find_runs, key_of
-from keepset.analyse.effects import Effect, Sampling, log_ratio
+from keepset.analyse.effects import log_ratio
+from keepset.analyse.stats import Sampling
 from keepset.errors import KeepsetError
 from keepset.settings import Statistics
 
@@ -144,7 +146,7 @@ class Evidence:
 
         Else a loss as large as the margin could not be seen.
         """
-        found = stats.wilson(int(correct.sum()), len(correct), self.statistics.confidence)
+        found = accuracies.wilson(int(correct.sum()), len(correct), self.statistics.confidence)
         return found.low > self.statistics.accuracy_margin
 
     @cached_property

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from itertools import combinations
 
 import pandas as pd
 
 from keepset.analyse import effects
+from keepset.analyse.bounds import Bounds
 from keepset.analyse.claims.case import Case, Found
 from keepset.analyse.claims.evidence import Evidence, describe, matching
 from keepset.analyse.claims.runs import Setting
-from keepset.analyse.effects import Bounds
 
 WEAK = 0.5
 """A correlation of this size or more is not weak (Cohen 1988 calls it large)."""
@@ -105,7 +106,7 @@ def same_on_corpora(evidence: Evidence) -> Found:
         names = [name for name in dict.fromkeys(rows.get("corpus", ())) if name in by_corpus]
         if len(names) < 2:
             yield f"correlations of {model} on two corpora or more"
-        for a, b in effects.pairs_in_order(names):
+        for a, b in combinations(names, 2):
             effect = effects.correlation_difference(by_corpus[a], by_corpus[b], evidence.sampling)
             words = "Spearman of size with weight, one corpus less the other"
             where = f"{a} less {b}"

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from keepset.analyse import effects
+from keepset.analyse.bounds import needed
 from keepset.analyse.claims import papers
 from keepset.analyse.claims.case import Case, Claim
 from keepset.analyse.claims.catalogue import CLAIMS
@@ -127,7 +128,7 @@ def _case_row(claim: Claim, case: Case, alpha: float) -> dict[str, Any]:
         "test": effect.test,
         "p_for": p_for,
         "p_against": p_against,
-        "needed": effects.needed(effect, bounds, alpha) if open_ else math.nan,
+        "needed": needed(effect, bounds, alpha) if open_ else math.nan,
         "verdict": verdict,
     }
 

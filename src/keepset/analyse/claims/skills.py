@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keepset.analyse import effects
+from keepset.analyse.bounds import Bounds
 from keepset.analyse.claims.case import Case, Found
 from keepset.analyse.claims.evidence import Evidence, describe, same_items
 from keepset.analyse.claims.feedforward import ffn, specimens
 from keepset.analyse.claims.runs import Setting
-from keepset.analyse.effects import Bounds
 
 DYNAMIC = ffn("dynamic", "magnitude", 0.9)
 STATE = {"site": "state", "method": "static", "score": "ghost", "access": "both"}

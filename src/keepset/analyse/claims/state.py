@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from keepset.analyse import effects
+from keepset.analyse.bounds import Bounds
 from keepset.analyse.claims.case import Case, Found
 from keepset.analyse.claims.evidence import Evidence, describe, groups
 from keepset.analyse.claims.feedforward import correlations
 from keepset.analyse.claims.runs import Setting
-from keepset.analyse.effects import Bounds
 
 WITH_STATE = ["recurrent", "hybrid"]
 SHARE = 0.2
@@ -126,7 +126,7 @@ def forward_memory(evidence: Evidence) -> Found:
         if not {"ghost", "taylor"} <= set(peak.index):
             yield f"peak memory of ghost and taylor for {model}"
             continue
-        effect = effects.measured(math.log(peak["ghost"] / peak["taylor"]))
+        effect = effects.unsampled(math.log(peak["ghost"] / peak["taylor"]))
         bounds = Bounds(high=0.0 if origin == "specimen" else THIRD)
         words = f"peak memory over {tokens} tokens: ghost / taylor"
         yield Case(model, origin, "state", corpus, words, "ratio", effect, bounds)
