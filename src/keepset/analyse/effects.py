@@ -243,7 +243,7 @@ def unsampled(estimate: float, unit: str = "run") -> Effect:
     )  # fmt: skip
 
 
-def holm_by(p: Sequence[float], family: Sequence[str]) -> Floats:
+def holm_by(p: ArrayLike, family: Sequence[str]) -> Floats:
     """Holm's adjustment within each family; NaNs stay NaN and do not count."""
     table = pd.Series(np.asarray(p, dtype=np.float64))
     adjusted = table.groupby(np.asarray(family)).transform(stats.holm)
