@@ -40,7 +40,7 @@ def test_foreign_and_damaged_sets_are_refused(scorer: Scorer, tmp_path: Path) ->
     path = tmp_path / "sets.safetensors"
     sets, _ = keep_sets(scorer, ["ghost"], [0.5], [7])
     save_sets(sets, path, {"text": "a"})
-    with pytest.raises(CacheError, match="stale keep sets: text is 'a' there and 'b' here"):
+    with pytest.raises(CacheError, match="stale keep sets: text is 'a' in the file and 'b' now"):
         load_sets(path, {"text": "b"})
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(CacheError, match="cannot be read"):

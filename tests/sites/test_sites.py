@@ -13,12 +13,13 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from keepset.errors import ModelError
-from keepset.sites import Layout, Site, adapter, find_sites
-from keepset.sites.families import ADAPTERS, LAYOUTS, WITHOUT_FFN
+from keepset.sites import Site, find_sites
+from keepset.sites.families import FAMILIES, Family, Layout
 
 Factory = Callable[..., PreTrainedModel]
 
-FAMILIES = sorted({*LAYOUTS, *ADAPTERS})
+WITH_FFN = sorted(name for name, family in FAMILIES.items() if family.ffn is not None)
+WITHOUT_FFN = sorted(n for n, family in FAMILIES.items() if family.architecture == "recurrent")
 TOKENS = torch.tensor([[5, 17, 3, 200, 9, 44, 101], [7, 7, 250, 31, 12, 90, 4]])
 WIDE = {"bloom": 128, "mpt": 128}  # these families fix the width at four times the model's
 
@@ -60,7 +61,7 @@ def cut(site: Site, kept: Tensor) -> None:
     down.weight = nn.Parameter(down.weight[:, kept] if units_last else down.weight[kept])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", WITH_FFN)
 def test_every_family_has_its_sites(tiny_model: Factory, family: str) -> None:
     model = tiny_model(family)
     sites = find_sites(model)
@@ -75,7 +76,7 @@ def test_every_family_has_its_sites(tiny_model: Factory, family: str) -> None:
         assert (site.call, site.n_calls) == (0, 1)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", WITH_FFN)
 def test_h_reaches_the_hook_with_units_last(tiny_model: Factory, family: str) -> None:
     model = tiny_model(family)
     shapes: list[torch.Size] = []
@@ -87,7 +88,7 @@ def test_h_reaches_the_hook_with_units_last(tiny_model: Factory, family: str) ->
     assert {tuple(shape) for shape in shapes} == {(*leading, WIDE.get(family, 48))}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", WITH_FFN)
 def test_masking_a_unit_equals_zeroing_its_output_column(tiny_model: Factory, family: str) -> None:
     model = tiny_model(family)
     sites, dense = find_sites(model), logits(model)
@@ -99,7 +100,7 @@ def test_masking_a_unit_equals_zeroing_its_output_column(tiny_model: Factory, fa
     assert (expected - dense).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "zamba2"])
+@pytest.mark.parametrize("family", [f for f in WITH_FFN if f != "zamba2"])
 def test_cutting_units_equals_masking_them(tiny_model: Factory, family: str) -> None:
     model = tiny_model(family)
     sites = find_sites(model)
@@ -178,7 +179,7 @@ def test_a_module_shared_over_depths_is_one_site_per_call(tiny_model: Factory) -
     assert [calls[:at].count(down) for at, down in enumerate(calls)] == [s.call for s in sites]
 
 
-@pytest.mark.parametrize("family", sorted(WITHOUT_FFN))
+@pytest.mark.parametrize("family", WITHOUT_FFN)
 def test_families_without_ffn_have_no_sites(tiny_model: Factory, family: str) -> None:
     assert find_sites(tiny_model(family)) == []
 
@@ -189,7 +190,7 @@ def test_an_unknown_family_is_recognised_by_its_modules(
 ) -> None:
     model = tiny_model(family)
     known = find_sites(model)
-    monkeypatch.delitem(LAYOUTS, family)
+    monkeypatch.delitem(FAMILIES, family)
     sites = find_sites(model)
     assert [site.down for site in sites] == [site.down for site in known]
     assert [site.gated for site in sites] == [site.gated for site in known]
@@ -208,7 +209,7 @@ def test_an_unknown_family_must_fit_exactly(
     tiny_model: Factory, monkeypatch: pytest.MonkeyPatch, break_layer: Callable[[Any], None]
 ) -> None:
     model = tiny_model("llama")
-    monkeypatch.delitem(LAYOUTS, "llama")
+    monkeypatch.delitem(FAMILIES, "llama")
     break_layer(model.model.layers[1])
     with pytest.raises(ModelError, match="no FFN was recognised"):
         find_sites(model)
@@ -218,7 +219,7 @@ def test_an_unknown_family_must_fit_in_size(
     tiny_model: Factory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_model("llama")
-    monkeypatch.delitem(LAYOUTS, "llama")
+    monkeypatch.delitem(FAMILIES, "llama")
     model.model.layers[1].mlp.up_proj = nn.Linear(32, 40)
     with pytest.raises(ModelError, match=r"mlp\.up_proj maps 32 values to 40"):
         find_sites(model)
@@ -236,25 +237,20 @@ def test_experts_are_refused(tiny_model: Factory, family: str, overrides: dict[s
 def test_an_unknown_model_is_told_what_to_do(tiny_model: Factory) -> None:
     with pytest.raises(ModelError) as caught:
         find_sites(tiny_model("lfm2"))
-    for part in ("lfm2", "mlp.gate_proj+mlp.up_proj+mlp.down_proj", "feed_forward", "@adapter"):
+    for part in (
+        "lfm2",
+        "mlp.gate_proj+mlp.up_proj+mlp.down_proj",
+        "feed_forward",
+        "sites/families.py",
+    ):
         assert part in str(caught.value)
-
-
-def test_an_adapter_adds_a_family(tiny_model: Factory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ADAPTERS, "lfm2", lambda *_: None)  # restores the registry afterwards
-
-    @adapter("lfm2")
-    def _lfm2(_layer: nn.Module, _config: Any) -> Layout:
-        up = ("feed_forward.w1", "feed_forward.w3")
-        return Layout("feed_forward.w2", up, gated=True, activation="silu")
-
-    assert [site.layer for site in find_sites(tiny_model("lfm2"))] == [0, 1]
 
 
 def test_a_wrong_layout_names_the_module(
     tiny_model: Factory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(LAYOUTS, "llama", Layout("mlp.fc2", ("mlp.fc1",)))
+    family = Family("llama", Layout("mlp.fc2", ("mlp.fc1",)))
+    monkeypatch.setitem(FAMILIES, "llama", family)
     with pytest.raises(ModelError, match=r"LlamaDecoderLayer has no module mlp\.fc2"):
         find_sites(tiny_model("llama"))
 

@@ -21,11 +21,11 @@ from keepset.kernels.mixers import mixer_kernels
 from keepset.kernels.torch_ffn import neuron_major
 from keepset.measure.runner import Runner
 from keepset.rules.rule import Rule, describe
-from keepset.rules.scores import Moments
+from keepset.rules.scores import NEURON_SCORES, Moments, decoding_names
 from keepset.settings import Kernels
 from keepset.sites import Site, find_sites
 
-SCORES = ("magnitude", "impact")
+SCORES = decoding_names(NEURON_SCORES)
 """Scores that choose per token or window while decoding."""
 
 

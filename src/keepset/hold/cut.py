@@ -20,16 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from keepset import models
 from keepset.errors import ModelError
 from keepset.sites import StateSite, find_state_sites
-
-STATE_SIZE_KEYS = {
-    "mamba2": "state_size",
-    "zamba2": "mamba_d_state",
-    "bamba": "mamba_d_state",
-    "falcon_h1": "mamba_d_state",
-    "granitemoehybrid": "mamba_d_state",
-    "nemotron_h": "ssm_state_size",
-}
-"""The configuration key that holds the state size, by `config.model_type`."""
+from keepset.sites.families import FAMILIES
 
 PER_LAYER = "keepset_state_sizes"
 """Key of a checkpoint's configuration: state size by layer, where layers differ."""
@@ -105,13 +96,13 @@ def _select(module: nn.Module, rows: Tensor) -> None:
 def _configure(model: PreTrainedModel, sites: list[StateSite]) -> None:
     config = model.config.get_text_config()
     sizes = {site.layer: site.n_state for site in sites}
-    key = STATE_SIZE_KEYS.get(config.model_type)
-    if key is None:
+    family = FAMILIES.get(config.model_type)
+    if family is None or family.state_size_key is None:
         raise ModelError(
-            f"{config.model_type}: which configuration key holds the state size is not known; add"
-            " it to STATE_SIZE_KEYS in keepset/hold/cut.py"
+            f"{config.model_type}: which configuration key holds the state size is not known; name"
+            " it as state_size_key of the family's record in keepset/sites/families.py"
         )
-    setattr(config, key, max(sizes.values()))
+    setattr(config, family.state_size_key, max(sizes.values()))
     if len(set(sizes.values())) > 1:
         setattr(config, PER_LAYER, {str(layer): n for layer, n in sizes.items()})
 

@@ -72,6 +72,11 @@ def register(kind: Kind) -> Kind:
     return kind
 
 
+def is_seeded(score: str) -> bool:
+    """Whether a score of this name, of any kind of site, depends on a seed."""
+    return any(kind.scores[score].seeded for kind in KINDS.values() if score in kind.scores)
+
+
 register(
     Kind(
         name="ffn",

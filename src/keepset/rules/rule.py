@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Literal
 
 from keepset.errors import ConfigError
+from keepset.rules.kinds import is_seeded
 
 Window = int | Literal["sequence", "corpus"]
 Choice = Literal["oracle", "causal"]
@@ -90,4 +91,4 @@ def describe(rule: Rule | None) -> str:
         text = f"state {rule.access} {text}"
     if rule.method == "windowed":
         text += f" W={rule.window} {rule.choice}"
-    return f"{text} seed {rule.seed}" if rule.score == "random" else text
+    return f"{text} seed {rule.seed}" if is_seeded(rule.score) else text

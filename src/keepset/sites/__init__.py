@@ -18,16 +18,19 @@ What to know before hooking a site (transformers 5.23):
   would never fire, so such a model is refused.
 """
 
-from keepset.sites.families import Layout, adapter
-from keepset.sites.find import Projection, Site, find_sites
-from keepset.sites.state import StateSite, find_state_sites
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "Layout",
-    "Projection",
-    "Site",
-    "StateSite",
-    "adapter",
-    "find_sites",
-    "find_state_sites",
-]
+if TYPE_CHECKING:
+    from keepset.sites.find import Projection, Site, find_sites
+    from keepset.sites.state import StateSite, find_state_sites
+
+__all__ = ["Projection", "Site", "StateSite", "find_sites", "find_state_sites"]
+
+
+def __getattr__(name: str) -> Any:
+    # The configuration reads the families at every start, without torch.
+    if name not in __all__:
+        raise AttributeError(name)
+    from keepset.sites import find, state
+
+    return getattr(state if hasattr(state, name) else find, name)

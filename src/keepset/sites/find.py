@@ -11,9 +11,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from keepset.errors import ModelError
-from keepset.sites.families import ADAPTERS, LAYOUTS, WITHOUT_FFN, Layout
+from keepset.sites.families import ACTIVATION_KEYS, FAMILIES, Layout, known_layouts
 
-_ACTIVATION_KEYS = ("hidden_act", "hidden_activation", "activation_function", "activation")
 _EXPERT_WORDS = ("expert", "router", "moe")
 
 
@@ -88,7 +87,8 @@ def find_sites(model: PreTrainedModel) -> list[Site]:
         ModelError: no site is known for the model, or its modules do not fit the layout.
     """
     config = model.config.get_text_config()
-    if config.model_type in WITHOUT_FFN:
+    family = FAMILIES.get(config.model_type)
+    if family is not None and family.architecture == "recurrent":
         return []
     prefix, layers = _decoder_layers(model, config)
     layouts = _layouts(config, layers)
@@ -109,7 +109,7 @@ def find_sites(model: PreTrainedModel) -> list[Site]:
             n_units=n_units,
             call=seen[id(down)],
             n_calls=n_calls[id(down)],
-            activation=layout.activation or _activation(config),
+            activation=(family and family.activation) or _activation(config),
             gated=layout.gated,
             up=up,
         )
@@ -136,17 +136,19 @@ def _decoder_layers(model: PreTrainedModel, config: Any) -> tuple[str, nn.Module
 
 def _layouts(config: Any, layers: nn.ModuleList) -> dict[int, Layout]:
     """The layout of every layer that holds an FFN, by layer index."""
-    if adapt := ADAPTERS.get(config.model_type):
-        found = ((index, adapt(layer, config)) for index, layer in enumerate(layers))
-        return {index: layout for index, layout in found if layout is not None}
-    if layout := LAYOUTS.get(config.model_type):
-        return dict.fromkeys(range(len(layers)), layout)
+    family = FAMILIES.get(config.model_type)
+    ffn = family.ffn if family is not None else None
+    if isinstance(ffn, Layout):
+        return dict.fromkeys(range(len(layers)), ffn)
+    if ffn is not None:
+        adapted = {index: ffn(layer, config) for index, layer in enumerate(layers)}
+        return {index: layout for index, layout in adapted.items() if layout is not None}
     _refuse_experts(config, layers)
-    for layout in dict.fromkeys(LAYOUTS.values()):
+    for layout in known_layouts():
         if all(_holds_exactly(layer, layout) for layer in layers):
             for layer in layers:
                 _projections(config, layer, layout, _linear(config, layer, layout.down))
-            return dict.fromkeys(range(len(layers)), replace(layout, up=(), activation=None))
+            return dict.fromkeys(range(len(layers)), replace(layout, up=()))
     return {}
 
 
@@ -218,12 +220,12 @@ def _projections(
 
 
 def _activation(config: Any) -> str:
-    names = (getattr(config, key, None) for key in _ACTIVATION_KEYS)
+    names = (getattr(config, key, None) for key in ACTIVATION_KEYS)
     return next((name for name in names if isinstance(name, str)), "unknown")
 
 
 def _unknown(config: Any, layer: nn.Module) -> ModelError:
-    wanted = sorted({"+".join((*at.up, at.down)) for at in LAYOUTS.values()})
+    wanted = sorted({"+".join((*layout.up, layout.down)) for layout in known_layouts()})
     children = [
         f"{name} ({type(module).__name__})"
         for name, module in layer.named_modules()
@@ -232,6 +234,5 @@ def _unknown(config: Any, layer: nn.Module) -> ModelError:
     return ModelError(
         f"{config.model_type}: no FFN was recognised. Looked for {'; '.join(wanted)}."
         f" The decoder layer, {type(layer).__name__}, holds {', '.join(children)}."
-        " To add the family, give it a line in _FAMILIES of keepset/sites/families.py, or a"
-        " function registered there with @adapter"
+        " To add the family, give it a record in keepset/sites/families.py"
     )

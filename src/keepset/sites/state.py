@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from keepset.errors import ModelError
-from keepset.kernels.dispatch import SCAN, STEP
 
+SCAN = "mamba2_chunk_scan"
+STEP = "mamba2_selective_state_update"
+"""Names of the functions that a module of Mamba-2 mixers binds."""
 _PARTS = ("in_proj", "conv1d", "out_proj", "A_log", "D", "dt_bias")
 _SIZES = ("num_heads", "head_dim", "n_groups", "ssm_state_size", "intermediate_size", "conv_dim")
 

@@ -18,6 +18,7 @@ from keepset.hold import cut
 from keepset.measure import tables
 from keepset.measure.runner import Runner, perplexity
 from keepset.rules.rule import Rule
+from keepset.rules.scores import CHANNEL_SCORES, need_gradients
 from keepset.run.progress import Progress
 from keepset.settings import State, StateStaticGrid, Statistics
 from keepset.settings.grid import state_length_rules
@@ -49,7 +50,7 @@ def score_state(
     sets: Sets = {}
     channels, memory = pd.DataFrame(), pd.DataFrame()
     if runner.states:
-        passes = 2 + ("taylor" in grid.scores) + 2 * len(grid.sparsities)
+        passes = 2 + need_gradients(CHANNEL_SCORES, grid.scores) + 2 * len(grid.sparsities)
         label = f"{identity['model']} {identity['corpus']} score_state"
         progress = Progress(label, passes * tokens.calibration.numel())
         # GHOST prunes as it scores: one pass does when all calibration text is one batch.
