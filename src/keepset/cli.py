@@ -91,10 +91,10 @@ def _model(text: str) -> settings.Model:
 def _perplexity(arguments: argparse.Namespace) -> None:
     # torch and transformers take seconds to import; the other commands do without.
     from keepset import models, text
+    from keepset.kinds import find_sites
     from keepset.measure.runner import Runner
     from keepset.rules.rule import Rule, describe
     from keepset.run.job import limit_threads
-    from keepset.sites import find_sites
 
     rule = None
     if arguments.sparsity is not None:

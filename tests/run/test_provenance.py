@@ -5,7 +5,7 @@ from keepset.run import provenance
 
 def test_the_closure_holds_what_is_imported_and_nothing_above():
     closure = provenance.import_closure("keepset.rules.masks")
-    assert {"keepset.rules.masks", "keepset.rules.scores", "keepset.errors"} <= set(closure)
+    assert {"keepset.rules.masks", "keepset.rules.rule", "keepset.errors"} <= set(closure)
     assert "keepset.measure.tables" not in closure
 
 
@@ -13,6 +13,12 @@ def test_packages_bring_their_modules():
     assert any(
         name.startswith("keepset.text.") for name in provenance.import_closure("keepset.text")
     )
+
+
+def test_kinds_of_sites_count_though_they_are_imported_by_name():
+    closure = provenance.import_closure("keepset.measure.runner")
+    assert {"keepset.kinds.ffn", "keepset.hold.state", "keepset.sites.state"} <= set(closure)
+    assert "keepset.kinds.ffn" not in provenance.import_closure("keepset.settings")
 
 
 def test_unknown_modules_are_refused():

@@ -18,9 +18,10 @@ from keepset.errors import ConfigError, ModelError
 from keepset.hold.cut import prune_states
 from keepset.plan.sizes import from_config
 from keepset.settings import find_specimens
-from keepset.sites import find_sites, find_state_sites
 from keepset.sites.families import FAMILIES, Family, Layout, register
+from keepset.sites.ffn import find_ffn_sites
 from keepset.sites.size_formulas import Size
+from keepset.sites.state import find_state_sites
 from keepset.train.induction import start_induction
 
 Factory = Callable[..., PreTrainedModel]
@@ -60,7 +61,7 @@ def named(model: PreTrainedModel, model_type: str) -> PreTrainedModel:
 
 @pytest.mark.usefixtures("_made_up")
 def test_its_sites_are_found(tiny_model: Factory) -> None:
-    sites = find_sites(tiny_model("lfm2"))
+    sites = find_ffn_sites(tiny_model("lfm2"))
     assert [(site.layer, site.gated, site.activation) for site in sites] == [
         (0, True, "silu"),
         (1, True, "silu"),
@@ -96,7 +97,7 @@ def test_its_training_starts_where_the_record_says(tiny_model: Factory) -> None:
 
 def test_messages_say_where_to_add_a_family(tiny_model: Factory) -> None:
     with pytest.raises(ModelError, match=r"a record in keepset/sites/families\.py"):
-        find_sites(tiny_model("lfm2"))
+        find_ffn_sites(tiny_model("lfm2"))
     mamba = named(tiny_model("mamba2"), "made_up")
     kept = {
         site.key: torch.ones(site.n_groups, site.n_state, dtype=torch.bool)

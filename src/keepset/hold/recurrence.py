@@ -77,27 +77,27 @@ class Recurrence:
         return self._write.new_zeros(self._shape)
 
     def advance(self, state: Tensor, t: int, write: Tensor | None = None) -> Tensor:
-        """Move `state` on to token t, in place; B is multiplied by `write` (batch, groups, n)."""
+        """Advance `state` to token t, in place; B is multiplied by `write` (batch, groups, n)."""
         B = self._B[:, t] if write is None else self._B[:, t] * write[:, :, None, None]
         return state.mul_(self._decay[:, t]).addcmul_(self._write[:, t], B)
 
     def sizes(self, state: Tensor, start: int, stop: int) -> Tensor:
-        """Run tokens start..stop, `state` moving on with them.
+        """Run tokens start..stop, and advance `state` in place.
 
         Returns:
             The sum of H^2 over heads and head dims of each group: (batch, stop - start, groups, n).
         """
-        found = self.C.new_empty(self.C.shape[0], stop - start, *self.C.shape[2:])
+        sums = self.C.new_empty(self.C.shape[0], stop - start, *self.C.shape[2:])
         square = torch.empty_like(state)
         for t in range(start, stop):
             torch.square(self.advance(state, t), out=square)
-            torch.sum(square, dim=(2, 3), out=found[:, t - start])
-        return found
+            torch.sum(square, dim=(2, 3), out=sums[:, t - start])
+        return sums
 
     def read(self, state: Tensor, start: int, stop: int, kept: Tensor) -> Tensor:
         """Run tokens start..stop of the `kept` channels (batch, groups, n), and read them.
 
-        `state` must be zero in the others; it moves on.
+        `state` must be zero in the others; it is advanced in place.
 
         Returns:
             y without the skip connection: (batch, stop - start, heads, head_dim).

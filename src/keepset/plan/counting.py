@@ -86,7 +86,8 @@ def size_of_model(model: Any) -> Size:
     Adapters that a shared block holds for every depth count at each of them: the number of
     multiplied weights of such models is at most what is returned.
     """
-    from keepset.sites import find_sites, find_state_sites
+    from keepset.sites.ffn import find_ffn_sites
+    from keepset.sites.state import find_state_sites
 
     config = model.config.get_text_config()
     modules = [module for _, module in model.named_modules(remove_duplicate=False)]
@@ -101,7 +102,7 @@ def size_of_model(model: Any) -> Size:
         attention_layers=sum(type(m).__name__.endswith("Attention") for m in modules),
         attention_width=heads * head_dim,
     )
-    if ffn := find_sites(model):
+    if ffn := find_ffn_sites(model):
         n_units, gated = max(site.n_units for site in ffn), any(site.gated for site in ffn)
         size = replace(size, ffn_layers=len(ffn), n_units=n_units, gated=gated)
     if states := find_state_sites(model):

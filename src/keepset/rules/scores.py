@@ -150,7 +150,7 @@ CHANNEL_SCORES = _registry(
         uniform=True,
     ),
 )
-"""Scores of state channels (METHODS, section 8)."""
+"""Scores of state channels (METHODS, section 7)."""
 
 
 def static_names(scores: Scores) -> tuple[str, ...]:

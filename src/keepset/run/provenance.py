@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from keepset import __version__
+from keepset.rules.kinds import KINDS
 
 ROOT = Path(__file__).parents[1]
 # Conditions under which only type checkers read a block: no result depends on it.
@@ -70,6 +71,8 @@ def import_closure(module: str) -> tuple[str, ...]:
             continue
         closure.add(name)
         queue.extend(_parse(path.read_text(encoding="utf-8"))[0])
+        if name == "keepset.kinds":  # it imports the modules of the kinds by name
+            queue.extend(kind.module for kind in KINDS.values())
     return tuple(sorted(closure))
 
 

@@ -17,7 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from keepset.hold.inputs import watching
 from keepset.hold.state import StateMask, scanning
 from keepset.measure.runner import Runner, perplexity
-from keepset.sites import Site, find_sites, find_state_sites
+from keepset.sites.ffn import Site, find_ffn_sites
+from keepset.sites.state import find_state_sites
 from keepset.text import Item, encode_items
 
 RECALL = 0.80
@@ -80,8 +81,8 @@ def measure_specimen(
         items: Recall items; `n_facts` of each is set.
         batch_tokens: Tokens per forward pass.
     """
-    sites, states = find_sites(model), find_state_sites(model)
-    runner = Runner(model, sites, states=states, batch_tokens=batch_tokens)
+    sites, states = find_ffn_sites(model), find_state_sites(model)
+    runner = Runner(model, [*sites, *states], batch_tokens=batch_tokens)
     half = copy.deepcopy(model).half().float()
     measurement = Measurement(
         n_parameters=model.num_parameters(),
@@ -107,12 +108,12 @@ def _recall(
 
 
 def _zeros(runner: Runner, rows: Tensor) -> dict[str, float]:
-    counts = {site.key: torch.zeros(2, dtype=torch.float64) for site in runner.sites}
+    counts = {site.key: torch.zeros(2, dtype=torch.float64) for site in runner.sites_of("ffn")}
 
     def action(site: Site, h: Tensor) -> None:
         counts[site.key] += torch.tensor([float((h == 0).sum()), float(h.numel())]).double()
 
-    with watching(runner.model, runner.sites, action):
+    with watching(runner.model, runner.sites_of("ffn"), action):
         runner.block_nll(rows)
     return {key: float(zeros / total) for key, (zeros, total) in counts.items()}
 

@@ -22,7 +22,7 @@ from keepset.files import store
 from keepset.hold.inputs import watching
 from keepset.kernels.dispatch import torch_scans
 from keepset.settings import Specimen, Training
-from keepset.sites import Site, find_sites
+from keepset.sites.ffn import Site, find_ffn_sites
 from keepset.train.induction import start_induction
 from keepset.train.loss import weighted_loss
 from keepset.train.rows import Batch, Rows
@@ -124,7 +124,7 @@ class Trainer:
         self.dtype = dtype
         self.model = build_model(name, specimen, tokenizer, training.seed).to(device)
         _prepare(name, self.model)
-        self.sites = find_sites(self.model)
+        self.sites = find_ffn_sites(self.model)
         if specimen.l1 > 0 and not self.sites:
             raise ConfigError(f"training.specimens.{name}.l1: the architecture has no FFN")
         self.optimizer = torch.optim.AdamW(

@@ -1,10 +1,26 @@
-"""The sites of a model, found by the layouts of `keepset.sites.families`."""
+"""Find the feed-forward (FFN) sites of a causal language model.
+
+Layouts come from `keepset.sites.families`. What to know before hooking a site (transformers 5.23):
+
+- OPT flattens batch and time before its FFN: h is (batch * tokens, n_units) there, and
+  (batch, tokens, n_units) elsewhere. Never count on three dimensions.
+- A hook on `down` sees what the layer really multiplies, after any dropout or scaling of h.
+- Zamba2 repeats `num_mem_blocks` FFNs over depth. The modules are distinct and the *parameters*
+  are tied (`site.down.weight is other.down.weight`), so a change to one depth's weights changes
+  all of its copies. Other releases share the module object itself; then one hook on `down` fires
+  `n_calls` times in a forward pass, and `call` says which of them a site is. Count calls from
+  the start of each forward pass. Gradient checkpointing breaks the count: it calls twice.
+- Zamba2 adds a low-rank adapter to gate and up at every depth: h cannot be sliced through
+  `gate_up_proj` alone, hence `up` is empty.
+- Bloom's `slow_but_exact` reads the weight of the down projection without calling it. Hooks
+  would never fire, so such a model is refused.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -32,13 +48,13 @@ class Projection:
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """A place in the model that holds units.
+    """A site whose units are the inputs of a linear map, as FFN neurons are.
 
     Attributes:
-        kind: "ffn" (units are FFN neurons) or "state" (state channels of an SSM mixer).
+        kind: name of the kind of site, "ffn" for FFN neurons.
         layer: index of the decoder layer, counted from 0 in order of execution.
-        name: module path of the down projection, e.g. "model.layers.3.mlp.down_proj".
-        down: the down projection; its input (..., n_units) is h.
+        name: module path of the linear map, e.g. "model.layers.3.mlp.down_proj".
+        down: the linear map (for neurons the down projection); its input (..., n_units) is h.
         n_units: number of units.
         call: which call of `down` within one forward pass this site is.
         n_calls: calls of `down` within one forward pass; 1 unless depths share the module.
@@ -47,7 +63,7 @@ class Site:
         up: what produces h; empty when unknown or not sliceable.
     """
 
-    kind: Literal["ffn", "state"]
+    kind: str
     layer: int
     name: str
     down: nn.Module
@@ -70,7 +86,7 @@ class Site:
         return weight if isinstance(self.down, Conv1D) else weight.T
 
 
-def find_sites(model: PreTrainedModel) -> list[Site]:
+def find_ffn_sites(model: PreTrainedModel) -> list[Site]:
     """The FFN sites of `model`, in order of execution.
 
     An unknown family is accepted when every decoder layer holds exactly one known layout, with
