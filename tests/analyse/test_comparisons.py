@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 import made_up_state
-from keepset.analyse import comparisons, significance, stats
+from keepset.analyse import accuracies, comparisons, perplexities, significance, stats
 from keepset.errors import KeepsetError
 from keepset.settings import Statistics
 
@@ -55,7 +55,7 @@ class TestRecall:
             items = items if distance == comparisons.POOLED else pick(items, distance=distance)
             right, n = int(items["correct"].sum()), len(items)
             assert (row["n"], row["accuracy"], row["chance"]) == (n, right / n, 1 / 64)
-            expected = tuple(stats.wilson(right, n, 0.95))
+            expected = tuple(accuracies.wilson(right, n, 0.95))
             assert (row["ci_low"], row["ci_high"]) == pytest.approx(expected)
 
     def test_every_setting_number_and_distance_once(self, recalled):
@@ -83,7 +83,7 @@ class TestPairs:
         row = pick(pairs, model="mamba2", measure="perplexity", rival="magnitude", sparsity=0.9)
         cell = pick(perplexity, model="mamba2", site="state", method="static", sparsity=0.9)
         a, b = (pick(cell, score=s)["nll"].to_numpy() for s in ("ghost", "magnitude"))
-        expected = stats.paired_ratio(a, b, np.full(8, 127), confidence=0.95, resamples=99, seed=1)
+        expected = perplexities.paired_ratio(a, b, np.full(8, 127), stats.Sampling(0.95, 99, 1))
         got = row.iloc[0]
         assert (got["effect"], got["ci_low"], got["ci_high"], got["p"]) == expected
         assert got["value"] / got["value_rival"] == pytest.approx(got["effect"])
@@ -93,8 +93,8 @@ class TestPairs:
         cell = pick(recall, model="hybrid", method="static", site="state", sparsity=0.7)
         a, b = (pick(cell, score=s)["correct"].to_numpy() for s in ("ghost", "taylor"))
         assert row["effect"] == pytest.approx(a.mean() - b.mean())
-        assert (row["ci_low"], row["ci_high"]) == stats.paired_difference(a, b, 0.95)
-        assert row["p"] == stats.mcnemar_exact(a, b).p
+        assert (row["ci_low"], row["ci_high"]) == accuracies.paired_difference(a, b, 0.95)
+        assert row["p"] == accuracies.mcnemar_exact(a, b).p
 
     def test_every_sparsity_and_rival(self, pairs):
         rows = pick(pairs, model="mamba2", measure="perplexity")

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 import made_up
-from keepset.analyse import significance, stats
+from keepset.analyse import accuracies, significance, stats
 from keepset.errors import KeepsetError
 from keepset.settings import Statistics
 
@@ -102,7 +102,7 @@ class TestCapability:
         assert row["accuracy"] == here.mean()
         assert row["accuracy_dense"] == dense.mean()
         assert row["difference"] == pytest.approx(here.mean() - dense.mean())
-        assert (row["ci_low"], row["ci_high"]) == stats.wilson(here.sum(), 300, 0.95)
+        assert (row["ci_low"], row["ci_high"]) == accuracies.wilson(here.sum(), 300, 0.95)
         assert (row["only_here"], row["only_dense"]) == (0, (dense & ~here).sum())
         assert row["diff_low"] < row["difference"] < row["diff_high"] < 0
         assert row["p_holm"] < 0.001

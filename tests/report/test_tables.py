@@ -12,7 +12,7 @@ import made_up
 import made_up_state
 from keepset.analyse import comparisons, significance
 from keepset.errors import KeepsetError
-from keepset.report import tables
+from keepset.report import latex, tables
 from keepset.settings import Statistics
 
 
@@ -140,21 +140,21 @@ class TestNumber:
         ],
     )
     def test_examples(self, value, text):
-        assert tables.number(value) == text
+        assert latex.number(value) == text
 
     @given(st.floats(1e-3, 1e12))
     def test_close_to_the_value(self, value):
-        text = tables.number(value).replace(",", "").replace("$", "")
+        text = latex.number(value).replace(",", "").replace("$", "")
         shown = float(text.replace(r" \times 10^{", "e").replace("}", ""))
         assert shown == pytest.approx(value, rel=5e-3, abs=5.1e-4)
 
     def test_p_value(self):
-        shown = [tables.p_value(p) for p in (0.0004, 0.001, 0.5, np.nan)]
+        shown = [latex.p_value(p) for p in (0.0004, 0.001, 0.5, np.nan)]
         assert shown == ["$<$ 0.001", "0.001", "0.500", "--"]
 
 
 def test_escape():
-    assert tables.escape(r"a_b 5% \x~") == r"a\_b 5\% \textbackslash{}x\textasciitilde{}"
+    assert latex.escape(r"a_b 5% \x~") == r"a\_b 5\% \textbackslash{}x\textasciitilde{}"
 
 
 @pytest.fixture(scope="module")

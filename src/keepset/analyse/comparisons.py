@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from keepset.analyse import stats
+from keepset.analyse import accuracies, perplexities
 from keepset.analyse.significance import (
     SETTING,
     TASK_CELL,
@@ -21,6 +21,7 @@ from keepset.analyse.significance import (
     ratio_rows,
     with_access,
 )
+from keepset.analyse.stats import Sampling
 from keepset.errors import KeepsetError
 from keepset.settings import Statistics
 
@@ -72,25 +73,25 @@ def recall_table(capability: pd.DataFrame, statistics: Statistics, chance: float
     for cell, dense, table in cells(asked, TASK_CELL, "item"):
         everything = pd.concat([dense.reset_index(), table])
         for setting, group in groups(everything, SETTING):
-            for found in _by_kind(group, statistics):
-                rows.append({**cell, **setting, **found, "chance": chance})
+            for accuracy in _by_facts(group, statistics):
+                rows.append({**cell, **setting, **accuracy, "chance": chance})
     return pd.DataFrame(rows, columns=RECALL_COLUMNS)
 
 
-def _by_kind(items: pd.DataFrame, statistics: Statistics) -> Iterator[Row]:
+def _by_facts(items: pd.DataFrame, statistics: Statistics) -> Iterator[Row]:
     """Accuracy of one setting at each number of facts: over all distances, then at each."""
-    both = pd.concat([items.assign(distance=POOLED), items])
-    kind = ["n_facts", "distance"]
-    seeds = both.groupby([*kind, "seed"])["correct"].agg(["mean", "size"])
-    found = seeds.groupby(kind).agg(
+    pooled_too = pd.concat([items.assign(distance=POOLED), items])
+    keys = ["n_facts", "distance"]
+    seeds = pooled_too.groupby([*keys, "seed"])["correct"].agg(["mean", "size"])
+    by_facts = seeds.groupby(keys).agg(
         seeds=("mean", "size"),
         n=("size", "first"),
         accuracy=("mean", "mean"),
         accuracy_min=("mean", "min"),
         accuracy_max=("mean", "max"),
     )
-    for row in found.reset_index().to_dict("records"):
-        low, high = stats.wilson(row["accuracy"] * row["n"], row["n"], statistics.confidence)
+    for row in by_facts.reset_index().to_dict("records"):
+        low, high = accuracies.wilson(row["accuracy"] * row["n"], row["n"], statistics.confidence)
         yield {**{str(key): value for key, value in row.items()}, "ci_low": low, "ci_high": high}
 
 
@@ -145,11 +146,11 @@ def _static(table: pd.DataFrame) -> pd.DataFrame:
 def _rivals(table: pd.DataFrame, score: str) -> Iterator[tuple[Row, pd.DataFrame, pd.DataFrame]]:
     """At each sparsity the rows of `score` and those of each rival."""
     for share, group in _static(table).groupby("sparsity"):
-        own = group[group["score"] == score]
+        scored = group[group["score"] == score]
         for rival in RIVALS:
-            theirs = group[group["score"] == rival]
-            if len(own) and len(theirs):
-                yield {"score": score, "rival": rival, "sparsity": share}, own, theirs
+            rivals = group[group["score"] == rival]
+            if len(scored) and len(rivals):
+                yield {"score": score, "rival": rival, "sparsity": share}, scored, rivals
 
 
 def _head(cell: Row, measure: str, text: str) -> Row:
@@ -160,49 +161,47 @@ def _head(cell: Row, measure: str, text: str) -> Row:
 def _perplexity_pairs(
     perplexity: pd.DataFrame, statistics: Statistics, seed: int, score: str
 ) -> Iterator[Row]:
+    sampling = Sampling(statistics.confidence, statistics.resamples, seed)
     for cell, dense, table in cells(perplexity, TEXT_CELL, "block"):
-        for pair, own, theirs in _rivals(table, score):
-            ours, other = (by_seed(t, dense, name_of(cell, pair)) for t in (own, theirs))
-            a, b, tokens = ours.mean(axis=1), other.mean(axis=1), dense["n_tokens"]
-            found = stats.paired_ratio(
-                a, b, tokens,
-                confidence=statistics.confidence, resamples=statistics.resamples, seed=seed,
-            )  # fmt: skip
+        for pair, *runs in _rivals(table, score):
+            nll, nll_rival = (by_seed(run, dense, name_of(cell, pair)) for run in runs)
+            a, b, tokens = nll.mean(axis=1), nll_rival.mean(axis=1), dense["n_tokens"]
+            ratio = perplexities.paired_ratio(a, b, tokens, sampling)
             yield {
                 **_head(cell, "perplexity", "corpus"),
                 **pair,
-                "seed": POOLED if other.shape[1] > 1 else int(other.columns[0]),
+                "seed": POOLED if nll_rival.shape[1] > 1 else int(nll_rival.columns[0]),
                 "n": len(dense),
-                "value": stats.perplexity(a.sum(), tokens.sum()),
-                "value_rival": stats.perplexity(b.sum(), tokens.sum()),
-                "effect": found.ratio,
-                "ci_low": found.low,
-                "ci_high": found.high,
-                "p": found.p,
+                "value": perplexities.perplexity(a.sum(), tokens.sum()),
+                "value_rival": perplexities.perplexity(b.sum(), tokens.sum()),
+                "effect": ratio.ratio,
+                "ci_low": ratio.low,
+                "ci_high": ratio.high,
+                "p": ratio.p,
             }
 
 
 def _accuracy_pairs(capability: pd.DataFrame, statistics: Statistics, score: str) -> Iterator[Row]:
     for cell, _, table in cells(capability, TASK_CELL, "item"):
-        for pair, own, theirs in _rivals(table, score):
-            ours = own.set_index("item")["correct"].sort_index()
-            for seed, part in theirs.groupby("seed"):
-                other = part.set_index("item")["correct"].sort_index()
-                if not other.index.equals(ours.index):
+        for pair, scored, rivals in _rivals(table, score):
+            a = scored.set_index("item")["correct"].sort_index()
+            for seed, part in rivals.groupby("seed"):
+                b = part.set_index("item")["correct"].sort_index()
+                if not b.index.equals(a.index):
                     name = name_of(cell, pair)
                     raise KeepsetError(f"{name}: the items of two scores differ; run both again")
-                low, high = stats.paired_difference(ours, other, statistics.confidence)
+                low, high = accuracies.paired_difference(a, b, statistics.confidence)
                 yield {
                     **_head(cell, "accuracy", "task"),
                     **pair,
                     "seed": seed,
-                    "n": len(ours),
-                    "value": ours.mean(),
-                    "value_rival": other.mean(),
-                    "effect": ours.mean() - other.mean(),
+                    "n": len(a),
+                    "value": a.mean(),
+                    "value_rival": b.mean(),
+                    "effect": a.mean() - b.mean(),
                     "ci_low": low,
                     "ci_high": high,
-                    "p": stats.mcnemar_exact(ours, other).p,
+                    "p": accuracies.mcnemar_exact(a, b).p,
                 }
 
 
@@ -225,6 +224,9 @@ def length_ratios(lengths: pd.DataFrame, statistics: Statistics, seed: int) -> p
     )
     return adjust(rows, LENGTH_COLUMNS, "corpus")
 
+
+PARTS = {"state": "memory", "ffn": "scratch"}
+"""What each kind of site is to a model: what it remembers, what it computes again."""
 
 _CELLS = {
     # (site, method): by size, by impact
@@ -251,21 +253,18 @@ def side_by_side(ratios: pd.DataFrame) -> pd.DataFrame:
     parts = [
         ratios[
             (ratios["site"] == site) & (ratios["method"] == method) & (ratios["score"] == score)
-        ].assign(part={"state": "memory", "ffn": "scratch"}[site], persistence=method, by=by)
+        ].assign(part=PARTS[site], persistence=method, by=by)
         for (site, method), scores in _CELLS.items()
         for by, score in zip(("size", "impact"), scores, strict=True)
     ]
-    found = pd.concat(parts, ignore_index=True)
-    kept = [own for _, own in found.groupby(["model", "corpus"], sort=False) if _both(own)]
-    table = pd.concat([_shared(own) for own in kept]) if kept else found.iloc[:0]
+    rows = pd.concat(parts, ignore_index=True)
+    texts = [text for _, text in rows.groupby(["model", "corpus"], sort=False)]
+    both = [_at_shared_sparsities(text) for text in texts if text["part"].nunique() == len(PARTS)]
+    table = pd.concat(both) if both else rows.iloc[:0]
     return table.reindex(columns=CELL_COLUMNS).reset_index(drop=True)
 
 
-def _both(own: pd.DataFrame) -> bool:
-    return own["part"].nunique() == len({"memory", "scratch"})
-
-
-def _shared(own: pd.DataFrame) -> pd.DataFrame:
-    every = [set(part["sparsity"]) for _, part in own.groupby(["part", "persistence"])]
-    common = set.intersection(*every)
-    return own[own["sparsity"].isin(common)] if common else own
+def _at_shared_sparsities(rows: pd.DataFrame) -> pd.DataFrame:
+    every = [set(part["sparsity"]) for _, part in rows.groupby(["part", "persistence"])]
+    shared = set.intersection(*every)
+    return rows[rows["sparsity"].isin(shared)] if shared else rows

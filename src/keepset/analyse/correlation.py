@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from keepset.analyse import stats
+from keepset.analyse import ranks
 from keepset.rules.kinds import Kind
 from keepset.settings import Statistics
 
@@ -39,9 +39,25 @@ def correlation_table(
     if ablated is not None:
         sources.append((ablated, "loss", "loss"))
     tables = []
+<<<<<<< HEAD
+    for table, size, impact in pairs:
+        found = ranks.correlate(
+            table[size].to_numpy(),
+            table[impact].to_numpy(),
+            table["layer"].to_numpy(),
+            confidence=statistics.confidence,
+            resamples=min(statistics.resamples, 1999),
+            seed=seed,
+        )
+        columns = {**identity, "size": size, "impact": impact}
+        for at, (name, value) in enumerate(columns.items()):
+            found.insert(at, name, value)
+        tables.append(found)
+    return pd.concat(tables, ignore_index=True)
+=======
     for size in kind.sizes:
         for table, impact, column in sources:
-            coefficients = stats.correlate(
+            coefficients = ranks.correlate(
                 table[size].to_numpy(),
                 table[column].to_numpy(),
                 table["layer"].to_numpy(),
@@ -54,3 +70,4 @@ def correlation_table(
                 coefficients.insert(place, name, value)
             tables.append(coefficients)
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+>>>>>>> main

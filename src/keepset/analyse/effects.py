@@ -1,4 +1,4 @@
-"""Effects with one-sided tests against any bound: what a verdict rests on.
+"""Effects: what was measured, with an interval and one-sided tests against any bound.
 
 Every effect is of paired or repeated items: blocks of text, items of a task, layers, units. Each
 test is a call of scipy or statsmodels that others can repeat from the stored tables.
@@ -7,111 +7,19 @@ test is a call of scipy or statsmodels that others can repeat from the stored ta
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import stats as scipy_stats
 from statsmodels.stats import weightstats
 
-from keepset.analyse import stats
+from keepset.analyse import accuracies, perplexities, stats
+from keepset.analyse.bounds import Effect
+from keepset.analyse.stats import Floats, Sampling
 from keepset.errors import KeepsetError
-
-Floats = NDArray[np.float64]
-POWER = 0.8
-
-
-class Sampling(NamedTuple):
-    """How intervals are made."""
-
-    confidence: float = 0.95
-    resamples: int = 9999
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Effect:
-    """A measured effect, its interval, and its tests against a bound.
-
-    Attributes:
-        estimate: The effect; a log ratio, a difference, a correlation or a share.
-        low: Lower end of its interval, NaN where it is not known.
-        high: Upper end.
-        error: Its standard error; 0 where the effect is measured and not sampled.
-        n: Items that it rests on.
-        unit: What an item is: block, item, layer or neuron.
-        test: The test's name, for readers.
-        greater: bound -> p of "the effect is the bound or less".
-        less: bound -> p of "the effect is the bound or more".
-    """
-
-    estimate: float
-    low: float
-    high: float
-    error: float
-    n: int
-    unit: str
-    test: str
-    greater: Callable[[float], float]
-    less: Callable[[float], float]
-
-    @property
-    def sampled(self) -> bool:
-        """Whether another sample could give another effect."""
-        return self.test != "measured"
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """Where an effect has to lie for a claim to hold: low < effect < high."""
-
-    low: float = -math.inf
-    high: float = math.inf
-
-    def p_for(self, effect: Effect) -> float:
-        """p of "the claim is false": the larger of the one-sided p of each end.
-
-        With both ends this is TOST (Schuirmann 1987), an intersection-union test.
-        """
-        ends = [effect.greater(self.low)] if math.isfinite(self.low) else []
-        ends += [effect.less(self.high)] if math.isfinite(self.high) else []
-        return max(ends)
-
-    def p_against(self, effect: Effect) -> float:
-        """p of "the claim is true": the smaller of the one-sided p, doubled where both ends are."""
-        ends = [effect.less(self.low)] if math.isfinite(self.low) else []
-        ends += [effect.greater(self.high)] if math.isfinite(self.high) else []
-        return min(1.0, len(ends) * min(ends))
-
-    def distance(self, effect: Effect) -> float:
-        """How far the effect is from the nearest end."""
-        return min(abs(effect.estimate - end) for end in (self.low, self.high))
-
-
-def needed(effect: Effect, bounds: Bounds, alpha: float, power: float = POWER) -> float:
-    """Items that would decide, if the effect is as large as measured: normal approximation.
-
-    Args:
-        effect: What was measured; its standard error shrinks with the root of n.
-        bounds: Where the claim says it lies.
-        alpha: One-sided level.
-        power: Chance of a decision.
-
-    Returns:
-        Whole items, more than there are; infinite where the effect lies on a bound, NaN where
-        the standard error is not known.
-    """
-    distance = bounds.distance(effect)
-    if not math.isfinite(effect.error) or not math.isfinite(distance):
-        return math.nan
-    if distance == 0:
-        return math.inf
-    z_alpha, z_power = scipy_stats.norm.ppf([1 - alpha, power])
-    n = effect.n * ((z_alpha + z_power) * effect.error / distance) ** 2
-    return float(max(math.ceil(n), effect.n + 1))
 
 
 def _always(p: float) -> Callable[[float], float]:
@@ -151,12 +59,12 @@ def log_ratio(
         sampling: Level, resamples and seed of the interval.
 
     Raises:
-        KeepsetError: as `stats.paired_ratio`.
+        KeepsetError: as `perplexities.paired_ratio`.
     """
-    found = stats.paired_ratio(nll_a, nll_b, n_tokens, **sampling._asdict())
-    terms = stats.log_ratios(nll_a, nll_b, n_tokens)
+    ratio = perplexities.paired_ratio(nll_a, nll_b, n_tokens, sampling)
+    terms = perplexities.log_ratios(nll_a, nll_b, n_tokens)
     return Effect(
-        float(terms.mean()), math.log(found.low), math.log(found.high), _error(terms), len(terms),
+        float(terms.mean()), math.log(ratio.low), math.log(ratio.high), _error(terms), len(terms),
         "block", "paired t-test", *_t_tests(terms),
     )  # fmt: skip
 
@@ -194,13 +102,13 @@ def correlation_difference(a: ArrayLike, b: ArrayLike, sampling: Sampling) -> Ef
     x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if x.shape != y.shape:
         raise KeepsetError(f"correlations of the same layers are needed, got {x.shape}, {y.shape}")
-    found = mean(x - y, "layer", sampling.confidence)
+    difference = mean(x - y, "layer", sampling.confidence)
     if len(x) < 2:
-        return found
+        return difference
     if np.ptp(x - y) == 0:
-        return replace(found, low=found.estimate, high=found.estimate)
-    low, high = stats.bca((x - y,), lambda d, axis: d.mean(axis=axis), *sampling)
-    return replace(found, low=low, high=high, test="paired t-test")
+        return replace(difference, low=difference.estimate, high=difference.estimate)
+    low, high = stats.bca((x - y,), lambda d, axis: d.mean(axis=axis), sampling)
+    return replace(difference, low=low, high=high, test="paired t-test")
 
 
 def mean_difference(a: ArrayLike, b: ArrayLike, unit: str, confidence: float) -> Effect:
@@ -245,8 +153,8 @@ def accuracy_difference(a: ArrayLike, b: ArrayLike, confidence: float) -> Effect
     Raises:
         KeepsetError: lengths differ.
     """
-    only_a, only_b, n = stats.discordant(a, b)
-    low, high = stats.paired_difference(a, b, confidence)
+    only_a, only_b, n = accuracies.discordant(a, b)
+    low, high = accuracies.paired_difference(a, b, confidence)
     estimate = (only_a - only_b) / n if n else math.nan
     # Where no pair is discordant the estimated variance is 0; the score interval's is not.
     z = scipy_stats.norm.ppf(0.5 + confidence / 2)
@@ -260,7 +168,7 @@ def accuracy_difference(a: ArrayLike, b: ArrayLike, confidence: float) -> Effect
             pairs = only_a + only_b
             exact = scipy_stats.binomtest(only_a, max(pairs, 1), alternative=tail).pvalue
             return float(exact) if pairs else 1.0
-        score = stats.tango(only_a, only_b, n, bound)
+        score = accuracies.tango(only_a, only_b, n, bound)
         tails = {"greater": scipy_stats.norm.sf, "less": scipy_stats.norm.cdf}
         return float(tails[tail](score))
 
@@ -301,7 +209,7 @@ def rank_correlation_gap(
             - scipy_stats.pearsonr(y, z, axis=axis).statistic
         )
 
-    low, high, error = stats.bca_with_error(ranks, gap, *sampling)
+    low, high, error = stats.bca_with_error(ranks, gap, sampling)
     estimate = float(gap(ranks[0], ranks[1], ranks[2], axis=0))
     return Effect(
         estimate, low, high, error, len(columns), "neuron", "bootstrap z-test",
@@ -327,7 +235,7 @@ def rising(loss: ArrayLike, first_to_last: Effect) -> Effect:
     return replace(first_to_last, test="Page's test", greater=_always(page), less=_always(fall))
 
 
-def measured(estimate: float, unit: str = "run") -> Effect:
+def unsampled(estimate: float, unit: str = "run") -> Effect:
     """A quantity that is measured and not sampled, such as a peak of memory: no interval, no p."""
     return Effect(
         estimate, math.nan, math.nan, 0.0, 1, unit, "measured",
@@ -335,15 +243,8 @@ def measured(estimate: float, unit: str = "run") -> Effect:
     )  # fmt: skip
 
 
-def holm_by(p: Sequence[float], family: Sequence[str]) -> Floats:
+def holm_by(p: ArrayLike, family: Sequence[str]) -> Floats:
     """Holm's adjustment within each family; NaNs stay NaN and do not count."""
     table = pd.Series(np.asarray(p, dtype=np.float64))
     adjusted = table.groupby(np.asarray(family)).transform(stats.holm)
     return adjusted.to_numpy(dtype=np.float64)
-
-
-def pairs_in_order(names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Every pair of names, earlier ones first."""
-    for at, first in enumerate(names):
-        for second in names[at + 1 :]:
-            yield first, second

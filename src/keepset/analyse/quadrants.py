@@ -38,7 +38,7 @@ def with_quadrants(channels: pd.DataFrame) -> pd.DataFrame:
 
 
 def shares(channels: pd.DataFrame) -> pd.DataFrame:
-    """The share of each quadrant, and how far two rankings part at half the channels.
+    """The share of each quadrant, and how far two rankings differ at half the channels.
 
     Args:
         channels: What `with_quadrants` returned.
@@ -47,28 +47,28 @@ def shares(channels: pd.DataFrame) -> pd.DataFrame:
         One row per model and corpus: n_channels; a share per quadrant; `disagreement`, of the
         channels that energy keeps at 50% of the whole model the share that the weights cut, and
         `disagreement_uniform`, the same with half of every layer and group kept. Rankings that
-        have nothing in common part at a half. Ties go to the earlier channel.
+        have nothing in common differ in a half. Ties go to the earlier channel.
     """
     if not len(channels):
         return pd.DataFrame()
-    rows = []
+    table = []
     values: Any
-    for values, own in channels.groupby(_CELL, sort=False):
-        counts = own["quadrant"].value_counts(normalize=True)
-        layers = own.groupby(["layer", "group"], sort=False).indices.values()
-        rows.append(
+    for values, group in channels.groupby(_CELL, sort=False):
+        counts = group["quadrant"].value_counts(normalize=True)
+        layers = group.groupby(["layer", "group"], sort=False).indices.values()
+        table.append(
             {
                 **dict(zip(_CELL, values, strict=True)),
-                "n_channels": len(own),
+                "n_channels": len(group),
                 **{name: float(counts.get(name, 0.0)) for name in QUADRANTS},
-                "disagreement": _parted([own]),
-                "disagreement_uniform": _parted([own.iloc[at] for at in layers]),
+                "disagreement": _disagreement([group]),
+                "disagreement_uniform": _disagreement([group.iloc[rows] for rows in layers]),
             }
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(table)
 
 
-def _parted(parts: list[pd.DataFrame]) -> float:
+def _disagreement(parts: list[pd.DataFrame]) -> float:
     """Of the channels kept by energy, half of each part, the share that the weights cut."""
     kept = lost = 0
     for part in parts:

@@ -37,15 +37,15 @@ def bootstrap_spearman(x: Floats, y: Floats, resamples: int, rng: np.random.Gene
     order = np.argsort(x, kind="stable")
     x_group = np.unique(x[order], return_inverse=True)[1]
     y_group = np.unique(y[order], return_inverse=True)[1]
-    found = [
+    draws = [
         _weighted_correlation(counts, _midranks(counts, x_group), _midranks(counts, y_group))
         for counts in _counts(len(x), resamples, rng)
     ]
-    return np.concatenate(found)
+    return np.concatenate(draws)
 
 
 def mean_over_layers(draws: Floats, rng: np.random.Generator) -> Floats:
-    """Draw layers with replacement, and for each of them an own resample of its units.
+    """Draw layers with replacement, and for each of them another resample of its units.
 
     Args:
         draws: (layers, resamples) what `bootstrap_spearman` gave for each layer.
@@ -139,14 +139,14 @@ def correlate(
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise KeepsetError("correlate needs finite scores; check the activation cache")
     rows, draws = [], []
-    for at in np.unique(layers):
-        own = layers == at
-        row: dict[str, float] = {"layer": int(at), **_coefficients(x[own], y[own])}
+    for number in np.unique(layers):
+        units = layers == number
+        row: dict[str, float] = {"layer": int(number), **_coefficients(x[units], y[units])}
         if not np.isnan(row["spearman"]):
-            rng = np.random.default_rng([seed, int(at)])
-            draws.append(bootstrap_spearman(x[own], y[own], resamples, rng))
+            rng = np.random.default_rng([seed, int(number)])
+            draws.append(bootstrap_spearman(x[units], y[units], resamples, rng))
             row |= _percentiles(draws[-1], confidence)
-        rows.append({**row, "n_units": int(own.sum())})
+        rows.append({**row, "n_units": int(units.sum())})
     table = pd.DataFrame(rows)
     pooled = {"layer": -1, **table[_COEFFICIENTS].mean(), "n_units": len(x)}
     if draws:

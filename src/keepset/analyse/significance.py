@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from keepset.analyse import stats
+from keepset.analyse import accuracies, perplexities, stats
+from keepset.analyse.stats import Sampling
 from keepset.errors import KeepsetError
 from keepset.settings import Statistics
 
@@ -127,8 +128,7 @@ def cells(
         runs, rest = group[group["method"] == "dense"], group[group["method"] != "dense"]
         for site in (rest if len(rest) else runs)["site"].unique():
             cell = {key: {**shared, "site": site}[key] for key in keys}
-            own = rest[rest["site"] == site]
-            yield cell, _dense(runs, cell, unit), own
+            yield cell, _dense(runs, cell, unit), rest[rest["site"] == site]
 
 
 def _dense(runs: pd.DataFrame, cell: Row, unit: str) -> pd.DataFrame:
@@ -142,10 +142,11 @@ def _dense(runs: pd.DataFrame, cell: Row, unit: str) -> pd.DataFrame:
 
 def ratio_rows(perplexity: pd.DataFrame, statistics: Statistics, seed: int) -> Iterator[Row]:
     """The rows of `ratios`, without their adjusted p; words and bytes may be unknown."""
+    sampling = Sampling(statistics.confidence, statistics.resamples, seed)
     for cell, dense, table in cells(perplexity, TEXT_CELL, "block"):
         for setting, group in groups(table, SETTING):
             nll = by_seed(group, dense, name_of(cell, setting))
-            yield {**cell, **setting, **_ratio(nll, dense, statistics, seed)}
+            yield {**cell, **setting, **_ratio(nll, dense, statistics, sampling)}
 
 
 def by_seed(group: pd.DataFrame, dense: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -166,27 +167,26 @@ def by_seed(group: pd.DataFrame, dense: pd.DataFrame, name: str) -> pd.DataFrame
     return nll
 
 
-def _ratio(nll: pd.DataFrame, dense: pd.DataFrame, statistics: Statistics, seed: int) -> Row:
+def _ratio(
+    nll: pd.DataFrame, dense: pd.DataFrame, statistics: Statistics, sampling: Sampling
+) -> Row:
     pooled, tokens = nll.mean(axis=1), dense["n_tokens"]
-    found = stats.paired_ratio(
-        pooled, dense["nll"], tokens,
-        confidence=statistics.confidence, resamples=statistics.resamples, seed=seed,
-    )  # fmt: skip
-    p_equivalence = stats.tost_ratio(pooled, dense["nll"], tokens, statistics.perplexity_margin)
+    paired = (pooled, dense["nll"], tokens)
+    ratio = perplexities.paired_ratio(*paired, sampling)
+    p_equivalence = perplexities.tost_ratio(*paired, statistics.perplexity_margin)
     per_seed = np.exp((nll.sum() - dense["nll"].sum()) / tokens.sum())
-    here, there = _levels(pooled, dense), _levels(dense["nll"], dense)
     return {
         "seeds": nll.shape[1],
         "n_blocks": len(dense),
         "n_tokens": int(tokens.sum()),
-        **{f"{name}_dense": value for name, value in there.items()},
-        **here,
-        "ratio": found.ratio,
-        "ci_low": found.low,
-        "ci_high": found.high,
+        **{f"{name}_dense": value for name, value in _levels(dense["nll"], dense).items()},
+        **_levels(pooled, dense),
+        "ratio": ratio.ratio,
+        "ci_low": ratio.low,
+        "ci_high": ratio.high,
         "ratio_min": per_seed.min(),
         "ratio_max": per_seed.max(),
-        "p": found.p,
+        "p": ratio.p,
         "p_equivalence": p_equivalence,
         "equivalent": p_equivalence < 1 - statistics.confidence,
     }
@@ -195,9 +195,9 @@ def _ratio(nll: pd.DataFrame, dense: pd.DataFrame, statistics: Statistics, seed:
 def _levels(nll: pd.Series, dense: pd.DataFrame) -> dict[str, float]:
     """Perplexity by token and by word, and bits per byte, as far as those are counted."""
     total = nll.sum()
-    levels = {"ppl": stats.perplexity(total, dense["n_tokens"].sum())}
+    levels = {"ppl": perplexities.perplexity(total, dense["n_tokens"].sum())}
     if "n_words" in dense:
-        levels["word_ppl"] = stats.perplexity(total, dense["n_words"].sum())
+        levels["word_ppl"] = perplexities.perplexity(total, dense["n_words"].sum())
     if "n_bytes" in dense:
         levels["bits_per_byte"] = float(total / np.log(2) / dense["n_bytes"].sum())
     return levels
@@ -207,33 +207,33 @@ def _capability(capability: pd.DataFrame, statistics: Statistics) -> Iterator[Ro
     for cell, dense, table in cells(capability, TASK_CELL, "item"):
         everything = pd.concat([dense.reset_index(), table])
         for setting, group in groups(everything, [*SETTING, "seed"]):
-            here = group.set_index("item").sort_index()
-            if not here.index.equals(dense.index):
+            answers = group.set_index("item").sort_index()
+            if not answers.index.equals(dense.index):
                 raise KeepsetError(
                     f"{name_of(cell, setting)}: its items are not those of dense; run both again"
                 )
-            row = {**cell, **setting, **_accuracy(here, statistics)}
+            row = {**cell, **setting, **_accuracy(answers, statistics)}
             if setting["method"] != "dense":
-                row |= _against_dense(here["correct"], dense["correct"], statistics)
+                row |= _against_dense(answers["correct"], dense["correct"], statistics)
             yield row
 
 
-def _accuracy(here: pd.DataFrame, statistics: Statistics) -> Row:
-    right, n = int(here["correct"].sum()), len(here)
-    low, high = stats.wilson(right, n, statistics.confidence)
+def _accuracy(answers: pd.DataFrame, statistics: Statistics) -> Row:
+    right, n = int(answers["correct"].sum()), len(answers)
+    low, high = accuracies.wilson(right, n, statistics.confidence)
     return {
         "n": n,
         "accuracy": right / n,
         "ci_low": low,
         "ci_high": high,
-        "mean_logprob": here["logprob"].mean(),
+        "mean_logprob": answers["logprob"].mean(),
     }
 
 
-def _against_dense(here: pd.Series, dense: pd.Series, statistics: Statistics) -> Row:
-    low, high = stats.paired_difference(here, dense, statistics.confidence)
-    test = stats.mcnemar_exact(here, dense)
-    p_equivalence = stats.tost_accuracy(here, dense, statistics.accuracy_margin)
+def _against_dense(correct: pd.Series, dense: pd.Series, statistics: Statistics) -> Row:
+    low, high = accuracies.paired_difference(correct, dense, statistics.confidence)
+    test = accuracies.mcnemar_exact(correct, dense)
+    p_equivalence = accuracies.tost_accuracy(correct, dense, statistics.accuracy_margin)
     alpha, n = 1 - statistics.confidence, len(dense)
     discordant = (test.only_a + test.only_b) / n
     return {
@@ -246,7 +246,7 @@ def _against_dense(here: pd.Series, dense: pd.Series, statistics: Statistics) ->
         "p": test.p,
         "p_equivalence": p_equivalence,
         "equivalent": p_equivalence < alpha,
-        "detectable": stats.minimum_detectable_difference(n, discordant, alpha),
+        "detectable": accuracies.minimum_detectable_difference(n, discordant, alpha),
     }
 
 
@@ -263,15 +263,15 @@ def _trends(perplexity: pd.DataFrame) -> Iterator[Row]:
                 raise KeepsetError(
                     f"{name_of(cell, setting)}: windows have different blocks; evaluate them again"
                 )
-            found = stats.page_trend(loss)
+            trend = stats.page_trend(loss)
             total = group.groupby("window")["nll"].sum()[loss.columns]
             yield {
                 **cell,
                 **setting,
                 "windows": ",".join(loss.columns),
                 "n_blocks": len(loss),
-                "statistic": found.statistic,
-                "p": found.p,
+                "statistic": trend.statistic,
+                "p": trend.p,
                 "monotone": bool((np.diff(total) > 0).all()),
             }
 

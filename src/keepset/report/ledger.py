@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from keepset.analyse.claims import VERDICTS
-from keepset.report import tables
+from keepset.report import latex as tex
 from keepset.report.wording import bound, number
 
 _COLOURS = {"reproduced": "32", "contradicted": "31", "inconclusive": "33", "not tested here": "90"}
@@ -26,8 +26,8 @@ HEX = {
 
 def counts(ledger: pd.DataFrame) -> str:
     """ "9 reproduced, 2 contradicted, ..." """
-    found = ledger["verdict"].value_counts()
-    return ", ".join(f"{found.get(verdict, 0)} {verdict}" for verdict in VERDICTS)
+    by_verdict = ledger["verdict"].value_counts()
+    return ", ".join(f"{by_verdict.get(verdict, 0)} {verdict}" for verdict in VERDICTS)
 
 
 def ours(row: Any) -> str:
@@ -81,12 +81,12 @@ def text(
 
 def cases_text(cases: pd.DataFrame, claim: str) -> str:
     """The cases of one claim for a terminal, as a table."""
-    own = cases[cases["claim"] == claim]
-    if not len(own):
+    claim_cases = cases[cases["claim"] == claim]
+    if not len(claim_cases):
         return f"{claim}: no case was run\n"
     columns = ["model", "where", "compared", "scope", "estimate", "ci_low", "ci_high", "n"]
     columns += ["unit", "p_for", "p_against", "verdict"]
-    return own[columns].to_string(index=False, float_format=number) + "\n"
+    return claim_cases[columns].to_string(index=False, float_format=number) + "\n"
 
 
 def latex(ledger: pd.DataFrame) -> str:
@@ -94,12 +94,12 @@ def latex(ledger: pd.DataFrame) -> str:
     cells = [
         [
             str(row.claim),
-            tables.escape(str(row.title)),
-            tables.escape(str(row.paper)),
-            tables.escape(ours(row)) or "--",
-            tables.escape(bound(row)) or "--",
-            tables.escape(str(row.verdict)) + (r"$^{d}$" if row.scope == "direction" else ""),
-            tables.p_value(p_value(row)),
+            tex.escape(str(row.title)),
+            tex.escape(str(row.paper)),
+            tex.escape(ours(row)) or "--",
+            tex.escape(bound(row)) or "--",
+            tex.escape(str(row.verdict)) + (r"$^{d}$" if row.scope == "direction" else ""),
+            tex.p_value(p_value(row)),
         ]
         for row in ledger.itertuples()
     ]
@@ -109,7 +109,7 @@ def latex(ledger: pd.DataFrame) -> str:
         " $^{d}$: direction only, in specimens trained here."
     )
     head = ["claim", "", "papers", "ours", "asked", "verdict", "p"]
-    return tables.latex(head, cells, caption, "tab:claims")
+    return tex.longtable(head, cells, caption, "tab:claims")
 
 
 def page(ledger: pd.DataFrame, cases: pd.DataFrame, study: str) -> str:
@@ -144,15 +144,15 @@ def _html_claim(row: Any, cases: pd.DataFrame) -> str:
     shown = "" if math.isnan(p) else "&lt; 0.001" if p < 0.001 else f"{p:.3f}"
     scope = "<br><small>direction only</small>" if row.scope == "direction" else ""
     verdict = f'<b class="verdict" style="background:{_ink(row.verdict)}">{row.verdict}</b>{scope}'
-    here = html.escape(ours(row)) + (f"<br><small>{html.escape(case(row))}</small>")
-    own = cases[cases["claim"] == row.claim]
+    measured = html.escape(ours(row)) + (f"<br><small>{html.escape(case(row))}</small>")
+    claim_cases = cases[cases["claim"] == row.claim]
     cells = [
         f"<b>{row.claim}</b>",
         f"{html.escape(str(row.sentence))}<br><small>{html.escape(str(row.source))}."
         f" {html.escape(str(row.test))}. <i>{html.escape(str(row.note))}.</i></small>"
-        f"{_html_cases(own)}",
+        f"{_html_cases(claim_cases)}",
         html.escape(str(row.paper)),
-        here,
+        measured,
         html.escape(bound(row)),
         verdict,
         shown,
@@ -165,8 +165,8 @@ def _ink(verdict: str) -> str:
     return {"inconclusive": "#8a5f00", "not tested here": "#666666"}.get(verdict, HEX[verdict])
 
 
-def _html_cases(own: pd.DataFrame) -> str:
-    if not len(own):
+def _html_cases(cases: pd.DataFrame) -> str:
+    if not len(cases):
         return ""
     head = "".join(f"<th>{name}</th>" for name in (*_CASE_COLUMNS, "p for", "p against", "verdict"))
     body = "".join(
@@ -176,7 +176,7 @@ def _html_cases(own: pd.DataFrame) -> str:
             for value in (row[c] for c in (*_CASE_COLUMNS, "p_for", "p_against", "verdict"))
         )
         + "</tr>"
-        for _, row in own.iterrows()
+        for _, row in cases.iterrows()
     )
     table = f"<table><tr>{head}</tr>{body}</table>"
-    return f"<details><summary>{len(own)} cases</summary>{table}</details>"
+    return f"<details><summary>{len(cases)} cases</summary>{table}</details>"

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from keepset.analyse.claims import CLAIMS, papers
@@ -38,3 +40,18 @@ def test_every_claim_is_whole(claim):
     for text in (claim.title, claim.sentence, claim.source, claim.test, claim.needs):
         assert text
     assert len(claim.title) <= 44, "too long for the figure"
+
+
+def table_row(claim):
+    """The row of a claim in the table of docs/CLAIMS.md."""
+    texts = (claim.sentence, claim.source, papers.fill(claim.paper), claim.test)
+    cells = [text.replace("||", "\N{DOUBLE VERTICAL LINE}").replace("|", r"\|") for text in texts]
+    return f"| {claim.id} | {' | '.join(cells)} |"
+
+
+def test_the_table_of_the_docs_is_the_catalogue():
+    lines = (Path(__file__).parents[3] / "docs" / "CLAIMS.md").read_text("utf-8").splitlines()
+    rows = [line for line in lines if line.startswith(("| C", "| D"))]
+    missing = [table_row(claim) for claim in CLAIMS if table_row(claim) not in rows]
+    assert not missing, "docs/CLAIMS.md, table of claims, needs these rows:\n" + "\n".join(missing)
+    assert rows == [table_row(claim) for claim in CLAIMS], "docs/CLAIMS.md: other rows or order"

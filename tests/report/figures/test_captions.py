@@ -29,7 +29,7 @@ def rendered(path, **snakemake):
 
 def test_every_figure_is_registered():
     modules = {path.stem for path in (ROOT / "src/keepset/report/figures").glob("*.py")}
-    assert modules - {"__init__", "score_lines", "style"} == set(FIGURES)
+    assert modules - {"__init__", "layout", "score_lines", "style"} == set(FIGURES)
 
 
 @pytest.mark.parametrize("figure", FIGURES.values(), ids=lambda figure: figure.name)

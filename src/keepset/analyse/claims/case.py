@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from keepset.analyse.bounds import Bounds, Effect
 from keepset.analyse.claims.evidence import Evidence
-from keepset.analyse.effects import Bounds, Effect
 
 Scale = Literal["ratio", "difference", "correlation", "share"]
 Scope = Literal["value", "direction"]
@@ -27,7 +27,7 @@ class Case:
         compared: The settings, in words.
         scale: ratio (effect and bounds are logs), difference, correlation or share.
         effect: What was measured.
-        bounds: Where the claim says it lies.
+        bounds: Where the claim says that the effect lies.
     """
 
     model: str
@@ -49,7 +49,7 @@ class Case:
         return math.exp(value) if self.scale == "ratio" else value
 
 
-Found = Iterator[Case | str]
+Findings = Iterator[Case | str]
 """What a rule yields: cases, and sentences that say what is missing."""
 
 
@@ -77,4 +77,4 @@ class Claim:
     test: str
     needs: str
     family: Family
-    rule: Callable[[Evidence], Found]
+    rule: Callable[[Evidence], Findings]

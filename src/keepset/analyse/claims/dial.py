@@ -2,61 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
 from keepset.analyse import effects
-from keepset.analyse.claims.case import Case, Found
-from keepset.analyse.claims.evidence import Evidence, describe, groups
-from keepset.analyse.claims.feedforward import ffn
-from keepset.analyse.claims.runs import Setting
-from keepset.analyse.effects import Bounds
+from keepset.analyse.claims.case import Case, Findings
+from keepset.analyse.claims.comparing import RISE, WITH_FFN
+from keepset.analyse.claims.evidence import Evidence, groups
+from keepset.analyse.claims.runs import Setting, ffn, setting_name
 
-RISE = Bounds(low=0.0)
 SPARSITIES = (0.5, 0.9)
 NOTIONS = ("magnitude", "weight", "output")
 
 
-def monotone(evidence: Evidence) -> Found:
+def monotone(evidence: Evidence) -> Findings:
     """C10: loss rises from dynamic over every oracle window to static, at 50% and 90%."""
-    for model, origin in evidence.which(architecture=["transformer", "hybrid"]):
-        found = False
-        for corpus in evidence.corpora(model):
-            for sparsity in SPARSITIES:
-                steps = _dial(evidence, model, corpus, sparsity)
-                if len(steps) < 3:
-                    continue
-                found = True
-                effect = evidence.ratio(model, corpus, steps[-1], steps[0])
-                assert effect is not None
-                loss = _loss_table(evidence, model, corpus, steps)
-                words = f"{describe(steps[-1])} / {describe(steps[0])}, {len(steps)} steps"
-                rising = effects.rising(loss, effect)
-                yield Case(model, origin, "ffn", corpus, words, "ratio", rising, RISE)
-        if not found:
-            yield f"no oracle windows at 50% or 90% for {model}"
+    for model, origin in evidence.models_with(architecture=WITH_FFN):
+        cases: list[Case | str] = list(_rises(evidence, model, origin))
+        yield from cases or [f"no oracle windows at 50% or 90% for {model}"]
+
+
+def _rises(evidence: Evidence, model: str, origin: str) -> Iterator[Case]:
+    for corpus in evidence.corpora(model):
+        for sparsity in SPARSITIES:
+            steps = _dial(evidence, model, corpus, sparsity)
+            if len(steps) < 3:
+                continue
+            first_to_last = evidence.ratio(model, corpus, steps[-1], steps[0])
+            assert first_to_last is not None
+            ends = f"{setting_name(steps[-1])} / {setting_name(steps[0])}"
+            compared = f"{ends}, {len(steps)} steps"
+            effect = effects.rising(_loss_table(evidence, model, corpus, steps), first_to_last)
+            yield Case(model, origin, "ffn", corpus, compared, "ratio", effect, RISE)
 
 
 def _dial(evidence: Evidence, model: str, corpus: str, sparsity: float) -> list[Setting]:
-    """The settings from dynamic to static that were run, in order."""
+    """The settings from dynamic to static that were run, in order; none without windows."""
     windows = _windows(evidence, model, corpus, sparsity, "oracle")
-    if not windows:
-        return []
-    steps = [ffn("dynamic", "magnitude", sparsity)]
-    steps += [_held(sparsity, window, "oracle") for window in windows]
-    steps += [ffn("static", "magnitude", sparsity)]
-    return [step for step in steps if evidence.losses(model, corpus, step) is not None]
+    steps = [
+        ffn("dynamic", "magnitude", sparsity),
+        *(_windowed(sparsity, window, "oracle") for window in windows),
+        ffn("static", "magnitude", sparsity),
+    ]
+    run = [step for step in steps if evidence.losses(model, corpus, step) is not None]
+    return run if windows else []
 
 
-def _held(sparsity: float, window: str, choice: str) -> Setting:
+def _windowed(sparsity: float, window: str, choice: str) -> Setting:
     return ffn("windowed", "magnitude", sparsity, window=window, choice=choice)
 
 
 def _windows(
     evidence: Evidence, model: str, corpus: str, sparsity: float, choice: str
 ) -> list[str]:
-    held = ffn("windowed", "magnitude", sparsity, choice=choice)
-    return evidence.windows(model, corpus, held)
+    any_window = ffn("windowed", "magnitude", sparsity, choice=choice)
+    return evidence.windows(model, corpus, any_window)
 
 
 def _loss_table(
@@ -71,28 +73,26 @@ def _loss_table(
     return np.stack(columns, axis=1)
 
 
-def causal_costs_more(evidence: Evidence) -> Found:
+def causal_costs_more(evidence: Evidence) -> Findings:
     """D3: at 90%, causal windows cost more than oracle windows of the same length."""
-    for model, origin in evidence.which(architecture=["transformer", "hybrid"]):
-        found = False
-        for corpus in evidence.corpora(model):
-            for window in _windows(evidence, model, corpus, 0.9, "causal"):
-                causal = _held(0.9, window, "causal")
-                oracle = (
-                    ffn("dynamic", "magnitude", 0.9)
-                    if window == "1"
-                    else _held(0.9, window, "oracle")
-                )
-                effect = evidence.ratio(model, corpus, causal, oracle)
-                if effect is not None:
-                    found = True
-                    words = f"{describe(causal)} / oracle"
-                    yield Case(model, origin, "ffn", corpus, words, "ratio", effect, RISE)
-        if not found:
-            yield f"no causal and oracle windows at 90% for {model}"
+    for model, origin in evidence.models_with(architecture=WITH_FFN):
+        cases: list[Case | str] = list(_causal_cases(evidence, model, origin))
+        yield from cases or [f"no causal and oracle windows at 90% for {model}"]
 
 
-def taylor_predicts(evidence: Evidence) -> Found:
+def _causal_cases(evidence: Evidence, model: str, origin: str) -> Iterator[Case]:
+    for corpus in evidence.corpora(model):
+        for window in _windows(evidence, model, corpus, 0.9, "causal"):
+            causal, oracle = (_windowed(0.9, window, choice) for choice in ("causal", "oracle"))
+            if window == "1":
+                oracle = ffn("dynamic", "magnitude", 0.9)
+            effect = evidence.ratio(model, corpus, causal, oracle)
+            if effect is not None:
+                compared = f"{setting_name(causal)} / oracle"
+                yield Case(model, origin, "ffn", corpus, compared, "ratio", effect, RISE)
+
+
+def taylor_predicts(evidence: Evidence) -> Findings:
     """D4: Taylor ranks units by their measured |change of the loss| better than other notions."""
     table = evidence.ablations
     if not len(table):
@@ -107,5 +107,5 @@ def taylor_predicts(evidence: Evidence) -> Found:
                 units["taylor"], units[rival], units["loss"].abs(), units["layer"],
                 evidence.sampling,
             )  # fmt: skip
-            words = f"Spearman with |loss change|: taylor less {rival}"
-            yield Case(model, origin, "ffn", corpus, words, "correlation", effect, RISE)
+            compared = f"Spearman with |loss change|: taylor less {rival}"
+            yield Case(model, origin, "ffn", corpus, compared, "correlation", effect, RISE)

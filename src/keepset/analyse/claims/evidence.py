@@ -12,9 +12,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from keepset.analyse import stats
-from keepset.analyse.claims.runs import DENSE, Key, Run, Setting, find_runs, key_of
-from keepset.analyse.effects import Effect, Sampling, log_ratio
+from keepset.analyse import accuracies
+from keepset.analyse.bounds import Effect
+from keepset.analyse.claims.runs import DENSE, Key, Run, Setting, find_runs, key_of, setting_name
+from keepset.analyse.effects import log_ratio
+from keepset.analyse.stats import Sampling
 from keepset.errors import KeepsetError
 from keepset.settings import Statistics
 from keepset.sites.families import FAMILIES
@@ -81,10 +83,10 @@ class Evidence:
         """How intervals are made."""
         return Sampling(self.statistics.confidence, self.statistics.resamples, self.seed)
 
-    def which(self, **wanted: Any) -> Iterator[tuple[str, str]]:
+    def models_with(self, **required: Any) -> Iterator[tuple[str, str]]:
         """(model, origin) of the models with these traits; a list names alternatives."""
         table = self.models
-        for trait, value in wanted.items():
+        for trait, value in required.items():
             table = table[table[trait].isin(value if isinstance(value, list) else [value])]
         yield from zip(table["model"], table["origin"], strict=True)
 
@@ -108,9 +110,10 @@ class Evidence:
 
     def windows(self, model: str, corpus: str, setting: Setting) -> list[str]:
         """The windows that a windowed setting was run with, shortest first."""
-        wanted = key_of({**setting, "window": None})
-        found = [key[5] for key in self._texts.get((model, corpus), {}) if _fits(key, wanted)]
-        return sorted(found, key=lambda w: math.inf if w == "sequence" else float(w))
+        *rule, _, choice = key_of({**setting, "window": None})
+        keys = [key for key in self._texts.get((model, corpus), {}) if key != DENSE]
+        windows = [key[5] for key in keys if (*key[:5], key[6]) == (*rule, choice)]
+        return sorted(windows, key=lambda w: math.inf if w == "sequence" else float(w))
 
     def ratio(self, model: str, corpus: str, a: Setting, b: Setting | None) -> Effect | None:
         """Log ratio of the perplexities of two settings; `b` None is dense.
@@ -121,29 +124,38 @@ class Evidence:
         Raises:
             KeepsetError: the two have not the same blocks.
         """
-        here, there = self.losses(model, corpus, a), self.losses(model, corpus, b)
-        if here is None or there is None:
+        run, other = self.losses(model, corpus, a), self.losses(model, corpus, b)
+        if run is None or other is None:
             return None
-        same_items(here, there, f"{model} {corpus}: {describe(a)} and {describe(b)}")
-        tokens = there.values["n_tokens"]
-        return log_ratio(here.values["nll"], there.values["nll"], tokens, self.sampling)
+        same_items(run, other, f"{model} {corpus}: {setting_name(a)} and {setting_name(b)}")
+        tokens = other.values["n_tokens"]
+        return log_ratio(run.values["nll"], other.values["nll"], tokens, self.sampling)
 
     def costs(self, model: str, corpus: str, setting: Setting) -> NDArray[np.float64] | None:
         """Nats per token that a setting costs in each block, None where it was not run."""
-        here, dense = self.losses(model, corpus, setting), self.losses(model, corpus, None)
-        if here is None or dense is None:
+        run, dense = self.losses(model, corpus, setting), self.losses(model, corpus, None)
+        if run is None or dense is None:
             return None
-        same_items(here, dense, f"{model} {corpus}: {describe(setting)} and dense")
+        same_items(run, dense, f"{model} {corpus}: {setting_name(setting)} and dense")
         tokens = dense.values["n_tokens"]
-        return (here.values["nll"] - dense.values["nll"]) / tokens.mean()
+        return (run.values["nll"] - dense.values["nll"]) / tokens.mean()
 
-    def does(self, correct: NDArray[np.float64]) -> bool:
+    def size_by_layer(self, model: str, site: str, impact: str) -> pd.DataFrame:
+        """Correlations of size with an impact in single layers, those that are known."""
+        table = self.correlation
+        if not len(table):
+            return table
+        rows = (table["model"] == model) & (table["site"] == site) & (table["impact"] == impact)
+        rows &= (table["size"] == "magnitude") & (table["layer"] >= 0)
+        return table[rows & table["spearman"].notna()]
+
+    def does_task(self, correct: NDArray[np.float64]) -> bool:
         """Whether a model does a task at all: dense accuracy clearly above the margin.
 
-        Else a loss as large as the margin could not be seen.
+        Otherwise a loss as large as the margin could not be seen.
         """
-        found = stats.wilson(int(correct.sum()), len(correct), self.statistics.confidence)
-        return found.low > self.statistics.accuracy_margin
+        interval = accuracies.wilson(int(correct.sum()), len(correct), self.statistics.confidence)
+        return interval.low > self.statistics.accuracy_margin
 
     @cached_property
     def _texts(self) -> dict[tuple[str, str], dict[Key, Run]]:
@@ -154,40 +166,17 @@ class Evidence:
         return find_runs(self.capability, "task", "item", ["correct"])
 
 
-def same_items(here: Run, there: Run, names: str) -> None:
+def same_items(a: Run, b: Run, names: str) -> None:
     """Refuse to compare runs of different blocks or items.
 
     Raises:
         KeepsetError: they differ.
     """
-    if not np.array_equal(here.at, there.at):
+    if not np.array_equal(a.items, b.items):
         raise KeepsetError(f"{names} have not the same blocks or items; evaluate both again")
-
-
-def _fits(key: Key, wanted: Key) -> bool:
-    """Whether two keys differ in the window alone."""
-    return len(key) == len(wanted) and (*key[:5], key[6]) == (*wanted[:5], wanted[6])
 
 
 def groups(table: pd.DataFrame, *keys: str) -> Iterator[tuple[list[str], pd.DataFrame]]:
     """(names, rows) of each group, in the order in which groups first appear."""
     for names, rows in table.groupby(list(keys), sort=False) if len(table) else ():
         yield [str(name) for name in names], rows
-
-
-def matching(table: pd.DataFrame, setting: Setting) -> pd.DataFrame:
-    """The rows of one setting."""
-    for column, value in setting.items():
-        table = table[table[column] == value]
-    return table
-
-
-def describe(setting: Setting | None) -> str:
-    """A setting in words: "static magnitude 90%", "dynamic impact 90% (write)"."""
-    if setting is None:
-        return "dense"
-    words = f"{setting['method']} {setting['score']} {100 * setting['sparsity']:g}%"
-    if "window" in setting:
-        words += f" W={setting['window']} {setting['choice']}"
-    access = setting.get("access", "none")
-    return words if access in ("none", "both") else f"{words} ({access})"

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from keepset.analyse import effects
+from keepset.analyse.bounds import needed
 from keepset.analyse.claims import papers
 from keepset.analyse.claims.case import Case, Claim
 from keepset.analyse.claims.catalogue import CLAIMS
@@ -30,14 +31,15 @@ LEDGER_COLUMNS = [
     "ci_high", "bound_low", "bound_high", "n", "unit", "p_for", "p_for_holm", "p_against",
     "p_against_holm", "needed", "note",
 ]  # fmt: skip
+_FROM_CLAIM = ["title", "sentence", "source", "family", "test"]
 _FROM_CASE = [
-    "model", "where", "compared", "scale", "estimate", "ci_low", "ci_high", "bound_low",
+    "scope", "model", "where", "compared", "scale", "estimate", "ci_low", "ci_high", "bound_low",
     "bound_high", "n", "unit",
 ]  # fmt: skip
 
 
 @dataclass(frozen=True)
-class _Heard:
+class _Tested:
     """A claim, its cases as a table, and what was missing."""
 
     claim: Claim
@@ -46,15 +48,17 @@ class _Heard:
 
     @property
     def counted(self) -> pd.DataFrame:
+        """The cases that decide."""
         return self.cases[self.cases["counted"]]
 
-    def p(self, column: str) -> float:
+    def p_values(self) -> dict[str, float]:
         """p of the claim: a claim holds in all cases, and fails in any (Bonferroni)."""
-        p = self.counted[column]
-        if not len(p) or (self.counted["test"] == "measured").all():
-            return math.nan
-        p = p.fillna(1.0)
-        return float(p.max()) if column == "p_for" else min(1.0, len(p) * float(p.min()))
+        counted = self.counted
+        if not len(counted) or (counted["test"] == "measured").all():
+            return {"p_for": math.nan, "p_against": math.nan}
+        p = counted[["p_for", "p_against"]].fillna(1.0)
+        fails = min(1.0, len(p) * float(p["p_against"].min()))
+        return {"p_for": float(p["p_for"].max()), "p_against": fails}
 
 
 def judge(
@@ -74,49 +78,38 @@ def judge(
     Returns:
         The ledger, one row per claim with the case that decides it, and the cases.
     """
-    heard = [_hear(claim, evidence) for claim in claims]
     alpha = 1 - evidence.statistics.confidence
-    families = [h.claim.family for h in heard]
-    p = {side: [h.p(side) for h in heard] for side in ("p_for", "p_against")}
-    adjusted = {side: effects.holm_by(values, families) for side, values in p.items()}
-    rows = []
-    for at, one in enumerate(heard):
-        row = {side: p[side][at] for side in p}
-        row |= {f"{side}_holm": float(adjusted[side][at]) for side in p}
-        rows.append(_judge_one(one, row, alpha))
-    cases = [h.cases for h in heard if len(h.cases)]
+    tested = [_test(claim, evidence, alpha) for claim in claims]
+    families = [claim.family for claim in claims]
+    p = pd.DataFrame([one.p_values() for one in tested], columns=["p_for", "p_against"])
+    for side in ("p_for", "p_against"):
+        p[f"{side}_holm"] = effects.holm_by(p[side], families)
+    p_rows: list[dict[str, Any]] = [dict(row) for _, row in p.iterrows()]
+    rows = [_ledger_row(one, p_row, alpha) for one, p_row in zip(tested, p_rows, strict=True)]
+    cases = [one.cases for one in tested if len(one.cases)]
     return pd.DataFrame(rows, columns=LEDGER_COLUMNS), (
         pd.concat(cases, ignore_index=True) if cases else pd.DataFrame(columns=CASE_COLUMNS)
     )
 
 
-def _hear(claim: Claim, evidence: Evidence) -> _Heard:
-    found = list(claim.rule(evidence))
-    cases = [item for item in found if isinstance(item, Case)]
-    missing = tuple(dict.fromkeys(item for item in found if isinstance(item, str)))
-    alpha = 1 - evidence.statistics.confidence
-    rows = [_case_row(claim, case, alpha) for case in cases]
+def _test(claim: Claim, evidence: Evidence, alpha: float) -> _Tested:
+    findings = list(claim.rule(evidence))
+    rows = [_case_row(claim, case, alpha) for case in findings if isinstance(case, Case)]
     decisive = "value" if any(row["scope"] == "value" for row in rows) else "direction"
-    for row in rows:
-        row["counted"] = row["scope"] == decisive
+    rows = [{**row, "counted": row["scope"] == decisive} for row in rows]
+    missing = dict.fromkeys(item for item in findings if isinstance(item, str))
     table = pd.DataFrame(rows, columns=CASE_COLUMNS).astype({"counted": bool})
-    return _Heard(claim, table, missing)
+    return _Tested(claim, table, tuple(missing))
 
 
 def _case_row(claim: Claim, case: Case, alpha: float) -> dict[str, Any]:
     effect, bounds = case.effect, case.bounds
     p_for, p_against = bounds.p_for(effect), bounds.p_against(effect)
     verdict = _decide(p_for, p_against, alpha)
-    open_ = verdict == INCONCLUSIVE
+    names = ("model", "origin", "site", "where", "compared", "scope", "scale")
     return {
         "claim": claim.id,
-        "model": case.model,
-        "origin": case.origin,
-        "site": case.site,
-        "where": case.where,
-        "compared": case.compared,
-        "scope": case.scope,
-        "scale": case.scale,
+        **{name: getattr(case, name) for name in names},
         "estimate": case.shown(effect.estimate),
         "ci_low": case.shown(effect.low),
         "ci_high": case.shown(effect.high),
@@ -127,7 +120,7 @@ def _case_row(claim: Claim, case: Case, alpha: float) -> dict[str, Any]:
         "test": effect.test,
         "p_for": p_for,
         "p_against": p_against,
-        "needed": effects.needed(effect, bounds, alpha) if open_ else math.nan,
+        "needed": needed(effect, bounds, alpha) if verdict == INCONCLUSIVE else math.nan,
         "verdict": verdict,
     }
 
@@ -138,29 +131,33 @@ def _decide(p_for: float, p_against: float, alpha: float) -> str:
     return REPRODUCED if p_for < alpha else INCONCLUSIVE
 
 
-def _judge_one(heard: _Heard, row: dict[str, Any], alpha: float) -> dict[str, Any]:
-    claim, counted = heard.claim, heard.counted
-    verdict = NOT_TESTED
-    if len(counted):
-        # Measured quantities have no p to adjust: the cases themselves decide.
-        own = [row["p_for_holm"], row["p_against_holm"]]
-        if math.isnan(own[0]):
-            own = [counted["p_for"].max(), counted["p_against"].min()]
-        verdict = _decide(own[0], own[1], alpha)
-    shown = {**row, "claim": claim.id, "verdict": verdict}
-    for name in ("title", "sentence", "source", "family", "test"):
-        shown[name] = getattr(claim, name)
-    shown["paper"] = papers.fill(claim.paper)
-    shown["cases"] = len(counted)
-    shown["hold"] = int((counted["verdict"] == REPRODUCED).sum())
-    shown["fail"] = int((counted["verdict"] == CONTRADICTED).sum())
-    shown["scope"] = counted["scope"].iloc[0] if len(counted) else "none"
+def _ledger_row(tested: _Tested, p: dict[str, Any], alpha: float) -> dict[str, Any]:
+    claim, counted = tested.claim, tested.counted
+    verdict = _verdict(counted, p, alpha)
+    row: dict[str, Any] = {name: getattr(claim, name) for name in _FROM_CLAIM} | p
+    row |= {
+        "claim": claim.id,
+        "paper": papers.fill(claim.paper),
+        "verdict": verdict,
+        "scope": "none",
+        "cases": len(counted),
+        "hold": int((counted["verdict"] == REPRODUCED).sum()),
+        "fail": int((counted["verdict"] == CONTRADICTED).sum()),
+    }
     if len(counted):
         deciding = _deciding(counted, verdict)
-        shown |= {name: deciding[name] for name in _FROM_CASE}
-        shown["needed"] = _needed(counted, verdict)
-    shown["note"] = _note(heard, shown)
-    return shown
+        row |= {name: deciding[name] for name in _FROM_CASE}
+        row["needed"] = float(deciding["needed"]) if verdict == INCONCLUSIVE else math.nan
+    return {**row, "note": _note(tested, row)}
+
+
+def _verdict(counted: pd.DataFrame, p: dict[str, Any], alpha: float) -> str:
+    if not len(counted):
+        return NOT_TESTED
+    if math.isnan(p["p_for_holm"]):
+        # Measured quantities have no p to adjust: the cases themselves decide.
+        return _decide(counted["p_for"].max(), counted["p_against"].min(), alpha)
+    return _decide(p["p_for_holm"], p["p_against_holm"], alpha)
 
 
 def _deciding(counted: pd.DataFrame, verdict: str) -> pd.Series:
@@ -169,46 +166,36 @@ def _deciding(counted: pd.DataFrame, verdict: str) -> pd.Series:
     return counted.sort_values(column, ascending=order, kind="stable", na_position="first").iloc[0]
 
 
-def _needed(counted: pd.DataFrame, verdict: str) -> float:
-    """Items that would decide the case that holds least."""
-    if verdict != INCONCLUSIVE:
-        return math.nan
-    return float(_deciding(counted, verdict)["needed"])
-
-
-def _note(heard: _Heard, shown: dict[str, Any]) -> str:
+def _note(tested: _Tested, row: dict[str, Any]) -> str:
     """What a reader has to know beside the numbers."""
-    claim, parts = heard.claim, []
-    verdict, cases, hold, fail = (shown[k] for k in ("verdict", "cases", "hold", "fail"))
+    needs, verdict = tested.claim.needs, row["verdict"]
+    n_cases, hold, fail = (row[name] for name in ("cases", "hold", "fail"))
     if verdict == NOT_TESTED:
-        parts.append(f"needs {claim.needs}")
+        parts = [f"needs {needs}"]
     elif verdict == REPRODUCED:
-        parts.append("in the only case" if cases == 1 else f"in all {cases} cases")
+        parts = ["in the only case" if n_cases == 1 else f"in all {n_cases} cases"]
     else:
-        parts.append(f"{_share(hold, cases, 'hold')}, {fail} fail, {cases - hold - fail} open")
+        rest = n_cases - hold - fail
+        parts = [f"{hold} of {n_cases} cases hold, {fail} fail, {rest} open"]
     if verdict == INCONCLUSIVE:
-        parts.append(_what_decides(shown))
-    if shown["scope"] == "direction":
-        parts.append(f"direction only, in specimens; the value needs {claim.needs}")
-    rest = heard.cases[~heard.cases["counted"]]
-    if len(rest):
-        hold, fail = ((rest["verdict"] == v).sum() for v in (REPRODUCED, CONTRADICTED))
-        parts.append(f"specimens, direction only: {hold} of {len(rest)} hold, {fail} fail")
-    if heard.missing and verdict == NOT_TESTED:
-        parts.append("missing: " + "; ".join(heard.missing[:3]))
+        parts.append(_what_decides(row))
+    if row["scope"] == "direction":
+        parts.append(f"direction only, in specimens; the value needs {needs}")
+    specimens = tested.cases.loc[~tested.cases["counted"], "verdict"]
+    if len(specimens):
+        hold, fail = ((specimens == result).sum() for result in (REPRODUCED, CONTRADICTED))
+        parts.append(f"specimens, direction only: {hold} of {len(specimens)} hold, {fail} fail")
+    if tested.missing and verdict == NOT_TESTED:
+        parts.append("missing: " + "; ".join(tested.missing[:3]))
     return "; ".join(parts)
 
 
-def _share(count: int, total: int, verb: str) -> str:
-    return f"{count} of {total} cases {verb}"
-
-
-def _what_decides(shown: dict[str, Any]) -> str:
-    needed, unit = shown["needed"], shown["unit"]
-    if math.isnan(needed):
-        if shown["hold"] == shown["cases"]:
-            return "each case holds by itself, not all after Holm's adjustment"
-        return f"too few {unit}s for a test (n = {shown['n']})"
-    if math.isinf(needed):
+def _what_decides(row: dict[str, Any]) -> str:
+    items, unit = row["needed"], row["unit"]
+    if math.isinf(items):
         return "the effect lies on the bound: no n would decide"
-    return f"{needed:.0f} {unit}s would decide (n = {shown['n']})"
+    if not math.isnan(items):
+        return f"{items:.0f} {unit}s would decide (n = {row['n']})"
+    if row["hold"] == row["cases"]:
+        return "each case holds by itself, not all after Holm's adjustment"
+    return f"too few {unit}s for a test (n = {row['n']})"

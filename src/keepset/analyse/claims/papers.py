@@ -37,19 +37,19 @@ def values(claim: str, condition: str, model: str | None = None) -> pd.Series:
         KeepsetError: there is none.
     """
     table = numbers()
-    found = table[(table["claim"] == claim) & (table["condition"] == condition)]
+    rows = table[(table["claim"] == claim) & (table["condition"] == condition)]
     if model is not None:
-        found = found[found["model"] == model]
-    if not len(found):
+        rows = rows[rows["model"] == model]
+    if not len(rows):
         raise KeepsetError(f"papers.csv: no number of {claim} under {condition} {model or ''}")
-    return found["value"]
+    return rows["value"]
 
 
 def spread(claim: str, condition: str) -> float:
     """The largest difference between datasets within one model."""
     table = numbers()
-    found = table[(table["claim"] == claim) & (table["condition"] == condition)]
-    by_model = found["value"].astype(float).groupby(found["model"])
+    rows = table[(table["claim"] == claim) & (table["condition"] == condition)]
+    by_model = rows["value"].astype(float).groupby(rows["model"])
     return float((by_model.max() - by_model.min()).max())
 
 
@@ -70,6 +70,6 @@ def _number(place: re.Match[str]) -> str:
     claim, condition = place["claim"], place["condition"]
     if condition == "spread":
         return f"{spread(claim, 'dense'):.2f}"
-    found = values(claim, condition, place["model"])
-    low, high = min(found, key=float), max(found, key=float)
+    printed = values(claim, condition, place["model"])
+    low, high = min(printed, key=float), max(printed, key=float)
     return low if float(low) == float(high) else f"{low} to {high}"

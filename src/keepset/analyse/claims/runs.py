@@ -1,4 +1,7 @@
-"""Every run of a result table, found at once: rules ask for hundreds of them."""
+"""The runs of a result table, by the setting that each was made under.
+
+The table is read once, since rules ask for hundreds of runs.
+"""
 
 from __future__ import annotations
 
@@ -20,28 +23,50 @@ DENSE: Key = ("dense",)
 
 
 class Run(NamedTuple):
-    """What one setting gave: values by block or item, in order, seeds pooled by their mean."""
+    """What one setting gave: values by block or item, in order; the mean over seeds."""
 
-    at: NDArray[np.int64]
+    items: NDArray[np.int64]
     values: Arrays
 
 
+def ffn(method: str, score: str, sparsity: float, **window: str) -> Setting:
+    """A setting of the feed-forward site; `window` and `choice` where it is windowed."""
+    return {"site": "ffn", "method": method, "score": score, "sparsity": sparsity, **window}
+
+
+def state(method: str, score: str, sparsity: float, access: str = "both") -> Setting:
+    """A setting of the recurrent state."""
+    setting = {"site": "state", "method": method, "score": score, "sparsity": sparsity}
+    return {**setting, "access": access}
+
+
+def setting_name(setting: Setting | None) -> str:
+    """A setting in words: "static magnitude 90%", "dynamic impact 90% (write)"."""
+    if setting is None:
+        return "dense"
+    name = f"{setting['method']} {setting['score']} {100 * setting['sparsity']:g}%"
+    if "window" in setting:
+        name += f" W={setting['window']} {setting['choice']}"
+    access = setting.get("access", "none")
+    return name if access in ("none", "both") else f"{name} ({access})"
+
+
 def key_of(setting: Setting) -> Key:
-    """What a run is found by.
+    """The key of a setting's run.
 
     Windows and choices name a run only where they vary: a static run is held for the corpus.
     """
     if setting["method"] == "dense":
         return DENSE
-    held = setting["method"] == "windowed"
+    windowed = setting["method"] == "windowed"
     return (
         setting["site"],
         setting["method"],
         setting["score"],
         round(float(setting["sparsity"]), 6),
         setting.get("access", "none"),
-        setting["window"] if held else None,
-        setting["choice"] if held else None,
+        setting["window"] if windowed else None,
+        setting["choice"] if windowed else None,
     )
 
 
@@ -66,23 +91,23 @@ def find_runs(
     group = table.groupby(names, sort=False).ngroup().to_numpy()
     order = np.argsort(group, kind="stable")
     arrays = {name: table[name].to_numpy() for name in (item, "seed", *columns)}
-    found: dict[tuple[str, str], dict[Key, Run]] = {}
+    runs_by_text: dict[tuple[str, str], dict[Key, Run]] = {}
     groups = np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
     heads = table[names].iloc[[rows[0] for rows in groups]].itertuples(index=False)
     for rows, values in zip(groups, heads, strict=True):
         head: dict[str, Any] = dict(zip(names, values, strict=True))
         key = key_of(head)
-        runs = found.setdefault((str(head["model"]), str(head[text])), {})
+        runs = runs_by_text.setdefault((str(head["model"]), str(head[text])), {})
         name = " ".join(str(head[column]) for column in names)
         if key in runs and key != DENSE:
             raise KeepsetError(f"{name}: more than one run answers to this; evaluate it again")
-        # One dense run serves every site: where it is repeated, the first will do.
+        # One dense run serves every site: where it is repeated, the first is used.
         runs.setdefault(key, _pool({k: v[rows] for k, v in arrays.items()}, item, name))
-    return found
+    return runs_by_text
 
 
 def _pool(arrays: Arrays, item: str, name: str) -> Run:
-    at, inverse, counts = np.unique(arrays.pop(item), return_inverse=True, return_counts=True)
+    items, inverse, counts = np.unique(arrays.pop(item), return_inverse=True, return_counts=True)
     seeds = arrays.pop("seed")
     n_seeds = len(np.unique(seeds))
     # As many rows as items times seeds, none twice: then every seed has every item.
@@ -93,4 +118,4 @@ def _pool(arrays: Arrays, item: str, name: str) -> Run:
         column: np.bincount(inverse, weights=value.astype(np.float64)) / counts
         for column, value in arrays.items()
     }
-    return Run(at.astype(np.int64), values)
+    return Run(items.astype(np.int64), values)

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from keepset.analyse import effects
-from keepset.analyse.claims.case import Case, Found
-from keepset.analyse.claims.evidence import Evidence, describe, groups
-from keepset.analyse.claims.feedforward import correlations
-from keepset.analyse.claims.runs import Setting
-from keepset.analyse.effects import Bounds
+from keepset.analyse.bounds import Bounds
+from keepset.analyse.claims.case import Case, Findings
+from keepset.analyse.claims.comparing import (
+    FALL,
+    RISE,
+    WITH_STATE,
+    ratio_cases,
+    size_correlations,
+)
+from keepset.analyse.claims.evidence import Evidence, groups
+from keepset.analyse.claims.runs import Setting, state
 
-WITH_STATE = ["recurrent", "hybrid"]
 SHARE = 0.2
 """What each quadrant is said to hold."""
 SHARE_MARGIN = 0.05
@@ -26,74 +33,51 @@ MOST_AT_HALF = 2.0
 """Perplexity that "about one" does not exceed."""
 
 
-def state(method: str, score: str, sparsity: float, access: str = "both") -> Setting:
-    """A setting of the recurrent state."""
-    named = {"site": "state", "method": method, "score": score, "sparsity": sparsity}
-    return {**named, "access": access}
-
-
-def negative_agreement(evidence: Evidence) -> Found:
+def negative_agreement(evidence: Evidence) -> Findings:
     """C3: Spearman(weight norm product, energy) < 0."""
-    below = Bounds(high=0.0)
-    yield from correlations(evidence, "state", "ghost", below, below, architecture=WITH_STATE)
+    yield from size_correlations(evidence, "state", "ghost", FALL, FALL, architecture=WITH_STATE)
 
 
-def _cases(evidence: Evidence, a: Setting, b: Setting, bounds: Bounds, **wanted: object) -> Found:
-    for model, origin in evidence.which(architecture=WITH_STATE, **wanted):
-        for corpus in evidence.corpora(model):
-            effect = evidence.ratio(model, corpus, a, b)
-            if effect is None:
-                yield f"{describe(a)} or {describe(b)} was not run on the state of {model}"
-                continue
-            words = f"{describe(a)} / {describe(b)}"
-            yield Case(model, origin, "state", corpus, words, "ratio", effect, bounds)
-
-
-def ghost_wins(evidence: Evidence) -> Found:
+def ghost_wins(evidence: Evidence) -> Findings:
     """C12: GHOST below magnitude and random, at 50% (specimens: 70% and 90%, where curves bend)."""
     for sparsity in (0.5, 0.7, 0.9):
         origin = "pretrained" if sparsity == 0.5 else "specimen"
         for rival in ("magnitude", "random"):
-            ghost, other = state("static", "ghost", sparsity), state("static", rival, sparsity)
-            yield from _cases(evidence, ghost, other, Bounds(high=0.0), origin=origin)
+            ghost, other = (state("static", score, sparsity) for score in ("ghost", rival))
+            yield from _with_state(evidence, ghost, other, FALL, origin=origin)
     yield from _costs_about_one(evidence)
 
 
-def _costs_about_one(evidence: Evidence) -> Found:
+def _costs_about_one(evidence: Evidence) -> Findings:
     """For Mamba2-1.3B alone: GHOST at 50% costs less than two points of perplexity."""
     setting = state("static", "ghost", 0.5)
-    for model, origin in evidence.which(architecture="recurrent", origin="pretrained"):
+    for model, _ in evidence.models_with(architecture="recurrent", origin="pretrained"):
         if not re.search(r"mamba-?2-1\.3b", model, re.IGNORECASE):
             continue
-        for corpus in evidence.corpora(model):
-            dense = evidence.losses(model, corpus, None)
-            effect = evidence.ratio(model, corpus, setting, None)
-            if dense is None or effect is None:
-                continue
-            perplexity = math.exp(dense.values["nll"].sum() / dense.values["n_tokens"].sum())
-            bounds = Bounds(high=math.log1p(MOST_AT_HALF / perplexity))
-            words = f"{describe(setting)} / dense"
-            yield Case(model, origin, "state", corpus, words, "ratio", effect, bounds)
+        for case in ratio_cases(evidence, setting, None, FALL, model=model):
+            if isinstance(case, Case) and (dense := evidence.losses(model, case.where, None)):
+                level = math.exp(dense.values["nll"].sum() / dense.values["n_tokens"].sum())
+                yield replace(case, bounds=Bounds(high=math.log1p(MOST_AT_HALF / level)))
 
 
-def quadrants(evidence: Evidence) -> Found:
+def quadrants(evidence: Evidence) -> Findings:
     """C14: phantom and corporeal shares within 5 points of 20%; in a specimen, the two rankings
     disagree at half on more than 25%, nearer to chance than to agreement."""
     table = evidence.channels
     if not len(table):
         yield "no table of state channels"
         return
-    for (model, origin, corpus), own in groups(table, "model", "origin", "corpus"):
-        shares = layer_shares(own)
-        value = {
-            "phantom": Bounds(SHARE - SHARE_MARGIN, SHARE + SHARE_MARGIN),
-            "corporeal": Bounds(SHARE - SHARE_MARGIN, SHARE + SHARE_MARGIN),
-        }
-        wanted = {"disagree": Bounds(low=HALFWAY)} if origin == "specimen" else value
-        for name, bounds in wanted.items():
+    fifth = Bounds(SHARE - SHARE_MARGIN, SHARE + SHARE_MARGIN)
+    for (model, origin, corpus), channels in groups(table, "model", "origin", "corpus"):
+        shares = layer_shares(channels)
+        specimen = origin == "specimen"
+        asked = {"disagree": Bounds(low=HALFWAY)} if specimen else {
+            "phantom": fifth, "corporeal": fifth
+        }  # fmt: skip
+        for name, bounds in asked.items():
             effect = effects.mean(shares[name], "layer", evidence.statistics.confidence)
-            words = f"share of channels: {name}"
-            yield Case(model, origin, "state", corpus, words, "share", effect, bounds)
+            compared = f"share of channels: {name}"
+            yield Case(model, origin, "state", corpus, compared, "share", effect, bounds)
 
 
 def layer_shares(channels: pd.DataFrame) -> pd.DataFrame:
@@ -113,34 +97,39 @@ def layer_shares(channels: pd.DataFrame) -> pd.DataFrame:
     return shares.groupby(channels["layer"]).mean()
 
 
-def forward_memory(evidence: Evidence) -> Found:
+def forward_memory(evidence: Evidence) -> Findings:
     """C16: peak memory of GHOST / of Taylor < 1/3; in a specimen, < 1."""
     table = evidence.memory
     if not len(table):
         yield "no measured memory of scoring"
         return
-    for (model, origin, corpus, tokens), own in groups(
-        table, "model", "origin", "corpus", "n_tokens"
-    ):
-        peak = own.groupby("method")["peak_bytes"].max()
+    keys = ("model", "origin", "corpus", "n_tokens")
+    for (model, origin, corpus, tokens), rows in groups(table, *keys):
+        peak = rows.groupby("method")["peak_bytes"].max()
         if not {"ghost", "taylor"} <= set(peak.index):
             yield f"peak memory of ghost and taylor for {model}"
             continue
-        effect = effects.measured(math.log(peak["ghost"] / peak["taylor"]))
-        bounds = Bounds(high=0.0 if origin == "specimen" else THIRD)
-        words = f"peak memory over {tokens} tokens: ghost / taylor"
-        yield Case(model, origin, "state", corpus, words, "ratio", effect, bounds)
+        effect = effects.unsampled(math.log(peak["ghost"] / peak["taylor"]))
+        bounds = FALL if origin == "specimen" else Bounds(high=THIRD)
+        compared = f"peak memory over {tokens} tokens: ghost / taylor"
+        yield Case(model, origin, "state", corpus, compared, "ratio", effect, bounds)
 
 
-def rechoice_forgets(evidence: Evidence) -> Found:
-    """D1: re-chosen at every token and forgotten, the state costs more than GHOST held for all."""
+def rechoice_forgets(evidence: Evidence) -> Findings:
+    """D1: channels re-chosen at every token, the rest forgotten, cost more than one GHOST set."""
     for score in ("magnitude", "impact"):
-        chosen = state("dynamic", score, 0.9, "write")
-        yield from _cases(evidence, chosen, state("static", "ghost", 0.9), Bounds(low=0.0))
+        write = state("dynamic", score, 0.9, "write")
+        yield from _with_state(evidence, write, state("static", "ghost", 0.9), RISE)
 
 
-def forgetting_costs(evidence: Evidence) -> Found:
+def forgetting_costs(evidence: Evidence) -> Findings:
     """D2: forgetting costs more than not reading: same score, same sparsity, every token."""
     for score in ("magnitude", "impact"):
         write, read = (state("dynamic", score, 0.9, access) for access in ("write", "read"))
-        yield from _cases(evidence, write, read, Bounds(low=0.0))
+        yield from _with_state(evidence, write, read, RISE)
+
+
+def _with_state(
+    evidence: Evidence, a: Setting, b: Setting, bounds: Bounds, **traits: Any
+) -> Findings:
+    yield from ratio_cases(evidence, a, b, bounds, architecture=WITH_STATE, **traits)

@@ -7,7 +7,6 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from keepset.report.figures import style
 
@@ -43,14 +42,16 @@ def draw(capability: pd.DataFrame) -> Figure:
     _name_rows(axes[0], rows)
     axes[0].set_xlim(-0.02, 1.02)
     figure.supxlabel("accuracy: share of items whose whole answer is right", fontsize=8)
-    style.legend(figure, _handles(style.in_order(rows["method"])), capability)
+    methods = style.in_order(rows["method"])
+    handles = [style.handle(method, *style.METHODS[method]) for method in methods]
+    style.legend(figure, handles, capability)
     return figure
 
 
 def _rows(capability: pd.DataFrame) -> pd.DataFrame:
     """The rows of the figure from top to bottom, with `place`: dense opens every model."""
     rows = capability[_ROW_KEYS].drop_duplicates()
-    model = rows["model"].map({name: at for at, name in enumerate(rows["model"].unique())})
+    model = rows["model"].map({name: place for place, name in enumerate(rows["model"].unique())})
     order = pd.DataFrame({"model": model, "method": rows["method"].map(_ORDER)})
     rows = rows.loc[order.sort_values(["model", "method"], kind="stable").index]
     opens = rows["model"] != rows["model"].shift()
@@ -86,12 +87,12 @@ def _panel(ax: Axes, table: pd.DataFrame) -> None:
 
 def _draw_row(ax: Axes, row: Any) -> None:
     colour, marker = style.METHODS[row.method]
-    at = [row.place, row.place]
+    y = [row.place, row.place]
     if row.method != "dense":
         ends = [row.accuracy_dense, row.accuracy]
-        ax.plot(ends, at, color=style.GREY, linewidth=0.6, linestyle=":", zorder=0)
-        ax.plot(ends[:1], at[:1], marker="|", markersize=6, color=style.BLACK)
-    ax.plot([row.ci_low, row.ci_high], at, color=colour, linewidth=1.0)
+        ax.plot(ends, y, color=style.GREY, linewidth=0.6, linestyle=":", zorder=0)
+        ax.plot(ends[:1], y[:1], marker="|", markersize=6, color=style.BLACK)
+    ax.plot([row.ci_low, row.ci_high], y, color=colour, linewidth=1.0)
     look = style.marks(row.origin == "specimen", colour)
     ax.plot(row.accuracy, row.place, marker=marker, **look)
 
@@ -100,11 +101,3 @@ def _note(row: Any) -> str:
     if row.method == "dense":
         return f"n = {row.n}"
     return "Holm p < 0.001" if row.p_holm < 0.001 else f"Holm p = {row.p_holm:.3f}"
-
-
-def _handles(methods: list[str]) -> list[Line2D]:
-    looks = {name: style.METHODS[name] for name in methods}
-    return [
-        Line2D([], [], color=colour, marker=marker, label=name)
-        for name, (colour, marker) in looks.items()
-    ]

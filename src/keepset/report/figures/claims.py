@@ -43,8 +43,8 @@ def draw(ledger: pd.DataFrame) -> Figure:
     style.need(ledger, "claims", "claim")
     figure = Figure(figsize=(_WIDTH, 0.55 + _ROW * len(ledger)))
     ax = figure.subplots()
-    for at, row in enumerate(ledger.itertuples()):
-        _row(ax, at, row)
+    for place, row in enumerate(ledger.itertuples()):
+        _row(ax, place, row)
     ax.set_xlim(0, 1)
     ax.set_ylim(len(ledger) - 0.5, -0.5)
     ax.set_axis_off()
@@ -52,15 +52,15 @@ def draw(ledger: pd.DataFrame) -> Figure:
     return figure
 
 
-def _row(ax: Axes, at: int, row: Any) -> None:
+def _row(ax: Axes, y: int, row: Any) -> None:
     colour, marker = LOOKS[row.verdict]
-    if at % 2 == 0:
-        ax.axhspan(at - 0.5, at + 0.5, color="#f2f2f2", linewidth=0, zorder=-1)
+    if y % 2 == 0:
+        ax.axhspan(y - 0.5, y + 0.5, color="#f2f2f2", linewidth=0, zorder=-1)
     look = style.marks(row.scope == "direction", colour)
-    ax.plot(0.035, at, marker=marker, markersize=7, linestyle="", **look | {"markeredgewidth": 1.4})
-    ax.text(0.085, at - 0.2, row.claim, va="center", fontsize=7.5, fontweight="bold")
-    ax.text(0.18, at - 0.2, row.title, va="center", fontsize=7.5)
-    ax.text(0.18, at + 0.24, _detail(row), va="center", fontsize=_SMALL, color="#444444")
+    ax.plot(0.035, y, marker=marker, markersize=7, linestyle="", **look | {"markeredgewidth": 1.4})
+    ax.text(0.085, y - 0.2, row.claim, va="center", fontsize=7.5, fontweight="bold")
+    ax.text(0.18, y - 0.2, row.title, va="center", fontsize=7.5)
+    ax.text(0.18, y + 0.24, _detail(row), va="center", fontsize=_SMALL, color="#444444")
 
 
 def _detail(row: Any) -> str:
@@ -94,13 +94,12 @@ def _plain(value: float) -> str:
 def _handles(ledger: pd.DataFrame) -> list[Line2D]:
     counts = ledger["verdict"].value_counts()
     handles = [
-        Line2D([], [], linestyle="", color=colour, marker=marker, markersize=6,
-               markeredgewidth=1.4, label=f"{verdict}: {counts.get(verdict, 0)}")
-        for verdict, (colour, marker) in LOOKS.items()
-    ]  # fmt: skip
-    if (ledger["scope"] == "direction").any():
-        look = style.marks(True, style.GREY)
-        handles.append(
-            Line2D([], [], linestyle="", marker="o", label="hollow: direction only", **look)
+        style.handle(
+            f"{verdict}: {counts.get(verdict, 0)}", *look, "", markersize=6, markeredgewidth=1.4
         )
+        for verdict, look in LOOKS.items()
+    ]
+    if (ledger["scope"] == "direction").any():
+        hollow = style.marks(True, style.GREY)
+        handles.append(style.handle("hollow: direction only", style.GREY, "o", "", **hollow))
     return handles

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from keepset.report.figures import style
+from keepset.report.figures import layout, style
 
 _PANELS = {
     ("ffn", "weight"): "FFN: weight\n$\\Vert w\\Vert$ (the paper's)",
@@ -37,29 +36,29 @@ def draw(correlation: pd.DataFrame) -> Figure:
         KeepsetError: the table has no rows.
     """
     correlation = correlation[correlation["size"] == "magnitude"]
-    kinds = zip(correlation["site"], correlation["impact"], strict=True)
-    correlation = correlation[[kind in _PANELS for kind in kinds]]
+    notion_of_row = list(zip(correlation["site"], correlation["impact"], strict=True))
+    correlation = correlation[[notion in _PANELS for notion in notion_of_row]]
     style.need(correlation, "decoupling", "correlation of size and impact")
     models = style.in_order(correlation["model"])
     corpora = style.in_order(correlation["corpus"])
-    seen = set(zip(correlation["site"], correlation["impact"], strict=True))
-    notions = [key for key in _PANELS if key in seen]
-    pairs = set(zip(correlation["model"], correlation["corpus"], strict=True))
-    keys = [(model, corpus) for model in models for corpus in corpora if (model, corpus) in pairs]
+    notions = [notion for notion in _PANELS if notion in notion_of_row]
+    keys = layout.pairs(correlation, "model", "corpus", corpora)
     row = {key: inner + _GAP * models.index(key[0]) for inner, key in enumerate(keys)}
     figure = Figure(figsize=(style.WIDTH, 1.4 + _ROW * (max(row.values()) + 1)))
     axes = figure.subplots(1, len(notions), sharex=True, sharey=True, squeeze=False)[0]
     looks = dict(zip(corpora, zip(style.CYCLE, style.MARKERS, strict=True), strict=False))
     for ax, (site, impact) in zip(axes, notions, strict=True):
-        own = correlation[correlation["impact"] == impact]
-        _panel(ax, style.of_site(own, site), row, looks)
+        rows = correlation[correlation["impact"] == impact]
+        _panel(ax, style.of_site(rows, site), row, looks)
         ax.set_title(_PANELS[site, impact])
-    own_rows = [[at for key, at in row.items() if key[0] == model] for model in models]
-    axes[0].set_yticks([sum(own) / len(own) for own in own_rows], models)
+    rows_of = [[y for key, y in row.items() if key[0] == model] for model in models]
+    axes[0].set_yticks([sum(ys) / len(ys) for ys in rows_of], models)
     axes[0].set_ylim(max(row.values()) + 0.8, -0.8)
     axes[0].set_xlim(-1.05, 1.05)
     figure.supxlabel("Spearman's correlation of size with impact, over units", fontsize=8)
-    style.legend(figure, _handles(looks), correlation)
+    handles = [style.handle(corpus, *look) for corpus, look in looks.items()]
+    dots = style.handle("single layers", style.GREY, "o", "", markersize=2.5, alpha=0.4)
+    style.legend(figure, [*handles, dots], correlation)
     return figure
 
 
@@ -69,24 +68,14 @@ def _panel(
     row: dict[tuple[str, str], float],
     looks: dict[str, tuple[str, str]],
 ) -> None:
-    ax.axvline(0, color=style.GREY, linewidth=0.7, linestyle=":", zorder=0)
+    style.guide(ax, x=0)
     ax.tick_params(axis="y", length=0)
     for (model, corpus), rows in style.split(table, "model", "corpus"):
         colour, marker = looks[corpus]
-        at = row[model, corpus]
+        y = row[model, corpus]
         layers, pooled = rows[rows["layer"] >= 0], rows[rows["layer"] == -1]
-        ax.scatter(layers["spearman"], [at] * len(layers), s=5, color=colour, alpha=0.25, lw=0)
+        ax.scatter(layers["spearman"], [y] * len(layers), s=5, color=colour, alpha=0.25, lw=0)
         for _, one in pooled.iterrows():
-            ax.plot([one["ci_low"], one["ci_high"]], [at, at], color=colour, linewidth=1.2)
+            ax.plot([one["ci_low"], one["ci_high"]], [y, y], color=colour, linewidth=1.2)
             look = style.marks(style.any_specimen(rows), colour)
-            ax.plot(one["spearman"], at, marker=marker, **look)
-
-
-def _handles(looks: dict[str, tuple[str, str]]) -> list[Line2D]:
-    corpora = [
-        Line2D([], [], color=colour, marker=marker, label=corpus)
-        for corpus, (colour, marker) in looks.items()
-    ]
-    dots = Line2D([], [], color=style.GREY, ls="", marker="o", markersize=2.5, alpha=0.4)
-    dots.set_label("single layers")
-    return [*corpora, dots]
+            ax.plot(one["spearman"], y, marker=marker, **look)

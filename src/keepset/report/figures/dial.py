@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from keepset.report.figures import style
+from keepset.report.figures import layout, style
 
 DASH: dict[str, Any] = {"oracle": "-", "causal": (0, (4, 2))}
 WHEN = {
@@ -18,8 +18,9 @@ WHEN = {
     "causal": "causal: on the window before",
 }
 
+X_LABEL = "window W (tokens for which one keep set is held)"
+
 Positions = dict[str, float]
-Looks = dict[float, tuple[str, str]]
 
 
 @style.styled
@@ -40,21 +41,21 @@ def draw(ratios: pd.DataFrame, score: str = "magnitude") -> Figure:
     ffn = style.of_site(ratios, "ffn")
     table = on_the_dial(ffn[ffn["score"] == score])
     style.need(table, "dial", f"windowed run of the score {score}")
-    at = positions(table["window"])
+    places = positions(table["window"])
     sparsities = sorted(table["sparsity"].unique())
     looks = dict(zip(sparsities, zip(style.CYCLE, style.MARKERS, strict=True), strict=False))
-    keys = style.in_order(zip(table["model"], table["corpus"], strict=True))
-    figure, axes = style.panels(keys, height=1.8)
-    for (model, corpus), ax in axes.items():
-        own = table[(table["model"] == model) & (table["corpus"] == corpus)]
-        _panel(ax, own, at, looks)
+    figure, panels = layout.panels_of(table, "model", "corpus", height=1.8)
+    for (model, corpus), ax, rows in panels:
+        for (sparsity, choice), series in style.split(rows, "sparsity", "choice"):
+            draw_held(ax, series, places, choice, *looks[sparsity])
+        window_ticks(ax, places)
         ax.set_title(f"{model}, {corpus}")
-    style.ratio_axes(axes.values())
-    figure.supylabel("token perplexity / dense", fontsize=8)
-    figure.supxlabel("window W (tokens for which one keep set is held)", fontsize=8)
-    choices = [c for c in DASH if (table["choice"] == c).any()]
-    style.legend(figure, _handles(looks, choices), table)
-    return figure
+    handles = [
+        style.handle(f"{style.percent(sparsity)} left out", *look)
+        for sparsity, look in looks.items()
+    ]
+    handles += choice_handles(table, style.GREY)
+    return layout.finish_ratios(figure, table, handles, X_LABEL)
 
 
 def on_the_dial(table: pd.DataFrame) -> pd.DataFrame:
@@ -67,44 +68,40 @@ def on_the_dial(table: pd.DataFrame) -> pd.DataFrame:
 def positions(windows: pd.Series) -> Positions:
     """Where each window stands: log2 of its tokens, then the sequence, then static."""
     tokens = sorted({int(w) for w in windows if w not in ("sequence", "corpus")})
-    at = {str(w): float(np.log2(w)) for w in tokens}
+    places = {str(w): float(np.log2(w)) for w in tokens}
     for name, gap in (("sequence", 1.0), ("corpus", 1.8)):
         if (windows == name).any():
-            at[name] = max(at.values(), default=-gap) + gap
-    return at
+            places[name] = max(places.values(), default=-gap) + gap
+    return places
 
 
-def _panel(ax: Axes, table: pd.DataFrame, at: Positions, looks: Looks) -> None:
-    specimen = style.any_specimen(table)
-    for (sparsity, choice), rows in style.split(table, "sparsity", "choice"):
-        colour, marker = looks[sparsity]
-        rows = rows.assign(at=rows["window"].map(at)).sort_values("at")
-        look = style.marks(specimen, colour)
-        if choice == "none":
-            ends = (rows["ratio"], rows["ci_low"], rows["ci_high"])
-            style.interval(ax, rows["at"], *ends, marker="_", markersize=9, linestyle="", **look)
-            continue
-        ax.plot(rows["at"], rows["ratio"], marker=marker, markersize=3, ls=DASH[choice], **look)
-        band = (rows["ci_low"], rows["ci_high"])
-        ax.fill_between(rows["at"], *band, color=colour, alpha=0.15, linewidth=0)
-    window_ticks(ax, at)
+def draw_held(
+    ax: Axes, rows: pd.DataFrame, places: Positions, choice: str, colour: str, marker: str
+) -> None:
+    """A line over windows with its interval as a band; a static set is a short dash."""
+    rows = rows.assign(place=rows["window"].map(places)).sort_values("place")
+    look = style.marks(style.any_specimen(rows), colour)
+    if choice == "none":
+        look |= {"marker": "_", "markersize": 9, "linestyle": ""}
+        style.interval(ax, rows["place"], *style.ends(rows), **look)
+        return
+    look |= {"marker": marker, "markersize": 3, "ls": DASH[choice]}
+    ax.plot(rows["place"], rows["ratio"], **look)
+    style.band(ax, rows["place"], rows["ci_low"], rows["ci_high"], colour)
 
 
-def window_ticks(ax: Axes, at: Positions) -> None:
+def window_ticks(ax: Axes, places: Positions) -> None:
     """Name the windows on the x axis."""
     names = {"sequence": "seq.", "corpus": "static"}
-    tokens = [w for w in at if w not in names]
+    tokens = [w for w in places if w not in names]
     # Labels of neighbours would run into each other on a narrow panel.
     shown = tokens[:: 1 + (len(tokens) > 5)]
-    if len(tokens) > 5 and len(tokens) % 2 and "sequence" in at:
+    if len(tokens) > 5 and len(tokens) % 2 and "sequence" in places:
         shown = shown[:-1]
-    ax.set_xticks(list(at.values()), [names.get(w, w if w in shown else "") for w in at])
+    ax.set_xticks(list(places.values()), [names.get(w, w if w in shown else "") for w in places])
 
 
-def _handles(looks: Looks, choices: list[str]) -> list[Line2D]:
-    sparsities = [
-        Line2D([], [], color=colour, marker=marker, label=f"{style.percent(s)} left out")
-        for s, (colour, marker) in looks.items()
-    ]
-    lines = [Line2D([], [], color=style.GREY, ls=DASH[c], label=WHEN[c]) for c in choices]
-    return sparsities + lines
+def choice_handles(table: pd.DataFrame, colour: str) -> list[Line2D]:
+    """The legend's entries for the choices that `table` has rows of."""
+    choices = [choice for choice in DASH if (table["choice"] == choice).any()]
+    return [style.handle(WHEN[choice], colour, dash=DASH[choice]) for choice in choices]

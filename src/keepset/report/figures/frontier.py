@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from keepset.report.figures import style
+from keepset.report.figures import layout, style
 
 SETTING = ["model", "method", "score", "sparsity", "window", "choice"]
 _LOOKS: dict[str, tuple[str, Any, str]] = {
@@ -41,18 +41,13 @@ def draw(kernels: pd.DataFrame, ratios: pd.DataFrame) -> Figure:
     windows = sorted(w for w in table["window"].unique() if w != "corpus")
     windows.sort(key=int)
     marks = dict(zip(windows, cycle(style.MARKERS), strict=False)) | {"corpus": "_"}
-    keys = style.in_order(zip(table["model"], table["corpus"], strict=True))
-    figure, axes = style.panels(keys, height=2.0)
-    for (model, corpus), ax in axes.items():
-        own = table[(table["model"] == model) & (table["corpus"] == corpus)]
-        _panel(ax, own, marks)
+    figure, panels = layout.panels_of(table, "model", "corpus", height=2.0)
+    for (model, corpus), ax, rows in panels:
+        _panel(ax, rows, marks)
         ax.set_title(f"{model}, {corpus}")
-    style.ratio_axes(axes.values())
-    figure.supylabel("token perplexity / dense", fontsize=8)
-    left = ", ".join(style.percent(sparsity) for sparsity in sorted(table["sparsity"].unique()))
-    figure.supxlabel(f"tokens/s relative to dense, decoding, {left} left out", fontsize=8)
-    style.legend(figure, _handles(table, marks), table)
-    return figure
+    left_out = ", ".join(style.percent(value) for value in sorted(table["sparsity"].unique()))
+    x_label = f"tokens/s relative to dense, decoding, {left_out} left out"
+    return layout.finish_ratios(figure, table, _handles(table, marks), x_label)
 
 
 def joined(kernels: pd.DataFrame, ratios: pd.DataFrame) -> pd.DataFrame:
@@ -64,9 +59,9 @@ def joined(kernels: pd.DataFrame, ratios: pd.DataFrame) -> pd.DataFrame:
     windowed = speed.loc[speed["method"] == "windowed", ["model", "score", "sparsity"]]
     speed = speed.merge(windowed.drop_duplicates(), on=["model", "score", "sparsity"])
     columns = [*SETTING, "speedup_p20", "speedup_p50", "speedup_p80"]
-    found = style.of_site(ratios, "ffn").merge(speed[columns], on=SETTING)
-    both = found.loc[found["method"] == "windowed", ["model", "corpus"]].drop_duplicates()
-    return found.merge(both, on=["model", "corpus"])
+    timed = style.of_site(ratios, "ffn").merge(speed[columns], on=SETTING)
+    both = timed.loc[timed["method"] == "windowed", ["model", "corpus"]].drop_duplicates()
+    return timed.merge(both, on=["model", "corpus"])
 
 
 def _panel(ax: Axes, table: pd.DataFrame, marks: dict[str, str]) -> None:
@@ -83,18 +78,19 @@ def _panel(ax: Axes, table: pd.DataFrame, marks: dict[str, str]) -> None:
             size = 9 if choice == "none" else 5
             mark = {"marker": marks[row["window"]], "markersize": size, **look}
             style.interval(ax, [x], *([end] for end in ends), xerr=arms, **mark)
-    ax.axvline(1, color=style.GREY, linewidth=0.7, linestyle=":", zorder=0)
+    style.guide(ax, x=1)
 
 
 def _handles(table: pd.DataFrame, marks: dict[str, str]) -> list[Line2D]:
-    shown = [choice for choice in _LOOKS if (table["choice"] == choice).any()]
-    lines = []
-    for choice in shown:
-        colour, dash, label = _LOOKS[choice]
-        bar = {"marker": "_", "markersize": 9, "linestyle": ""} if choice == "none" else {}
-        lines.append(Line2D([], [], **{"color": colour, "linestyle": dash, "label": label} | bar))
+    lines = [
+        style.handle(label, colour, dash=dash)
+        if choice != "none"
+        else style.handle(label, colour, "_", "", markersize=9)
+        for choice, (colour, dash, label) in _LOOKS.items()
+        if (table["choice"] == choice).any()
+    ]
     windows = [
-        Line2D([], [], color=style.GREY, linestyle="", marker=marker, label=f"W = {window}")
+        style.handle(f"W = {window}", style.GREY, marker, "")
         for window, marker in marks.items()
         if window != "corpus"
     ]

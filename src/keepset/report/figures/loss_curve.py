@@ -5,7 +5,6 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from keepset.report.figures import style
 
@@ -44,7 +43,7 @@ def draw(*tables: pd.DataFrame) -> Figure:
     for ax in axes.flat[2:]:
         ax.set_ylim(-0.03, 1.03)
     figure.supxlabel("training tokens seen (millions)", fontsize=8)
-    handles = [Line2D([], [], color=colour, label=name) for name, colour in looks.items()]
+    handles = [style.handle(name, colour) for name, colour in looks.items()]
     style.legend(figure, handles, losses.assign(origin="pretrained"))
     return figure
 
@@ -52,8 +51,8 @@ def draw(*tables: pd.DataFrame) -> Figure:
 def _curve(ax: Axes, column: str, rows: pd.DataFrame, colour: str) -> None:
     training, heldout = (rows[rows["split"] == split] for split in ("training", "heldout"))
     faint = column == "text_nll"
-    own = training.dropna(subset=column)
-    ax.plot(own["tokens"] / 1e6, own[column], color=colour, lw=0.6, alpha=0.4 if faint else 1)
+    known = training.dropna(subset=column)
+    ax.plot(known["tokens"] / 1e6, known[column], color=colour, lw=0.6, alpha=0.4 if faint else 1)
     if faint:
         ax.plot(heldout["tokens"] / 1e6, heldout[column], color=colour)
     if column == "zeros_mean":

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from keepset.report.figures import dial, style
+from keepset.report.figures import dial, layout, style
 
 _LOOKS = {
     ("ffn", "none"): (style.GREY, "o", "scratch: FFN neurons"),
@@ -40,24 +36,23 @@ def draw(ratios: pd.DataFrame, scratch: str = "magnitude", static: str = "ghost"
     table = _chosen(ratios, scratch, static)
     style.need(table, "memory_dial", "windowed run of a recurrent state")
     table = table.assign(panel=table["model"] + "\n" + table["corpus"])
-    at = dial.positions(table["window"])
-    shares = sorted(table["sparsity"].unique())
-    keys = [
-        (panel, share)
-        for (panel,), rows in style.split(table, "panel")
-        for share in shares
-        if (rows["sparsity"] == share).any()
-    ]
-    figure, axes = style.panels(keys, height=1.7)
-    for (panel, share), ax in axes.items():
-        own = table[(table["panel"] == panel) & (table["sparsity"] == share)]
-        _panel(ax, own, at)
+    places = dial.positions(table["window"])
+    keys = layout.pairs(table, "panel", "sparsity", sorted(table["sparsity"].unique()))
+    figure, panels = layout.panels_of(table, "panel", "sparsity", keys, height=1.7)
+    for (panel, share), ax, rows in panels:
+        for (site, access, choice), series in style.split(rows, "site", "access", "choice"):
+            colour, marker, _ = _LOOKS[site, access]
+            dial.draw_held(ax, series, places, choice, colour, marker)
+        dial.window_ticks(ax, places)
         ax.set_title(f"{panel.replace(chr(10), ', ')}: {style.percent(share)} left out")
-    style.ratio_axes(axes.values())
-    figure.supylabel("token perplexity / dense", fontsize=8)
-    figure.supxlabel("window W (tokens for which one keep set is held)", fontsize=8)
-    style.legend(figure, _handles(table), table)
-    return figure
+    present = set(zip(table["site"], table["access"], strict=True))
+    handles = [
+        style.handle(label, colour, marker)
+        for key, (colour, marker, label) in _LOOKS.items()
+        if key in present
+    ]
+    handles += dial.choice_handles(table, style.BLACK)
+    return layout.finish_ratios(figure, table, handles, dial.X_LABEL)
 
 
 def _chosen(ratios: pd.DataFrame, scratch: str, static: str) -> pd.DataFrame:
@@ -71,32 +66,3 @@ def _chosen(ratios: pd.DataFrame, scratch: str, static: str) -> pd.DataFrame:
     rows = pd.concat([ffn[ffn["score"] == scratch], held, cut])
     keys = ["model", "corpus", "sparsity"]
     return rows.merge(held.loc[held["method"] == "windowed", keys].drop_duplicates(), on=keys)
-
-
-def _panel(ax: Axes, table: pd.DataFrame, at: dial.Positions) -> None:
-    for (site, access, choice), rows in style.split(table, "site", "access", "choice"):
-        colour, marker, _ = _LOOKS[site, access]
-        rows = rows.assign(at=rows["window"].map(at)).sort_values("at")
-        look: dict[str, Any] = style.marks(style.any_specimen(rows), colour)
-        ends = (rows["ratio"], rows["ci_low"], rows["ci_high"])
-        if choice == "none":
-            style.interval(ax, rows["at"], *ends, marker="_", markersize=9, linestyle="", **look)
-            continue
-        look |= {"marker": marker, "markersize": 3, "ls": dial.DASH[choice]}
-        ax.plot(rows["at"], rows["ratio"], **look)
-        ax.fill_between(rows["at"], *ends[1:], color=colour, alpha=0.15, linewidth=0)
-    dial.window_ticks(ax, at)
-
-
-def _handles(table: pd.DataFrame) -> list[Line2D]:
-    seen = set(zip(table["site"], table["access"], strict=True))
-    marks = [
-        Line2D([], [], color=colour, marker=marker, label=label)
-        for key, (colour, marker, label) in _LOOKS.items()
-        if key in seen
-    ]
-    choices = [c for c in dial.DASH if (table["choice"] == c).any()]
-    lines = [
-        Line2D([], [], color=style.BLACK, ls=dial.DASH[c], label=dial.WHEN[c]) for c in choices
-    ]
-    return marks + lines

@@ -7,9 +7,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from keepset.report.figures import style
+from keepset.report.figures import layout, style
 
 _LOOKS = {
     "phantom": (style.VERMILION, "^", "phantom: low weight, high energy"),
@@ -41,19 +40,24 @@ def draw(channels: pd.DataFrame, shares: pd.DataFrame) -> Figure:
         KeepsetError: there is no channel.
     """
     style.need(channels, "phantom", "channel of a recurrent state")
-    keys = style.in_order(zip(channels["model"], channels["corpus"], strict=True))
-    figure, axes = style.panels(keys, height=2.4, share_x=False, share_y=False)
-    facts = shares.set_index(["model", "corpus"])
-    for (model, corpus), ax in axes.items():
-        own = channels[(channels["model"] == model) & (channels["corpus"] == corpus)]
-        _panel(ax, own, facts.loc[(model, corpus)])
-        mark = " (specimen)" if style.any_specimen(own) else ""
-        parted = f"{100 * facts.loc[(model, corpus), 'disagreement']:.0f}%"
-        ax.set_title(f"{model}{mark}, {corpus}\nthe halves kept differ in {parted}")
+    figure, panels = layout.panels_of(
+        channels, "model", "corpus", height=2.4, share_x=False, share_y=False
+    )
+    by_text = shares.set_index(["model", "corpus"])
+    for (model, corpus), ax, rows in panels:
+        facts = by_text.loc[(model, corpus)]
+        _panel(ax, rows, facts)
+        mark = " (specimen)" if style.any_specimen(rows) else ""
+        differ = f"{100 * facts['disagreement']:.0f}%"
+        ax.set_title(f"{model}{mark}, {corpus}\nthe halves kept differ in {differ}")
     figure.supylabel("energy $\\sqrt{\\mathrm{mean}\\ H^2 C^2}$", fontsize=8)
     figure.supxlabel("weight $\\Vert W_B\\Vert\\,\\Vert W_C\\Vert$", fontsize=8)
-    seen = [name for name in _LOOKS if (channels["quadrant"] == name).any()]
-    style.legend(figure, [_handle(*_LOOKS[name]) for name in seen], channels)
+    handles = [
+        style.handle(label, colour, marker, "")
+        for name, (colour, marker, label) in _LOOKS.items()
+        if (channels["quadrant"] == name).any()
+    ]
+    style.legend(figure, handles, channels)
     return figure
 
 
@@ -69,14 +73,10 @@ def _panel(ax: Axes, table: pd.DataFrame, facts: Any) -> None:
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.margins(0.12)
-    style.log_ticks(ax.xaxis)
-    style.log_ticks(ax.yaxis)
+    layout.log_ticks(ax.xaxis)
+    layout.log_ticks(ax.yaxis)
     for quadrant, (x, y, across, up) in _CORNERS.items():
         share = f"{100 * facts[quadrant]:.0f}%"
         box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
         place: dict[str, Any] = {"ha": across, "va": up, "transform": ax.transAxes}
         ax.text(x, y, share, color=_LOOKS[quadrant][0], fontsize=8, bbox=box, **place)
-
-
-def _handle(colour: str, marker: str, label: str) -> Line2D:
-    return Line2D([], [], color=colour, marker=marker, ls="", label=label)

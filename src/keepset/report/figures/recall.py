@@ -8,13 +8,12 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from keepset.report.figures import score_lines, style
+from keepset.report.figures import layout, score_lines, style
 
 _SHOWN = 3  # of the static sparsities of states, the largest
 
-Series = tuple[str, tuple[str, str, str], pd.DataFrame]
+Series = tuple[str, style.Look, pd.DataFrame]
 Panels = dict[str, list[Series]]
 
 
@@ -39,28 +38,32 @@ def draw(recall: pd.DataFrame) -> Figure:
     names = table["model"] if tasks == 1 else table["model"] + ", " + table["task"]
     table = table.assign(row=names)
     facts = sorted(table["n_facts"].unique())
-    found = {row: _panels(own) for (row,), own in style.split(table, "row")}
-    columns = style.in_order(name for panels in found.values() for name in panels)
+    by_row = {row: _panels(rows) for (row,), rows in style.split(table, "row")}
+    columns = style.in_order(name for panels in by_row.values() for name in panels)
     columns = sorted(columns, key=lambda name: (not name.startswith("FFN"), "held" in name))
     # Column by column, since panels stand in the order in which their columns first appear.
-    keys = [(row, name) for name in columns for row, panels in found.items() if name in panels]
-    figure, axes = style.panels(keys, height=1.35)
+    keys = [(row, name) for name in columns for row, panels in by_row.items() if name in panels]
+    figure, axes = layout.panels(keys, height=1.35)
     for (row, name), ax in axes.items():
-        _draw(ax, found[row][name], facts, float(table["chance"].iloc[0]))
+        _draw(ax, by_row[row][name], facts, float(table["chance"].iloc[0]))
         ax.set_title(f"{row}\n{name}")
     figure.supylabel("recall accuracy (exact answer)", fontsize=8)
     figure.supxlabel("facts stated, of which one is asked for", fontsize=8)
-    series = {label: look for panels in found.values() for own in panels.values()
-              for label, look, _ in own}  # fmt: skip
-    style.legend(figure, [_handle(*item) for item in series.items()], table)
+    looks = {
+        label: look
+        for panels in by_row.values()
+        for series in panels.values()
+        for label, look, _ in series
+    }
+    handles = [style.handle(label, *look, markersize=3) for label, look in looks.items()]
+    style.legend(figure, handles, table)
     return figure
 
 
-def _panels(own: pd.DataFrame) -> Panels:
+def _panels(rows: pd.DataFrame) -> Panels:
     """The columns of one model: each a list of series."""
     panels: Panels = {}
-    for site in style.in_order(own["site"]):
-        part = own[own["site"] == site]
+    for (_,), part in style.split(rows, "site"):
         dense = ("dense", (style.BLACK, "o", "-"), part[part["method"] == "dense"])
         for name, series in [*_ffn(part), *_state(part)]:
             panels[name] = [dense, *series]
@@ -110,17 +113,12 @@ def _held(access: str, window: str, choice: str, rows: pd.DataFrame) -> Series:
 
 
 def _draw(ax: Axes, series: list[Series], facts: list[int], chance: float) -> None:
-    ax.axhline(chance, color=style.GREY, linewidth=0.7, linestyle=":", zorder=0)
+    style.guide(ax, y=chance)
     for _, (colour, marker, dash), rows in series:
         rows = rows.sort_values("n_facts")
-        at = [facts.index(n) for n in rows["n_facts"]]
+        x = [facts.index(n) for n in rows["n_facts"]]
         look: dict[str, Any] = style.marks(style.any_specimen(rows), colour)
         look |= {"marker": marker, "markersize": 3, "linestyle": dash}
-        style.interval(ax, at, rows["accuracy"], rows["ci_low"], rows["ci_high"], **look)
+        style.interval(ax, x, rows["accuracy"], rows["ci_low"], rows["ci_high"], **look)
     ax.set_xticks(range(len(facts)), [str(n) for n in facts])
     ax.set_ylim(-0.03, 1.03)
-
-
-def _handle(label: str, look: tuple[str, str, str]) -> Line2D:
-    colour, marker, dash = look
-    return Line2D([], [], color=colour, marker=marker, markersize=3, ls=dash, label=label)

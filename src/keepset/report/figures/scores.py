@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from keepset.report.figures import score_lines, style
+from keepset.report.figures import layout, score_lines, style
 
 
 @style.styled
@@ -32,13 +32,9 @@ def draw(ratios: pd.DataFrame) -> Figure:
     labels = {value: style.percent(value) for value in sorted(table["sparsity"].unique())}
     methods = [m for m in ("static", "dynamic") if (table["method"] == m).any()]
     keys = [(panel, method) for panel in style.in_order(table["panel"]) for method in methods]
-    figure, axes = style.panels(keys, share_y=False)
-    for (panel, method), ax in axes.items():
-        rows = table[(table["panel"] == panel) & (table["method"] == method)]
-        score_lines.draw_lines(ax, "ffn", rows, "sparsity", labels)
+    figure, panels = layout.panels_of(table, "panel", "method", keys, share_y=False)
+    for (panel, method), ax, rows in panels:
+        style.lines(ax, rows, "score", score_lines.looks("ffn"), "sparsity", labels)
         ax.set_title(f"{panel}: {method}")
-    style.ratio_axes(axes.values())
-    figure.supylabel("token perplexity / dense", fontsize=8)
-    figure.supxlabel("sparsity (share of neurons left out)", fontsize=8)
-    style.legend(figure, score_lines.handles("ffn", table), table)
-    return figure
+    x_label = "sparsity (share of neurons left out)"
+    return layout.finish_ratios(figure, table, score_lines.handles("ffn", table), x_label)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from keepset.report.figures import style
+from keepset.report.figures import layout, style
 
 _PLACES = {
     ("memory", "static", "both"): "memory\nstatic",
@@ -37,17 +36,17 @@ def draw(cells: pd.DataFrame) -> Figure:
     style.need(cells, "side_by_side", "model with both FFN neurons and a recurrent state")
     cells = cells.assign(panel=cells["model"] + ", " + cells["corpus"])
     shares = sorted(cells["sparsity"].unique())
-    pairs = set(zip(cells["panel"], cells["sparsity"], strict=True))
-    rows = style.in_order(cells["panel"])
-    keys = [(panel, share) for panel in rows for share in shares if (panel, share) in pairs]
-    figure, axes = style.panels(keys, height=2.0, width=3.2)
-    for (panel, share), ax in axes.items():
-        _panel(ax, cells[(cells["panel"] == panel) & (cells["sparsity"] == share)])
+    keys = layout.pairs(cells, "panel", "sparsity", shares)
+    figure, panels = layout.panels_of(cells, "panel", "sparsity", keys, height=2.0, width=3.2)
+    for (panel, share), ax, rows in panels:
+        _panel(ax, rows)
         ax.set_title(f"{panel}: {style.percent(share)} left out")
-    style.ratio_axes(axes.values())
-    figure.supylabel("token perplexity / dense", fontsize=8)
-    style.legend(figure, [_handle(by) for by in _LOOKS if (cells["by"] == by).any()], cells)
-    return figure
+    handles = [
+        style.handle(f"chosen by {by}", *look, dash="")
+        for by, look in _LOOKS.items()
+        if (cells["by"] == by).any()
+    ]
+    return layout.finish_ratios(figure, cells, handles, x_label="")
 
 
 def _panel(ax: Axes, table: pd.DataFrame) -> None:
@@ -55,15 +54,9 @@ def _panel(ax: Axes, table: pd.DataFrame) -> None:
     for by, (colour, marker) in _LOOKS.items():
         rows = table[table["by"] == by]
         keys = zip(rows["part"], rows["persistence"], rows["access"], strict=True)
-        at = [places.index(key) + _APART[by] for key in keys]
+        x = [places.index(key) + _APART[by] for key in keys]
         look = style.marks(style.any_specimen(rows), colour)
-        ends = (rows["ratio"], rows["ci_low"], rows["ci_high"])
-        style.interval(ax, at, *ends, marker=marker, linestyle="", **look)
+        style.interval(ax, x, *style.ends(rows), marker=marker, linestyle="", **look)
     ax.axvline(2.5, color=style.GREY, linewidth=0.5)
     ax.set_xticks(range(len(places)), list(_PLACES.values()), fontsize=6)
     ax.set_xlim(-0.5, len(places) - 0.5)
-
-
-def _handle(by: str) -> Line2D:
-    colour, marker = _LOOKS[by]
-    return Line2D([], [], color=colour, marker=marker, ls="", label=f"chosen by {by}")

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from keepset.report.figures import style
+from keepset.report.figures import layout, style
 
 LEVELS = {
     "kernel": "down projection, set given",
@@ -28,6 +28,9 @@ _KINDS = {
     "known, triton-ffn": (">", "set known, the block in one path of Triton kernels"),
 }
 _TRITON = "triton-ffn"
+
+Places = dict[float, int]
+"""Sparsity -> its place on the x axis."""
 
 
 @style.styled
@@ -49,21 +52,16 @@ def draw(kernels: pd.DataFrame) -> Figure:
     style.need(table, "speedup", "time at batch 1")
     table = table.assign(kind=[_kind(row) for row in table.to_dict("records")])
     sparsities = sorted(table["sparsity"].unique())
-    at = {sparsity: place for place, sparsity in enumerate(sparsities)}
+    places = {sparsity: place for place, sparsity in enumerate(sparsities)}
     names = style.in_order(table["model"])
     colours = dict(zip(names, style.CYCLE * (1 + len(names) // len(style.CYCLE)), strict=False))
-    found = dict(style.split(table, "dtype", "level"))
-    keys = [(dtype, level) for dtype in style.in_order(table["dtype"]) for level in LEVELS]
-    keys = [key for key in keys if key in found]
-    figure, axes = style.panels(keys, height=2.6, share_y=False)
-    for (dtype, level), ax in axes.items():
-        _panel(ax, found[dtype, level], at, colours)
+    keys = layout.pairs(table, "dtype", "level", LEVELS)
+    figure, panels = layout.panels_of(table, "dtype", "level", keys, height=2.6, share_y=False)
+    for (dtype, level), ax, rows in panels:
+        _panel(ax, rows, places, colours)
         ax.set_title(f"{LEVELS[level]}\n{dtype}")
-    style.ratio_axes(axes.values())
-    figure.supylabel("speed-up over dense", fontsize=8)
-    figure.supxlabel("neurons left out", fontsize=8)
-    style.legend(figure, _handles(table, colours), table.assign(origin="pretrained"))
-    return figure
+    handles, timed = _handles(table, colours), table.assign(origin="pretrained")
+    return layout.finish_ratios(figure, timed, handles, "neurons left out", "speed-up over dense")
 
 
 def _kind(row: Mapping[Any, Any]) -> str:
@@ -73,28 +71,27 @@ def _kind(row: Mapping[Any, Any]) -> str:
     return f"{kind}, {row['path']}" if row["level"] == "ffn" and row["path"] == _TRITON else kind
 
 
-def _panel(ax: Axes, table: pd.DataFrame, at: dict[float, int], colours: dict[str, str]) -> None:
+def _panel(
+    ax: Axes, table: pd.DataFrame, places: dict[float, int], colours: dict[str, str]
+) -> None:
     for (name, kind), rows in style.split(table, "model", "kind"):
         rows = rows.sort_values("sparsity")
         marker, _ = _KINDS.get(kind, ("P", kind))
         values = (rows["speedup_p50"], rows["speedup_p20"], rows["speedup_p80"])
         look = style.marks(False, colours[name])
-        style.interval(ax, rows["sparsity"].map(at), *values, marker=marker, **look)
-    limit = [1 / (1 - sparsity) for sparsity in at]
+        style.interval(ax, rows["sparsity"].map(places), *values, marker=marker, **look)
+    limit = [1 / (1 - sparsity) for sparsity in places]
     if (table["level"] != "model").all():
-        ax.plot(list(at.values()), limit, color=style.GREY, linestyle=":", linewidth=1)
-    ax.set_xticks(list(at.values()), [style.percent(sparsity) for sparsity in at])
+        ax.plot(list(places.values()), limit, color=style.GREY, linestyle=":", linewidth=1)
+    ax.set_xticks(list(places.values()), [style.percent(sparsity) for sparsity in places])
 
 
 def _handles(table: pd.DataFrame, colours: dict[str, str]) -> list[Line2D]:
     kinds = style.in_order(table["kind"])
-    looks = [(kind, *_KINDS.get(kind, ("P", kind))) for kind in [*_KINDS, *kinds]]
-    found = {kind: (marker, label) for kind, marker, label in looks if kind in kinds}
+    known = [kind for kind in _KINDS if kind in kinds]
+    marks = [_KINDS.get(kind, ("P", kind)) for kind in style.in_order([*known, *kinds])]
     return [
-        *(Line2D([], [], color=colour, label=name) for name, colour in colours.items()),
-        *(
-            Line2D([], [], color=style.GREY, linestyle="", marker=marker, label=label)
-            for marker, label in found.values()
-        ),
-        Line2D([], [], color=style.GREY, linestyle=":", label="limit: 1 / (share kept)"),
+        *(style.handle(name, colour) for name, colour in colours.items()),
+        *(style.handle(label, style.GREY, marker, "") for marker, label in marks),
+        style.handle("limit: 1 / (share kept)", style.GREY, dash=":"),
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from keepset.report.figures import score_lines, style
+from keepset.report.figures import layout, score_lines, style
 
 
 @style.styled
@@ -28,16 +28,10 @@ def draw(lengths: pd.DataFrame) -> Figure:
     table = lengths[lengths["sparsity"].isin(shares)]
     table = table.assign(panel=table["model"] + ", " + table["corpus"])
     labels = {length: str(length) for length in sorted(table["length"].unique())}
-    pairs = set(zip(table["panel"], table["sparsity"], strict=True))
-    panels = style.in_order(table["panel"])
-    keys = [(panel, share) for panel in panels for share in shares if (panel, share) in pairs]
-    figure, axes = style.panels(keys, height=1.8)
-    for (panel, share), ax in axes.items():
-        rows = table[(table["panel"] == panel) & (table["sparsity"] == share)]
-        score_lines.draw_lines(ax, "state", rows, "length", labels)
+    keys = layout.pairs(table, "panel", "sparsity", shares)
+    figure, panels = layout.panels_of(table, "panel", "sparsity", keys, height=1.8)
+    for (panel, share), ax, rows in panels:
+        style.lines(ax, rows, "score", score_lines.looks("state"), "length", labels)
         ax.set_title(f"{panel}: {style.percent(share)} cut")
-    style.ratio_axes(axes.values())
-    figure.supylabel("token perplexity / dense", fontsize=8)
-    figure.supxlabel("length of the passages evaluated (tokens)", fontsize=8)
-    style.legend(figure, score_lines.handles("state", table), table)
-    return figure
+    x_label = "length of the passages evaluated (tokens)"
+    return layout.finish_ratios(figure, table, score_lines.handles("state", table), x_label)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from keepset.report.figures import score_lines, style
+from keepset.report.figures import layout, score_lines, style
 
 
 @style.styled
@@ -26,14 +26,9 @@ def draw(ratios: pd.DataFrame) -> Figure:
     table = state[state["method"] == "static"]
     style.need(table, "state_sweep", "static run of a recurrent state")
     labels = {value: style.percent(value) for value in sorted(table["sparsity"].unique())}
-    keys = style.in_order(zip(table["model"], table["corpus"], strict=True))
-    figure, axes = style.panels(keys, height=2.0)
-    for (model, corpus), ax in axes.items():
-        rows = table[(table["model"] == model) & (table["corpus"] == corpus)]
-        score_lines.draw_lines(ax, "state", rows, "sparsity", labels)
+    figure, panels = layout.panels_of(table, "model", "corpus", height=2.0)
+    for (model, corpus), ax, rows in panels:
+        style.lines(ax, rows, "score", score_lines.looks("state"), "sparsity", labels)
         ax.set_title(f"{model}, {corpus}")
-    style.ratio_axes(axes.values())
-    figure.supylabel("token perplexity / dense", fontsize=8)
-    figure.supxlabel("sparsity (share of state channels cut)", fontsize=8)
-    style.legend(figure, score_lines.handles("state", table), table)
-    return figure
+    x_label = "sparsity (share of state channels cut)"
+    return layout.finish_ratios(figure, table, score_lines.handles("state", table), x_label)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -11,15 +11,15 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from keepset.errors import KeepsetError
 from keepset.files.store import replacing
 
 P = ParamSpec("P")
+Look = tuple[str, str, str]
+"""Colour, marker, dash."""
 
 # Okabe and Ito (2008), "Color universal design": told apart by colour-blind readers.
 ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
@@ -60,7 +60,7 @@ _RC: dict[Any, Any] = {
     "svg.hashsalt": "keepset",
 }
 
-# What each format would write of its own accord and that changes from run to run.
+# What each format writes by default and that changes from run to run.
 _METADATA: dict[str, dict[str, Any]] = {
     "png": {"Software": None},
     "svg": {"Date": None},
@@ -136,98 +136,48 @@ def any_specimen(table: pd.DataFrame) -> bool:
     return bool((table["origin"] == "specimen").any())
 
 
-def panels(
-    keys: Sequence[tuple[Any, Any]],
-    height: float = 1.6,
-    *,
-    share_x: bool = True,
-    share_y: bool = True,
-    width: float = 2.2,
-) -> tuple[Figure, dict[tuple[Any, Any], Axes]]:
-    """One panel per (row, column) pair, on one x axis.
+def lines(
+    ax: Axes, table: pd.DataFrame, by: str, looks: Mapping[str, Look], x: str,
+    labels: Mapping[Any, str],
+) -> None:  # fmt: skip
+    """A line per value of `by`, with intervals; a band for the range of several seeds.
 
     Args:
-        keys: The pairs that are there, in order. Neighbouring rows with few panels stand in one
-            row of the page, up to as many panels as the longest has, and at least three.
-        height: Of a row of panels, in inches.
-        share_x: Whether all panels share their x axis.
-        share_y: Whether the panels of a row share their y axis.
-        width: Of a panel, in inches, where the page has room.
-
-    Returns:
-        The figure, and the axes of each pair.
+        ax: Where.
+        table: Ratios to dense of one panel.
+        by: The column that tells lines apart.
+        looks: Its values -> colour, marker, dash.
+        x: The column of the x axis.
+        labels: Its values, evenly spaced in this order -> labels of the ticks.
     """
-    place = _pack(keys)
-    n_rows, n_columns = (1 + max(at[axis] for at in place.values()) for axis in (0, 1))
-    figure = Figure(figsize=(min(WIDTH, 1.4 + width * n_columns), 0.9 + height * n_rows))
-    axes = figure.subplots(n_rows, n_columns, sharex=share_x, squeeze=False)
-    for at, ax in np.ndenumerate(axes):
-        ax.set_visible(at in place.values())
-    for row, column in place.values():
-        if (row + 1, column) not in place.values():
-            axes[row, column].tick_params(labelbottom=True)
-    found = {key: axes[at] for key, at in place.items()}
-    if share_y:
-        _share_y(found)
-    return figure, found
+    places = {value: place for place, value in enumerate(labels)}
+    for (name,), rows in split(table, by):
+        colour, marker, dash = looks[name]
+        rows = rows.sort_values(x)
+        look = {"marker": marker, "linestyle": dash, **marks(any_specimen(rows), colour)}
+        interval(ax, rows[x].map(places), *ends(rows), **look)
+        if (rows["seeds"] > 1).any():
+            band(ax, rows[x].map(places), rows["ratio_min"], rows["ratio_max"], colour, 0.25)
+    ax.set_xticks(range(len(labels)), list(labels.values()))
 
 
-def _pack(keys: Sequence[tuple[Any, Any]]) -> dict[tuple[Any, Any], tuple[int, int]]:
-    """Where each panel stands on the page: (row, column)."""
-    columns = in_order(c for _, c in keys)
-    by_row = {r: [key for key in keys if key[0] == r] for r, _ in keys}
-    longest = max(map(len, by_row.values()))
-    whole = all(len(own) == longest for own in by_row.values())
-    n_columns = longest if whole and longest > 1 else min(len(keys), max(3, longest))
-    place: dict[tuple[Any, Any], tuple[int, int]] = {}
-    at_row, used = 0, 0
-    for own in by_row.values():
-        if used + len(own) > n_columns:
-            at_row, used = at_row + 1, 0
-        for key in sorted(own, key=lambda key: columns.index(key[1])):
-            place[key] = (at_row, used)
-            used += 1
-    return place
+def ends(rows: pd.DataFrame) -> tuple[pd.Series, pd.Series, pd.Series]:
+    """Ratios with the ends of their intervals."""
+    return rows["ratio"], rows["ci_low"], rows["ci_high"]
 
 
-def _share_y(panels: dict[tuple[Any, Any], Axes]) -> None:
-    first: dict[Any, Axes] = {}
-    for (row, _), ax in panels.items():
-        leader = first.setdefault(row, ax)
-        if ax is not leader:
-            ax.sharey(leader)
-            ax.tick_params(labelleft=False)
+def band(ax: Axes, x: Any, low: Any, high: Any, colour: str, alpha: float = 0.15) -> None:
+    """A band between two lines."""
+    ax.fill_between(x, low, high, color=colour, alpha=alpha, linewidth=0)
 
 
-def ratio_axes(axes: Iterable[Axes]) -> None:
-    """Log axes of ratios, once drawn on: a line at 1 (dense), plain numbers for ticks."""
-    axes = list(axes)
-    for ax in axes:
-        ax.set_yscale("log")
-        ax.axhline(1, color=GREY, linewidth=0.7, linestyle=":", zorder=0)
-    for ax in axes:
-        log_ticks(ax.yaxis)
-
-
-def log_ticks(axis: Axis) -> None:
-    """Plain numbers for the ticks of a log axis, at least two of them."""
-    low, high = axis.get_view_interval()
-    decades = np.log10(high / low)
-    # The default of a log axis, powers of ten, leaves a narrow range with one tick or none.
-    if decades < 1.7:
-        subs = (1, 1.5, 2, 3, 5) if decades < 0.8 else (1, 2, 5)
-        axis.set_major_locator(MaxNLocator(5) if decades < 0.3 else LogLocator(subs=subs))
-        axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(_plain))
-    axis.set_minor_formatter(NullFormatter())
-
-
-def _plain(value: float, _: int) -> str:
-    if 1e-3 <= value < 1e4:
-        return f"{value:g}"
-    lead, power = f"{value:e}".split("e")
-    times = "" if float(lead) == 1 else rf"{float(lead):g} \cdot "
-    return f"${times}10^{{{int(power)}}}$"
+def guide(ax: Axes, *, x: float | None = None, y: float | None = None) -> None:
+    """A dotted grey line across a panel, behind what is drawn: 1 is dense, or 0 is nothing."""
+    look: dict[str, Any] = {"color": GREY, "linewidth": 0.7, "linestyle": ":", "zorder": 0}
+    if x is not None:
+        ax.axvline(x, **look)
+    if y is not None:
+        ax.axhline(y, **look)
 
 
 def interval(ax: Axes, x: Any, y: Any, low: Any, high: Any, **style: Any) -> None:
@@ -247,13 +197,17 @@ def marks(specimen: bool, colour: str) -> dict[str, Any]:
     }
 
 
+def handle(label: str, colour: str, marker: str = "", dash: Any = "-", **look: Any) -> Line2D:
+    """An entry of a legend."""
+    return Line2D([], [], **{"color": colour, "marker": marker, "ls": dash, "label": label} | look)
+
+
 def legend(figure: Figure, handles: Sequence[Line2D], table: pd.DataFrame) -> None:
     """One legend above the panels; it explains hollow marks where `table` has specimens."""
     if any_specimen(table):
-        mark = Line2D([], [], linestyle="", marker="o", label=SPECIMEN, **marks(True, GREY))
-        handles = [*handles, mark]
+        handles = [*handles, handle(SPECIMEN, GREY, "o", "", **marks(True, GREY))]
     # Inches of an entry: its line and the space around it, then its letters.
-    widths = [0.54 + 0.047 * len(str(handle.get_label())) for handle in handles]
+    widths = [0.54 + 0.047 * len(str(entry.get_label())) for entry in handles]
     n_rows = n_columns = len(handles)
     for n_rows in range(1, len(handles) + 1):
         n_columns = -(-len(handles) // n_rows)

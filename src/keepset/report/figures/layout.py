@@ -1,0 +1,156 @@
+"""Where panels stand on a page, and the axes that figures of ratios share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+from keepset.report.figures.style import WIDTH, guide, in_order, legend
+
+Pair = tuple[Any, Any]
+"""The values of two columns: a row and a column of panels."""
+
+
+def pairs(table: pd.DataFrame, row: str, column: str, order: Iterable[Any]) -> list[Pair]:
+    """The values of two columns that stand in one row of `table`; `order` is that of `column`."""
+    present = set(zip(table[row], table[column], strict=True))
+    names = in_order(table[row])
+    return [(name, value) for name in names for value in order if (name, value) in present]
+
+
+def panels_of(
+    table: pd.DataFrame, row: str, column: str, keys: Sequence[Pair] | None = None, **options: Any
+) -> tuple[Figure, list[tuple[Pair, Axes, pd.DataFrame]]]:
+    """One panel per pair of values of two columns.
+
+    Args:
+        table: The rows of all panels.
+        row: The column whose values are rows of panels.
+        column: The column whose values are columns of panels.
+        keys: The pairs; those that are there, in order of appearance, where none are given.
+        options: As for `panels`.
+
+    Returns:
+        The figure, and of each panel its pair, its axes and its rows of `table`.
+    """
+    keys = in_order(zip(table[row], table[column], strict=True)) if keys is None else keys
+    figure, axes = panels(keys, **options)
+    return figure, [
+        (key, ax, table[(table[row] == key[0]) & (table[column] == key[1])])
+        for key, ax in axes.items()
+    ]
+
+
+def panels(
+    keys: Sequence[Pair],
+    height: float = 1.6,
+    *,
+    share_x: bool = True,
+    share_y: bool = True,
+    width: float = 2.2,
+) -> tuple[Figure, dict[Pair, Axes]]:
+    """One panel per (row, column) pair, on one x axis.
+
+    Args:
+        keys: The pairs that are there, in order. Neighbouring rows with few panels stand in one
+            row of the page, up to as many panels as the longest has, and at least three.
+        height: Of a row of panels, in inches.
+        share_x: Whether all panels share their x axis.
+        share_y: Whether the panels of a row share their y axis.
+        width: Of a panel, in inches, where the page has room.
+
+    Returns:
+        The figure, and the axes of each pair.
+    """
+    place = _pack(keys)
+    n_rows, n_columns = (1 + max(cell[axis] for cell in place.values()) for axis in (0, 1))
+    figure = Figure(figsize=(min(WIDTH, 1.4 + width * n_columns), 0.9 + height * n_rows))
+    axes = figure.subplots(n_rows, n_columns, sharex=share_x, squeeze=False)
+    for cell, ax in np.ndenumerate(axes):
+        ax.set_visible(cell in place.values())
+    for row, column in place.values():
+        if (row + 1, column) not in place.values():
+            axes[row, column].tick_params(labelbottom=True)
+    by_key = {key: axes[cell] for key, cell in place.items()}
+    if share_y:
+        _share_y(by_key)
+    return figure, by_key
+
+
+def _pack(keys: Sequence[Pair]) -> dict[Pair, tuple[int, int]]:
+    """Where each panel stands on the page: (row, column)."""
+    columns = in_order(c for _, c in keys)
+    by_row = {r: [key for key in keys if key[0] == r] for r, _ in keys}
+    longest = max(map(len, by_row.values()))
+    full = all(len(row_keys) == longest for row_keys in by_row.values())
+    n_columns = longest if full and longest > 1 else min(len(keys), max(3, longest))
+    place: dict[Pair, tuple[int, int]] = {}
+    page_row, used = 0, 0
+    for row_keys in by_row.values():
+        if used + len(row_keys) > n_columns:
+            page_row, used = page_row + 1, 0
+        for key in sorted(row_keys, key=lambda key: columns.index(key[1])):
+            place[key] = (page_row, used)
+            used += 1
+    return place
+
+
+def _share_y(panels: dict[Pair, Axes]) -> None:
+    first: dict[Any, Axes] = {}
+    for (row, _), ax in panels.items():
+        leader = first.setdefault(row, ax)
+        if ax is not leader:
+            ax.sharey(leader)
+            ax.tick_params(labelleft=False)
+
+
+def finish_ratios(
+    figure: Figure, table: pd.DataFrame, handles: Sequence[Line2D], x_label: str,
+    y_label: str = "token perplexity / dense",
+) -> Figure:  # fmt: skip
+    """Give a figure of ratios to dense its axes, labels and legend, once its panels are drawn."""
+    ratio_axes(ax for ax in figure.axes if ax.get_visible())
+    figure.supylabel(y_label, fontsize=8)
+    if x_label:
+        figure.supxlabel(x_label, fontsize=8)
+    legend(figure, handles, table)
+    return figure
+
+
+def ratio_axes(axes: Iterable[Axes]) -> None:
+    """Log axes of ratios, once drawn on: a line at 1 (dense), plain numbers for ticks."""
+    axes = list(axes)
+    for ax in axes:
+        ax.set_yscale("log")
+        guide(ax, y=1)
+    for ax in axes:
+        log_ticks(ax.yaxis)
+
+
+def log_ticks(axis: Axis) -> None:
+    """Plain numbers for the ticks of a log axis, at least two of them."""
+    low, high = axis.get_view_interval()
+    decades = np.log10(high / low)
+    # The default of a log axis, powers of ten, leaves a narrow range with one tick or none.
+    if decades < 1.7:
+        subs = (1, 1.5, 2, 3, 5) if decades < 0.8 else (1, 2, 5)
+        axis.set_major_locator(MaxNLocator(5) if decades < 0.3 else LogLocator(subs=subs))
+        axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(_plain))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _plain(value: float, _: int) -> str:
+    if 1e-3 <= value < 1e4:
+        return f"{value:g}"
+    lead, power = f"{value:e}".split("e")
+    times = "" if float(lead) == 1 else rf"{float(lead):g} \cdot "
+    return f"${times}10^{{{int(power)}}}$"

@@ -1,0 +1,258 @@
+"""What each result table shows of a study in LaTeX: its rows, its columns, its caption."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from keepset.report.latex import NOTHING, Cells, escape, number, p_value, with_interval
+from keepset.rules.kinds import is_seeded
+
+Shown = tuple[list[str], Cells]
+"""The head and the rows of a table."""
+
+
+class Layout(NamedTuple):
+    """How one file is made: from which table, which of its rows, and what LaTeX shows of them."""
+
+    source: str
+    select: Callable[[pd.DataFrame], pd.DataFrame]
+    cells: Callable[[pd.DataFrame], Shown]
+    caption: str
+
+
+def percent(share: float) -> str:
+    """0.95 -> "95%"."""
+    return f"{100 * share:g}%"
+
+
+def _ratio(row: Any) -> str:
+    mark = "$^{=}$" if row.equivalent else ""
+    return with_interval(row.ratio, row.ci_low, row.ci_high, mark)
+
+
+def _text(name: str) -> str:
+    return NOTHING if name == "none" else escape(name)
+
+
+def _shown(column: str, value: Any) -> str:
+    """A value of a column, as the tables show it."""
+    if column == "ppl_dense":
+        return number(value)
+    if column == "sparsity":
+        return escape(percent(value))
+    return "all" if column == "distance" and value == -1 else _text(str(value))
+
+
+def _scored(score: str, seed: int) -> str:
+    return f"{score} ({seed})" if is_seeded(score) and seed >= 0 else score
+
+
+def _records(table: pd.DataFrame) -> Iterator[Any]:
+    yield from table.itertuples()
+
+
+def _in_order(values: Iterable[Any]) -> list[Any]:
+    return list(dict.fromkeys(values))
+
+
+def _cross(
+    table: pd.DataFrame, keys: Sequence[str], column: str, values: Sequence[Any],
+    cell: Callable[[Any], str] = _ratio,
+) -> Cells:  # fmt: skip
+    """A cross table: a row for the values of `keys`, a cell for each of `values` of a column."""
+    rows = []
+    names: Any
+    for names, group in table.groupby(list(keys), sort=False):
+        cells = {getattr(row, column): cell(row) for row in _records(group)}
+        rows.append([*map(_shown, keys, names), *(cells.get(v, NOTHING) for v in values)])
+    return rows
+
+
+def _perplexity(table: pd.DataFrame) -> Shown:
+    sparsities = sorted(table["sparsity"].unique())
+    keys = ["model", "corpus", "ppl_dense", "site", "access", "score", "method"]
+    rows = _cross(table, keys, "sparsity", sparsities)
+    return [*keys[:2], "dense", *keys[3:], *(percent(s) for s in sparsities)], rows
+
+
+def _dial(table: pd.DataFrame) -> Shown:
+    choices = _in_order(sorted(table["choice"], reverse=True))  # oracle before causal
+    keys = ["model", "corpus", "site", "access", "score", "sparsity"]
+    order = table["window"].map(lambda w: np.inf if w == "sequence" else float(w))
+    dial = table.groupby(keys, sort=False).ngroup()
+    table = table.assign(dial=dial, order=order).sort_values(["dial", "order"], kind="stable")
+    return [*keys, "W", *choices], _cross(table, [*keys, "window"], "choice", choices)
+
+
+def _on_the_dial(ratios: pd.DataFrame) -> pd.DataFrame:
+    keys = ["model", "corpus", "site", "access", "score", "sparsity"]
+    windowed = ratios.loc[ratios["method"] == "windowed", keys].drop_duplicates()
+    return ratios[ratios["method"].isin(["dynamic", "windowed"])].merge(windowed, on=keys)
+
+
+def _capability(table: pd.DataFrame) -> Shown:
+    head = ["model", "task", "n", "site", "access", "method", "score", "sparsity", "W", "choice"]
+    rows = []
+    for row in _records(table):
+        accuracy = with_interval(row.accuracy, row.ci_low, row.ci_high)
+        same = row.equivalent is not pd.NA and bool(row.equivalent)
+        mark = "$^{=}$" if same else ""
+        difference = with_interval(row.difference, row.diff_low, row.diff_high, mark)
+        score = _scored(row.score, row.seed)
+        names = (row.model, row.task, str(row.n), row.site, row.access, row.method, score)
+        texts = map(_text, (*names, percent(row.sparsity), row.window, row.choice))
+        rows.append([*texts, accuracy, difference, p_value(row.p_holm)])
+    return [*head, "accuracy", "difference", "p"], rows
+
+
+def _trend(table: pd.DataFrame) -> Shown:
+    names = ["model", "corpus", "site", "access", "score", "sparsity", "choice"]
+    return [*names, "blocks", "L", "p", "monotone"], [
+        [
+            *(_shown(name, getattr(row, name)) for name in names),
+            str(row.n_blocks),
+            number(row.statistic),
+            p_value(row.p_holm),
+            "yes" if row.monotone else "no",
+        ]
+        for row in _records(table)
+    ]
+
+
+def _correlations(table: pd.DataFrame) -> Shown:
+    impacts = _in_order(table["impact"])
+    keys = ["model", "corpus", "site", "size"]
+
+    def cell(row: Any) -> str:
+        return with_interval(row.spearman, row.ci_low, row.ci_high)
+
+    return [*keys, *impacts], _cross(table, keys, "impact", impacts, cell)
+
+
+def _recall(table: pd.DataFrame) -> Shown:
+    facts = sorted(table["n_facts"].unique())
+    keys = ["model", "task", "site", "access", "method", "score", "sparsity"]
+
+    def cell(row: Any) -> str:
+        return with_interval(row.accuracy, row.ci_low, row.ci_high)
+
+    cells = _cross(table, [*keys, "window", "choice", "distance"], "n_facts", facts, cell)
+    return [*keys, "W", "choice", "distance", *(f"{n} facts" for n in facts)], cells
+
+
+def _state_pairs(table: pd.DataFrame) -> Shown:
+    head = ["model", "text", "measure", "sparsity", "score", "rival"]
+    rows = []
+    for row in _records(table):
+        rival = _scored(row.rival, row.seed)
+        names = (row.model, row.text, row.measure, percent(row.sparsity), row.score, rival)
+        effect = with_interval(row.effect, row.ci_low, row.ci_high)
+        values = (number(row.value), number(row.value_rival), effect, p_value(row.p_holm))
+        rows.append([*map(_text, names), *values, row.verdict])
+    return [*head, "value", "rival's", "effect", "p", "verdict"], rows
+
+
+_PLACES = {
+    "static both": "static",
+    "static none": "static",
+    "dynamic read": "dynamic",
+    "dynamic none": "dynamic",
+    "dynamic write": "dynamic, forgotten",
+}
+
+
+def _side_by_side(table: pd.DataFrame) -> Shown:
+    places = _in_order(_PLACES.values())
+    place = (table["persistence"] + " " + table["access"]).map(_PLACES)
+    table = table.assign(place=place).sort_values("sparsity", kind="stable")
+    keys = ["model", "corpus", "sparsity", "part", "by"]
+    return [*keys, *places], _cross(table, keys, "place", places)
+
+
+def _lengths(table: pd.DataFrame) -> Shown:
+    lengths = sorted(table["length"].unique())
+    keys = ["model", "corpus", "score", "sparsity"]
+    cells = _cross(table.assign(equivalent=False), keys, "length", lengths)
+    return [*keys, *(f"{n} tokens" for n in lengths)], cells
+
+
+_SAME = "$^{{=}}$: equivalent to dense within the study's margin."
+
+LAYOUTS = {
+    "perplexity": Layout(
+        "ratios",
+        lambda t: t[t["method"].isin(["static", "dynamic"])],
+        _perplexity,
+        "Token perplexity relative to dense, by sparsity, with {level}intervals of a paired"
+        " bootstrap (BCa) over blocks. The column ``dense'' is the dense perplexity. " + _SAME,
+    ),
+    "dial": Layout(
+        "ratios",
+        _on_the_dial,
+        _dial,
+        "Token perplexity relative to dense when one keep set is held for $W$ tokens, with"
+        " {level}intervals of a paired bootstrap (BCa) over blocks. " + _SAME,
+    ),
+    "capability": Layout(
+        "capability",
+        lambda t: t,
+        _capability,
+        "Accuracy in each task with Wilson's {level}intervals; its difference from dense on the"
+        " same items with Tango's; $p$: exact McNemar, Holm over model and task. " + _SAME,
+    ),
+    "trend": Layout(
+        "trend",
+        lambda t: t,
+        _trend,
+        "Page's test that perplexity rises with the window, blocks as subjects; $p$: Holm over"
+        " model and corpus; monotone: perplexity over all blocks rises at every step.",
+    ),
+    "correlations": Layout(
+        "correlation",
+        lambda t: t[t["layer"] == -1],
+        _correlations,
+        "Spearman's correlation of size with each notion of impact: mean over layers, with"
+        " {level}intervals of a two-stage bootstrap over layers and units. Size of a neuron"
+        " (ffn): mean $|h|$; of a state channel: magnitude, the product of its weights' norms,"
+        " or controllability, the root mean square of the state.",
+    ),
+    "recall": Layout(
+        "recall",
+        lambda t: t,
+        _recall,
+        "Recall: share of answers that are right, by the number of facts stated and the distance"
+        " in words between facts and question, with Wilson's {level}intervals. The random score"
+        " is the mean over its seeds.",
+    ),
+    "state_pairs": Layout(
+        "state_pairs",
+        lambda t: t,
+        _state_pairs,
+        "Scores of state channels against each other, static, on the same blocks or items, with"
+        " {level}intervals. Perplexity: ratio to the rival's (BCa bootstrap over blocks), paired"
+        " $t$-test. Accuracy: difference (Tango), exact McNemar test, a row per seed of a random"
+        " rival. $p$: Holm over model and text.",
+    ),
+    "side_by_side": Layout(
+        "side_by_side",
+        lambda t: t,
+        _side_by_side,
+        "Memory (recurrent state) and scratch (FFN neurons) of one model: token perplexity"
+        " relative to dense, with {level}intervals of a paired bootstrap (BCa) over blocks. Size"
+        " and impact of a state: $\\Vert W_B\\Vert\\,\\Vert W_C\\Vert$ and GHOST when static, $H^2$"
+        " and $H^2 C^2$ when dynamic; dynamic channels are not read, or (last column) forgotten. "
+        + _SAME,
+    ),
+    "lengths": Layout(
+        "lengths",
+        lambda t: t,
+        _lengths,
+        "Token perplexity relative to dense of static states, by the length of the passages"
+        " evaluated; channels are chosen on passages of one block. {level}intervals of a paired"
+        " bootstrap (BCa) over passages.",
+    ),
+}
