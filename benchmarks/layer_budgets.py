@@ -20,7 +20,7 @@ from torch import Tensor
 from keepset import text
 from keepset.hold.inputs import Action, watching
 from keepset.measure.runner import Runner, perplexity
-from keepset.sites import Site
+from keepset.sites.ffn import Site
 
 SPARSITIES = (0.8, 0.9, 0.95)
 Keep = Callable[[Site, Tensor], Tensor]

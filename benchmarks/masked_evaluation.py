@@ -23,7 +23,7 @@ from keepset.measure.runner import Runner
 from keepset.rules.rule import Rule, describe
 from keepset.run.job import job
 from keepset.run.provenance import environment
-from keepset.sites import find_sites
+from keepset.sites.ffn import find_ffn_sites
 
 RULES = [
     Rule("magnitude", 0.9, 1),
@@ -74,7 +74,7 @@ def main() -> None:
         model = network(arguments.folder).eval().requires_grad_(False)
         ids = torch.randint(4, 40_000, (17, 128), generator=torch.Generator().manual_seed(0))
         lead_in, blocks = ids[:1], ids[1:]
-        sites = find_sites(model)
+        sites = find_ffn_sites(model)
         moments = activations.record(model, sites, lead_in, gradients=False, batch_tokens=128)
         runner = Runner(model, sites, keep_sets=RankedSets(moments))
         timed(runner, blocks, None, lead_in)

@@ -14,7 +14,7 @@ from keepset import models, text
 from keepset.files import store
 from keepset.hold.inputs import watching
 from keepset.measure.runner import Runner
-from keepset.sites import find_sites
+from keepset.sites.ffn import find_ffn_sites
 
 RowsOf = Callable[[Runner, text.Blocks], Iterator[dict[str, object]]]
 """Rows of one model on one corpus."""
@@ -51,4 +51,4 @@ def _opened(results: Path, name: str, corpus: str) -> tuple[Runner, text.Blocks]
         store.read_json(results / name / "model.json"), torch.device("cpu"), torch.float32
     )
     blocks = text.load_blocks(results / name / corpus / "blocks.safetensors")
-    return Runner(model.eval(), find_sites(model)), blocks
+    return Runner(model.eval(), find_ffn_sites(model)), blocks

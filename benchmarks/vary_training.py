@@ -30,7 +30,7 @@ from keepset.files import store
 from keepset.measure.runner import Runner, perplexity
 from keepset.rules.rule import Rule
 from keepset.run.job import job
-from keepset.sites import find_sites
+from keepset.sites.ffn import find_ffn_sites
 from keepset.steps.training import train_specimen
 
 SPARSITIES = (0.8, 0.9, 0.95)
@@ -59,7 +59,7 @@ def ratio_rows(folder: Path, blocks: text.Blocks) -> Iterator[dict[str, float]]:
     """Perplexity over dense, dynamic and static, by size."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model.eval().requires_grad_(False)
-    sites = find_sites(model)
+    sites = find_ffn_sites(model)
     moments = activations.record(
         model, sites, blocks.calibration, gradients=False, batch_tokens=1024
     )

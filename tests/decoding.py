@@ -5,7 +5,7 @@ import torch
 from keepset.calibrate import activations
 from keepset.calibrate.sets import RankedSets
 from keepset.measure.runner import Runner
-from keepset.sites import find_sites
+from keepset.sites.ffn import find_ffn_sites
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 """Where tests of kernels run their models: interpreted on a CPU."""
@@ -17,14 +17,14 @@ def prompt(tokens=6, seed=1, device="cpu"):
 
 
 def sums(model):
-    sites = find_sites(model)
+    sites = find_ffn_sites(model)
     blocks = prompt(24, seed=9)
     return activations.record(model, sites, blocks, gradients=False, batch_tokens=64)
 
 
 def reference(model, ids, tokens, rule, moments):
     """Greedy decoding by running the whole masked context again for every token."""
-    runner = Runner(model, find_sites(model), keep_sets=RankedSets(moments or {}))
+    runner = Runner(model, find_ffn_sites(model), keep_sets=RankedSets(moments or {}))
     with runner.holding(rule, stream=False), torch.inference_mode():
         for _ in range(tokens):
             logits = model(input_ids=ids, use_cache=False).logits

@@ -14,7 +14,7 @@ from keepset.kernels import naive, selection, triton_ffn
 from keepset.kernels.selection import TRITON_DOWN, TRITON_FFN, Selection
 from keepset.kernels.torch_ffn import neuron_major
 from keepset.rules.rule import Rule, describe
-from keepset.sites import find_sites
+from keepset.sites.ffn import find_ffn_sites
 
 DYNAMIC = Rule("magnitude", 0.7, 1)
 WINDOWED = Rule("magnitude", 0.7, 3, "causal")
@@ -198,7 +198,7 @@ def test_what_is_named_and_missing_is_an_error(model_of, monkeypatch):
 @pytest.mark.parametrize("family", ["opt", "llama", "gpt2", "phi3", "gpt_neox"])
 def test_weights_are_those_of_the_block(model_of, family):
     model = model_of(family)
-    site = find_sites(model)[0]
+    site = find_ffn_sites(model)[0]
     ffn = ffn_weights(site, neuron_major(site.down_weight()))
     seen = {}
     hook = site.down.register_forward_hook(lambda _, args, out: seen.update(h=args[0], y=out))

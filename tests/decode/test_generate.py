@@ -10,7 +10,7 @@ from keepset.hold.inputs import watching
 from keepset.kernels.selection import Selection
 from keepset.measure.runner import Runner
 from keepset.rules.rule import Rule, describe
-from keepset.sites import find_sites
+from keepset.sites.ffn import find_ffn_sites
 
 FAMILIES = ("opt", "llama", "qwen2", "gpt2", "phi3", "gpt_neox", "zamba2")
 RULES = [
@@ -73,7 +73,7 @@ def test_rows_of_a_batch_have_sets_of_their_own(tiny_model):
 
 def test_several_tokens_at_once_go_on_with_the_window(tiny_model):
     model, rule, ids = tiny_model("llama"), Rule("magnitude", 0.7, 4, "causal"), prompt(23)
-    runner = Runner(model, find_sites(model))
+    runner = Runner(model, find_ffn_sites(model))
     with runner.holding(rule, stream=False), torch.inference_mode():
         expected = model(input_ids=ids, use_cache=False).logits
     held = Selection(forced=["held"])
@@ -109,7 +109,7 @@ def test_the_model_is_put_back(tiny_model):
 def test_given_sets_are_replayed(tiny_model):
     model, ids = tiny_model("llama"), prompt(11)
     rule = Rule("magnitude", 0.7, 4)
-    sites = find_sites(model)
+    sites = find_ffn_sites(model)
     sets = {site.key: torch.rand(4, site.n_units) < 0.3 for site in sites}
 
     def mask(site, h):

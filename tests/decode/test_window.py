@@ -7,14 +7,16 @@ from keepset.decode.score import UnitScore
 from keepset.decode.window import RunningWindow
 from keepset.rules.masks import top_mask
 from keepset.rules.rule import Rule
-from keepset.sites import find_sites
+from keepset.sites.ffn import find_ffn_sites
 
 WIDTH, TOKENS = 4, 15
 
 
 @pytest.fixture
 def score(tiny_model):
-    return UnitScore(find_sites(tiny_model("llama"))[0], Rule("magnitude", 0.7, WIDTH, "causal"))
+    return UnitScore(
+        find_ffn_sites(tiny_model("llama"))[0], Rule("magnitude", 0.7, WIDTH, "causal")
+    )
 
 
 def expected(h, score):

@@ -8,7 +8,7 @@ from keepset.kernels.selection import Selection
 from keepset.rules.rule import Rule
 from keepset.settings import Benchmark
 from keepset.settings.grid import benchmark_rules
-from keepset.sites import find_sites
+from keepset.sites.ffn import find_ffn_sites
 from keepset.speed import decoding, timing
 
 MACHINE = timing.Machine(torch.device("cpu"), 1 << 14, 1e9)
@@ -26,7 +26,7 @@ def prompt(tokens=8):
 
 def test_every_rule_is_timed_over_whole_windows(model):
     sums = activations.record(
-        model, find_sites(model), prompt(32), gradients=False, batch_tokens=64
+        model, find_ffn_sites(model), prompt(32), gradients=False, batch_tokens=64
     )
     rules = benchmark_rules(SETTING)
     held = Selection(forced=["held"])

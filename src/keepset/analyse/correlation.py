@@ -39,22 +39,6 @@ def correlation_table(
     if ablated is not None:
         sources.append((ablated, "loss", "loss"))
     tables = []
-<<<<<<< HEAD
-    for table, size, impact in pairs:
-        found = ranks.correlate(
-            table[size].to_numpy(),
-            table[impact].to_numpy(),
-            table["layer"].to_numpy(),
-            confidence=statistics.confidence,
-            resamples=min(statistics.resamples, 1999),
-            seed=seed,
-        )
-        columns = {**identity, "size": size, "impact": impact}
-        for at, (name, value) in enumerate(columns.items()):
-            found.insert(at, name, value)
-        tables.append(found)
-    return pd.concat(tables, ignore_index=True)
-=======
     for size in kind.sizes:
         for table, impact, column in sources:
             coefficients = ranks.correlate(
@@ -70,4 +54,3 @@ def correlation_table(
                 coefficients.insert(place, name, value)
             tables.append(coefficients)
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
->>>>>>> main

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from keepset.errors import KernelError
 from keepset.hold.inputs import sliceable
 from keepset.kernels.weights import FfnWeights
-from keepset.sites import Projection, Site
+from keepset.sites.ffn import Projection, Site
 
 Forward = Callable[[Tensor], Tensor]
 PLAIN = "plain"

@@ -12,7 +12,7 @@ from torch import Tensor
 from keepset.kernels import dispatch
 from keepset.kernels.selection import Selection
 from keepset.kernels.torch_ffn import DownPath, neuron_major
-from keepset.sites import Site
+from keepset.sites.ffn import Site
 
 
 class SparseDown:

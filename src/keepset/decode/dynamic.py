@@ -25,7 +25,7 @@ from keepset.kernels.selection import Selection
 from keepset.kernels.weights import FfnWeights
 from keepset.rules.masks import top_mask, top_units
 from keepset.rules.rule import Rule
-from keepset.sites import Site
+from keepset.sites.ffn import Site
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from keepset.models import check_length
 from keepset.rules.rule import Rule
 from keepset.rules.scores import Moments
 from keepset.settings import Kernels
-from keepset.sites import find_sites
+from keepset.sites.ffn import find_ffn_sites
 
 _FORMS = "dynamic:SPARSITY, windowed:TOKENS:SPARSITY or static:SPARSITY"
 
@@ -287,7 +287,7 @@ def disagreement(
     """
     context = torch.cat([ids, new[None, :-1].to(ids.device)], dim=1)
     keep_sets = RankedSets(moments or {})
-    runner = Runner(model, find_sites(model), keep_sets=keep_sets, kernels=kernels)
+    runner = Runner(model, find_ffn_sites(model), keep_sets=keep_sets, kernels=kernels)
     with runner.holding(rule, stream=False), torch.inference_mode():
         logits = model(input_ids=context, use_cache=False).logits[0, ids.shape[1] - 1 :].cpu()
     best = logits.argmax(dim=-1)

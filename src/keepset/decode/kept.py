@@ -15,7 +15,7 @@ from keepset.decode.score import UnitScore
 from keepset.hold.inputs import slice_up, swapped
 from keepset.kernels.weights import FfnWeights
 from keepset.rules.masks import top_mask
-from keepset.sites import Site
+from keepset.sites.ffn import Site
 
 Slices = Sequence[tuple[Any, Mapping[str, Tensor]]]
 """The modules of a block, each with the parameters of the kept units."""

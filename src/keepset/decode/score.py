@@ -7,7 +7,7 @@ from torch import Tensor
 from keepset.hold.inputs import output_norms
 from keepset.rules.rule import Rule, n_kept
 from keepset.rules.scores import NEURON_SCORES, decoding_names, token_score
-from keepset.sites import Site
+from keepset.sites.ffn import Site
 
 SCORES = decoding_names(NEURON_SCORES)
 """Scores that choose per token or window while decoding."""

@@ -22,7 +22,7 @@ from keepset.measure.runner import Runner
 from keepset.rules.rule import Rule, describe
 from keepset.rules.scores import Moments
 from keepset.settings import Kernels
-from keepset.sites import Site, find_sites
+from keepset.sites.ffn import Site, find_ffn_sites
 
 
 @dataclass
@@ -80,7 +80,7 @@ def sparse_decoding(
             no moments, or an implementation that is chosen by name cannot run here.
     """
     _check(rule, moments, given)
-    sites = find_sites(model) if sites is None else sites
+    sites = find_ffn_sites(model) if sites is None else sites
     selection = Selection.of(kernels)
     selection.require(next(model.parameters()).device)
     session = Session(rule, selection)

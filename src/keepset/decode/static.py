@@ -14,7 +14,7 @@ from keepset.decode.whole import WholeBlock, WholeBlocks
 from keepset.kernels.selection import Selection
 from keepset.kernels.torch_ffn import neuron_major
 from keepset.kernels.weights import FfnWeights
-from keepset.sites import Site
+from keepset.sites.ffn import Site
 
 
 @contextmanager

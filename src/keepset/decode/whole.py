@@ -14,7 +14,7 @@ from keepset.kernels import dispatch
 from keepset.kernels.clock import taking_turns
 from keepset.kernels.selection import TRITON_FFN, Selection
 from keepset.kernels.weights import MAX_ROWS, FfnWeights
-from keepset.sites import Site
+from keepset.sites.ffn import Site
 
 Kernel = Callable[[Tensor, FfnWeights], Tensor]
 """(x (rows, d_model), weights) -> (rows, d_model)."""

@@ -26,7 +26,7 @@ from keepset.decode.window import RunningWindow
 from keepset.errors import ConfigError
 from keepset.kernels.selection import TRITON_FFN, Selection
 from keepset.rules.rule import Rule
-from keepset.sites import Site
+from keepset.sites.ffn import Site
 
 
 @contextmanager

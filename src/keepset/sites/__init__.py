@@ -6,7 +6,7 @@ imports torch.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 
 class AnySite(Protocol):
@@ -31,12 +31,3 @@ class AnySite(Protocol):
     @property
     def n_units(self) -> int:
         """How many units it holds."""
-
-
-def __getattr__(name: str) -> Any:
-    if name not in ("Projection", "Site", "StateSite", "find_sites", "find_state_sites"):
-        raise AttributeError(name)
-    from keepset.sites import ffn, state
-
-    name = "find_ffn_sites" if name == "find_sites" else name
-    return getattr(state if hasattr(state, name) else ffn, name)

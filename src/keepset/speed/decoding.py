@@ -15,7 +15,7 @@ from keepset.kernels.selection import Selection
 from keepset.rules.masks import spread_windows, top_mask, window_means
 from keepset.rules.rule import Rule, describe, n_kept
 from keepset.rules.scores import Moments, token_score
-from keepset.sites import Site, find_sites
+from keepset.sites.ffn import Site, find_ffn_sites
 from keepset.speed.timing import Machine, summary
 
 Row = dict[str, Any]
@@ -52,7 +52,7 @@ def time_decoding(
     Raises:
         KeepsetError: a token is not the masked reference's, beyond rounding.
     """
-    sites = find_sites(model)
+    sites = find_ffn_sites(model)
     for rule in rules if sites else ():
         width = rule.window if isinstance(rule.window, int) else 1
         steps = -(-tokens // width) * width
