@@ -18,6 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from keepset.calibrate import activations
+from keepset.calibrate.sets import RankedSets
 from keepset.measure.runner import Runner
 from keepset.rules.rule import Rule, describe
 from keepset.run.job import job
@@ -75,7 +76,7 @@ def main() -> None:
         lead_in, blocks = ids[:1], ids[1:]
         sites = find_sites(model)
         moments = activations.record(model, sites, lead_in, gradients=False, batch_tokens=128)
-        runner = Runner(model, sites, moments=moments)
+        runner = Runner(model, sites, keep_sets=RankedSets(moments))
         timed(runner, blocks, None, lead_in)
         rows = []
         for rule in RULES:

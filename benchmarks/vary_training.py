@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM
 
 from keepset import settings, text
 from keepset.calibrate import activations
+from keepset.calibrate.sets import RankedSets
 from keepset.files import store
 from keepset.measure.runner import Runner, perplexity
 from keepset.rules.rule import Rule
@@ -62,7 +63,7 @@ def measure(folder: Path, blocks: text.Blocks) -> Iterator[dict[str, float]]:
     moments = activations.record(
         model, sites, blocks.calibration, gradients=False, batch_tokens=1024
     )
-    runner = Runner(model, sites, moments=moments)
+    runner = Runner(model, sites, keep_sets=RankedSets(moments))
     dense = perplexity(runner, blocks.evaluation)
     for sparsity in SPARSITIES:
         dynamic, static = (

@@ -3,6 +3,7 @@
 import torch
 
 from keepset.calibrate import activations
+from keepset.calibrate.sets import RankedSets
 from keepset.measure.runner import Runner
 from keepset.sites import find_sites
 
@@ -23,7 +24,7 @@ def sums(model):
 
 def reference(model, ids, tokens, rule, moments):
     """Greedy decoding by running the whole masked context again for every token."""
-    runner = Runner(model, find_sites(model), moments=moments)
+    runner = Runner(model, find_sites(model), keep_sets=RankedSets(moments or {}))
     with runner.holding(rule, stream=False), torch.inference_mode():
         for _ in range(tokens):
             logits = model(input_ids=ids, use_cache=False).logits

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from keepset.hold.cut import STATE_SIZE_KEYS
+from keepset.sites import families
 
-FAMILIES = tuple(STATE_SIZE_KEYS)
+FAMILIES = tuple(name for name, one in families.FAMILIES.items() if one.state_size_key)
 GROUP_KEYS = {"mamba2": "n_groups", "nemotron_h": "n_groups", "zamba2": "mamba_ngroups"}
 
 
@@ -14,5 +14,5 @@ def shape(family: str, groups: int = 1, n_state: int = 8) -> dict[str, Any]:
     """Overrides for `tiny_model`: groups of heads and channels per group."""
     return {
         GROUP_KEYS.get(family, "mamba_n_groups"): groups,
-        STATE_SIZE_KEYS[family]: n_state,
+        str(families.FAMILIES[family].state_size_key): n_state,
     }

@@ -10,7 +10,7 @@ from keepset.calibrate import activations
 from keepset.cli import main
 from keepset.decode import generate as gen
 from keepset.decode.generate import parse_keep
-from keepset.sites import find_sites
+from keepset.sites.ffn import find_ffn_sites
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_generates_the_masked_references_tokens(
     model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
     info = models.prepare("model", settings.Model(path=str(tiny_checkpoint)), tmp_path)
     moments = activations.record(
-        model, find_sites(model), torch.arange(4, 68)[None], gradients=False, batch_tokens=64
+        model, find_ffn_sites(model), torch.arange(4, 68)[None], gradients=False, batch_tokens=64
     )
     cache = tmp_path / "activations.safetensors"
     activations.save(moments, cache, {"model": info["fingerprint"]})

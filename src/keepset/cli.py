@@ -16,6 +16,7 @@ import yaml
 
 from keepset import __version__, settings
 from keepset.errors import ConfigError, KeepsetError
+from keepset.rules.scores import NEURON_SCORES, decoding_names, token_names
 from keepset.run.verify import verify
 
 if TYPE_CHECKING:
@@ -40,16 +41,16 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _plan(arguments: argparse.Namespace) -> None:
     from keepset import plan
-    from keepset.plan import bill
+    from keepset.plan import bill, machine
 
     config = settings.load(arguments.config)
     if arguments.only is not None:
         config = config.model_copy(update={"only": arguments.only})
     kind = arguments.device or plan.device_kind(config)
-    speed = bill.speed_of(kind, arguments.rate, arguments.bandwidth, arguments.measure)
-    found = bill.make(config, kind, speed)
+    speed = machine.speed_of(kind, arguments.rate, arguments.bandwidth, arguments.measure)
+    costs = bill.make(config, kind, speed, Path("results") / config.study)
     sys.stdout.write(
-        json.dumps(found.plain(), indent=2) + "\n" if arguments.json else bill.text(found)
+        json.dumps(costs.plain(), indent=2) + "\n" if arguments.json else bill.text(costs)
     )
 
 
@@ -90,10 +91,10 @@ def _model(text: str) -> settings.Model:
 def _perplexity(arguments: argparse.Namespace) -> None:
     # torch and transformers take seconds to import; the other commands do without.
     from keepset import models, text
+    from keepset.kinds import find_sites
     from keepset.measure.runner import Runner
     from keepset.rules.rule import Rule, describe
     from keepset.run.job import limit_threads
-    from keepset.sites import find_sites
 
     rule = None
     if arguments.sparsity is not None:
@@ -247,7 +248,9 @@ def _parser() -> argparse.ArgumentParser:
     perplexity.add_argument("--block", type=int, default=256, help="tokens per block")
     perplexity.add_argument("--sparsity", type=float, help="share of units left out; dense without")
     perplexity.add_argument("--window", default="1", help="tokens a keep set is held, or sequence")
-    perplexity.add_argument("--score", default="magnitude", help="magnitude, impact or random")
+    perplexity.add_argument(
+        "--score", default="magnitude", help=_either(token_names(NEURON_SCORES))
+    )
     perplexity.add_argument("--device", default="auto")
     perplexity.add_argument("--dtype", default="auto")
     perplexity.add_argument("--batch-tokens", type=int, default=1024)
@@ -255,6 +258,11 @@ def _parser() -> argparse.ArgumentParser:
     perplexity.set_defaults(run=_perplexity)
     _add_generate(commands)
     return parser
+
+
+def _either(names: Sequence[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def _add_plan(commands: Any) -> None:
@@ -289,7 +297,9 @@ def _add_generate(commands: Any) -> None:
         help="dynamic:SPARSITY, windowed:TOKENS:SPARSITY (causal) or static:SPARSITY",
     )
     generate.add_argument("--tokens", type=int, default=64, help="new tokens, at most")
-    generate.add_argument("--score", default="magnitude", help="magnitude or impact")
+    generate.add_argument(
+        "--score", default="magnitude", help=_either(decoding_names(NEURON_SCORES))
+    )
     generate.add_argument(
         "--activations", help="the model's activations.safetensors, for a static rule"
     )

@@ -5,7 +5,7 @@ from torch.nn.functional import cross_entropy
 from keepset.calibrate import activations
 from keepset.errors import CacheError
 from keepset.hold.inputs import watching
-from keepset.sites import find_sites
+from keepset.sites.ffn import find_ffn_sites
 
 IDENTITY = {"model": "abc", "text": "def", "dtype": "torch.float32", "gradients": True}
 
@@ -22,7 +22,7 @@ def loss(model, ids):
 @pytest.mark.parametrize("family", ["llama", "opt", "zamba2"])
 def test_moments_match_plain_sums(tiny_model, family):
     model = tiny_model(family)
-    sites = find_sites(model)
+    sites = find_ffn_sites(model)
     seen = {}
     with watching(model, sites, lambda site, h: seen.update({site.key: h})), torch.no_grad():
         model(input_ids=blocks())
@@ -45,7 +45,7 @@ def test_moments_match_plain_sums(tiny_model, family):
 def test_taylor_is_the_directional_derivative_of_the_loss(tiny_model, family):
     """sum_t h_j dL/dh_j is dL/ds at s = 1 when unit j is scaled by s."""
     model = tiny_model(family).double()
-    sites = find_sites(model)
+    sites = find_ffn_sites(model)
     moments = activations.record(model, sites, blocks(), gradients=True, batch_tokens=8)
     site, unit, step = sites[1], 7, 1e-5
 
@@ -63,7 +63,7 @@ def test_taylor_is_the_directional_derivative_of_the_loss(tiny_model, family):
 
 def test_recording_leaves_no_gradient_and_no_hook(tiny_model):
     model = tiny_model("llama")
-    activations.record(model, find_sites(model), blocks(), gradients=True, batch_tokens=8)
+    activations.record(model, find_ffn_sites(model), blocks(), gradients=True, batch_tokens=8)
     for module in model.modules():
         assert not module._forward_hooks
         assert not module._forward_pre_hooks
@@ -73,7 +73,9 @@ def test_recording_leaves_no_gradient_and_no_hook(tiny_model):
 @pytest.fixture
 def cache(tiny_model, tmp_path):
     model = tiny_model("llama")
-    moments = activations.record(model, find_sites(model), blocks(), gradients=True, batch_tokens=8)
+    moments = activations.record(
+        model, find_ffn_sites(model), blocks(), gradients=True, batch_tokens=8
+    )
     path = tmp_path / "activations.safetensors"
     activations.save(moments, path, IDENTITY)
     return path, moments

@@ -6,21 +6,20 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from keepset.calibrate.channels import Scorer, allocate, ghost, keep_sets, separate
-from keepset.errors import ConfigError
+from keepset.calibrate.channels import Scorer
 from keepset.hold.recurrence import Scan
 from keepset.hold.state import StateMask, scanning
 from keepset.kernels.scan import chunk_scan
 from keepset.rules.rule import n_kept
-from keepset.sites import StateSite, find_state_sites
-from state_models import FAMILIES, shape
+from keepset.rules.scores import CHANNEL_SCORES, ghost
+from keepset.sites.state import StateSite, find_state_sites
+from state_models import shape
 
 Factory = Callable[..., PreTrainedModel]
+separate = CHANNEL_SCORES["ghost-separate"].static
 BLOCKS = torch.randint(4, 260, (4, 19), generator=torch.Generator().manual_seed(5))
 
 
@@ -147,56 +146,6 @@ def test_gradients_are_taken_on_few_tokens_at_a_time(tiny_model: Factory) -> Non
     assert seen == [38, 38]
     for key, whole in Scorer(model, sites, BLOCKS, 1000).gradients().items():
         torch.testing.assert_close(small[key], whole, rtol=1e-4, atol=1e-9)
-
-
-@given(
-    st.lists(st.integers(2, 9), min_size=1, max_size=4),
-    st.integers(1, 3),
-    st.floats(0, 0.99),
-    st.booleans(),
-    st.integers(0, 99),
-)
-def test_allocation_keeps_as_many_either_way(
-    sizes: list[int], groups: int, sparsity: float, uniform: bool, seed: int
-) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    scores = {
-        f"state.{layer:03d}": torch.randint(5, (groups, n), generator=generator).double()
-        for layer, n in enumerate(sizes)
-    }
-    masks = allocate(scores, sparsity, uniform=uniform)
-    counts = {key: mask.sum(dim=1) for key, mask in masks.items()}
-    assert all(int(count.min()) == int(count.max()) >= 1 for count in counts.values())
-    kept = {key: int(count[0]) for key, count in counts.items()}
-    assert sum(kept.values()) == sum(n_kept(n, sparsity) for n in sizes)
-    if uniform:
-        assert list(kept.values()) == [n_kept(n, sparsity) for n in sizes]
-    for key, mask in masks.items():
-        for row, score in zip(mask, scores[key], strict=True):
-            expected = sorted(range(len(score)), key=lambda j: (-float(score[j]), j))
-            assert sorted(row.nonzero()[:, 0].tolist()) == sorted(expected[: kept[key]])
-
-
-def test_global_threshold_moves_channels_to_the_layer_that_needs_them() -> None:
-    scores = {
-        "state.000": torch.tensor([[9.0, 8, 7, 6]]),
-        "state.001": torch.tensor([[3.0, 2, 1, 0]]),
-    }
-    masks = allocate(scores, 0.5, uniform=False)
-    assert masks["state.000"].sum() == 3
-    assert masks["state.001"].sum() == 1
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_keep_sets_of_every_family(tiny_model: Factory, family: str) -> None:
-    model = tiny_model(family)
-    scorer = Scorer(model, find_state_sites(model), BLOCKS, 1000)
-    names = ["ghost", "ghost-oneshot", "magnitude", "taylor", "random"]
-    sets, sums = keep_sets(scorer, names, [0.5], [3, 4])
-    assert set(sets) == {(name, 3, 0.5) for name in names} | {("random", 4, 0.5)}
-    assert all(site.taylor is not None for site in sums.values())
-    with pytest.raises(ConfigError, match="unknown score of a state nonsense"):
-        keep_sets(scorer, ["nonsense"], [0.5], [0])
 
 
 def test_magnitude_is_the_product_of_the_projections_norms(tiny_model: Factory) -> None:

@@ -2,7 +2,10 @@
 
 import torch
 
-from keepset.calibrate.memory import peak_bytes
+from keepset.calibrate.channels import Scorer
+from keepset.calibrate.memory import memory_table, peak_bytes
+from keepset.sites.state import find_state_sites
+from state_models import shape
 
 CPU = torch.device("cpu")
 MB = 250_000  # float32 numbers of a million bytes
@@ -41,3 +44,17 @@ def test_a_graph_keeps_its_activations() -> None:
     with torch.no_grad():
         assert peak_bytes(lambda: weight.sin().sin().sin().sin(), CPU) == 2_000_000
     assert 6_000_000 <= depth(6) <= 9_000_000
+
+
+def test_scoring_takes_little_more_memory_than_a_forward_pass(tiny_model):
+    # Long enough that a state for every token would dwarf everything else.
+    model = tiny_model("mamba2", **shape("mamba2", n_state=64))
+    blocks = torch.randint(4, 260, (2, 160))
+    scorer = Scorer(model, find_state_sites(model), blocks, 1000)
+    table = memory_table(scorer, blocks, {}).pivot(
+        index="n_tokens", columns="method", values="peak_bytes"
+    )
+    one_state_per_token = 160 * 4 * 64 * 64
+    assert table.loc[160, "ghost"] < one_state_per_token
+    assert (table["ghost"] <= 2 * table["forward"]).all()
+    assert (table["taylor"] > table["ghost"]).all()

@@ -9,10 +9,12 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from keepset.calibrate.channels import Scorer, keep_sets
-from keepset.calibrate.sets import channel_table, load_sets, memory_table, save_sets
-from keepset.errors import CacheError
-from keepset.sites import find_state_sites
+from keepset.calibrate.channels import Scorer
+from keepset.calibrate.choice import keep_sets
+from keepset.calibrate.sets import RankedSets, load_sets, save_sets
+from keepset.errors import CacheError, ConfigError
+from keepset.rules.rule import Rule
+from keepset.sites.state import find_state_sites
 from state_models import shape
 
 Factory = Callable[..., PreTrainedModel]
@@ -28,11 +30,11 @@ def scorer(tiny_model: Factory) -> Scorer:
 def test_sets_come_back_as_they_were(scorer: Scorer, tmp_path: Path) -> None:
     sets, _ = keep_sets(scorer, ["ghost", "random"], [0.5, 0.95], [7, 8])
     save_sets(sets, tmp_path / "sets.safetensors", {"text": "a"})
-    found = load_sets(tmp_path / "sets.safetensors", {"text": "a"})
-    assert set(found) == set(sets)
-    for key, masks in sets.items():
+    loaded = load_sets(tmp_path / "sets.safetensors", {"text": "a"})
+    assert set(loaded) == set(sets)
+    for rule, masks in sets.items():
         assert {site: mask.tolist() for site, mask in masks.items()} == {
-            site: mask.tolist() for site, mask in found[key].items()
+            site: mask.tolist() for site, mask in loaded[rule].items()
         }
 
 
@@ -40,31 +42,30 @@ def test_foreign_and_damaged_sets_are_refused(scorer: Scorer, tmp_path: Path) ->
     path = tmp_path / "sets.safetensors"
     sets, _ = keep_sets(scorer, ["ghost"], [0.5], [7])
     save_sets(sets, path, {"text": "a"})
-    with pytest.raises(CacheError, match="stale keep sets: text is 'a' there and 'b' here"):
+    with pytest.raises(CacheError, match="stale keep sets: text is 'a' in the file and 'b' now"):
         load_sets(path, {"text": "b"})
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(CacheError, match="cannot be read"):
         load_sets(path, {"text": "a"})
 
 
-def test_one_row_per_channel(scorer: Scorer) -> None:
-    sums = scorer.one_shot()
-    table = channel_table(scorer.sites, sums, {"model": "m"})
-    assert len(table) == 2 * 2 * 8
-    row = table.query("layer == 1 and group == 1 and channel == 5").iloc[0]
-    assert row["energy"] == float(sums["state.001"].energy[1, 5].sqrt())
-    assert row["controllability"] == float(sums["state.001"].controllability[1, 5].sqrt())
+def test_ranked_sets_are_the_first_of_one_ranking() -> None:
+    size = torch.tensor([3.0, 1.0, 2.0, 1.0], dtype=torch.float64)
+    sets = RankedSets({"ffn.000": {"abs_sum": size}})
+    masks = sets[Rule("magnitude", 0.25, "corpus")]
+    assert masks["ffn.000"].tolist() == [True, True, True, False]  # a tie goes to the lowest index
+    assert sets[Rule("magnitude", 0.75, "corpus")]["ffn.000"].tolist() == [True] + [False] * 3
+    one, other = (sets[Rule("random", 0.5, "corpus", seed=seed)] for seed in (1, 5))
+    assert one["ffn.000"].tolist() != other["ffn.000"].tolist()
+    with pytest.raises(ConfigError, match="needs gradients"):
+        sets[Rule("taylor", 0.5, "corpus")]
 
 
-def test_scoring_takes_little_more_memory_than_a_forward_pass(tiny_model: Factory) -> None:
-    # Long enough that a state for every token would dwarf everything else.
-    model = tiny_model("mamba2", **shape("mamba2", n_state=64))
-    blocks = torch.randint(4, 260, (2, 160))
-    scorer = Scorer(model, find_state_sites(model), blocks, 1000)
-    table = memory_table(scorer, blocks, {}).pivot(
-        index="n_tokens", columns="method", values="peak_bytes"
-    )
-    one_state_per_token = 160 * 4 * 64 * 64
-    assert table.loc[160, "ghost"] < one_state_per_token
-    assert (table["ghost"] <= 2 * table["forward"]).all()
-    assert (table["taylor"] > table["ghost"]).all()
+@pytest.mark.parametrize(
+    "rule", [Rule("magnitude", 0.5, 1), Rule("magnitude", 0.5, "corpus", site="state")]
+)
+def test_rules_that_ranked_sets_do_not_answer_are_no_keys(rule: Rule) -> None:
+    with pytest.raises(KeyError):
+        RankedSets({"ffn.000": {"abs_sum": torch.ones(4)}})[rule]
+    with pytest.raises(KeyError):
+        RankedSets({})[Rule("magnitude", 0.5, "corpus")]

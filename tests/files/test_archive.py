@@ -18,9 +18,9 @@ def path(tmp_path):
 
 
 def test_round_trip_is_sorted(path):
-    found = archive.load(path, "kind-1", IDENTITY, "numbers")
-    assert list(found) == ["a", "b"]
-    assert torch.equal(found["b"], torch.ones(3, 2))
+    tensors = archive.load(path, "kind-1", IDENTITY, "numbers")
+    assert list(tensors) == ["a", "b"]
+    assert torch.equal(tensors["b"], torch.ones(3, 2))
 
 
 def test_every_process_writes_the_same_bytes(path, tmp_path):
@@ -41,7 +41,7 @@ def test_only_one_key_of_metadata(path):
     assert b'"format":' not in header
 
 
-def test_says_what_it_belongs_to(path):
+def test_a_file_says_what_it_belongs_to(path):
     assert archive.identity_of(path, "kind-1", "numbers") == IDENTITY
     with pytest.raises(CacheError, match="not the numbers of this version"):
         archive.identity_of(path, "kind-2", "numbers")
@@ -52,9 +52,9 @@ def test_says_what_it_belongs_to(path):
     [
         (
             {"identity": {**IDENTITY, "model": "n"}},
-            "stale numbers: model is 'm' there and 'n' here",
+            "stale numbers: model is 'm' in the file and 'n' now",
         ),
-        ({"identity": {"model": "m"}}, r"stale numbers: seeds is \[1, 2\] there and None here"),
+        ({"identity": {"model": "m"}}, r"stale numbers: seeds is \[1, 2\] in the file and None"),
         ({"kind": "kind-2"}, "not the numbers of this version"),
     ],
 )
@@ -64,7 +64,7 @@ def test_what_belongs_to_something_else_is_refused(path, change, message):
         archive.load(**{**wanted, **change})
 
 
-def test_a_file_that_is_none_is_named(tmp_path):
+def test_a_file_without_tensors_is_named(tmp_path):
     (tmp_path / "x").write_bytes(b"no tensors")
     for name in ("x", "nowhere"):
         with pytest.raises(CacheError, match=f"{name}: the numbers cannot be read"):

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from keepset.errors import ModelError
 from keepset.hold.cut import load_pruned, prune_states, save_pruned
 from keepset.hold.state import StateMask, scanning
-from keepset.sites import find_state_sites
+from keepset.sites.state import find_state_sites
 from state_models import FAMILIES, shape
 
 Factory = Callable[..., PreTrainedModel]

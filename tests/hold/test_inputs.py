@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from keepset.errors import ConfigError, ModelError
-from keepset.hold.inputs import Static, Windows, output_norms, sliceable, sliced, watching
+from keepset.hold.inputs import Static, Windows, sliceable, sliced, watching
 from keepset.rules.masks import top_mask
 from keepset.rules.rule import Rule, n_kept
-from keepset.sites import find_sites
+from keepset.sites.ffn import find_ffn_sites
 
 FAMILIES = ("llama", "opt", "gpt2", "phi3", "gpt_neox", "bloom", "falcon", "zamba2")
 
@@ -18,9 +18,12 @@ def ids(rows=2, tokens=9):
     return torch.randint(4, 260, (rows, tokens), generator=torch.Generator().manual_seed(1))
 
 
-def orders(sites, seed=0):
+def random_masks(sites, sparsity, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return {site.key: torch.randperm(site.n_units, generator=generator) for site in sites}
+    scores = {site.key: torch.rand(1, site.n_units, generator=generator) for site in sites}
+    return {
+        site.key: top_mask(scores[site.key], n_kept(site.n_units, sparsity))[0] for site in sites
+    }
 
 
 def logits(model, tokens):
@@ -45,7 +48,7 @@ def capture(model, sites, tokens, action=None):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_watching_sees_batch_and_tokens_in_every_family(tiny_model, family):
     model = tiny_model(family)
-    sites = find_sites(model)
+    sites = find_ffn_sites(model)
     seen = capture(model, sites, ids(3, 7))
     assert set(seen) == {site.key for site in sites}
     for site in sites:
@@ -59,7 +62,10 @@ def test_hooks_go_away_after_an_exception(tiny_model):
     def fail(site, h):
         raise RuntimeError("stop here")
 
-    with pytest.raises(RuntimeError, match="stop here"), watching(model, find_sites(model), fail):
+    with (
+        pytest.raises(RuntimeError, match="stop here"),
+        watching(model, find_ffn_sites(model), fail),
+    ):
         logits(model, ids())
     assert hooks(model) == 0
 
@@ -67,56 +73,59 @@ def test_hooks_go_away_after_an_exception(tiny_model):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_static_masks_equal_zeroed_rows_of_the_weights(tiny_model, family):
     model = tiny_model(family)
-    sites = find_sites(model)
-    order = orders(sites)
+    sites = find_ffn_sites(model)
+    masks = random_masks(sites, 0.6)
     if family == "zamba2":  # one weight serves several sites
-        order = {site.key: order[sites[0].key] for site in sites}
-    with watching(model, sites, Static(order, 0.6)):
+        masks = {site.key: masks[sites[0].key] for site in sites}
+    with watching(model, sites, Static(masks)):
         masked = logits(model, ids())
     for site in sites:
-        site.down_weight()[order[site.key][n_kept(site.n_units, 0.6) :]] = 0
+        site.down_weight()[~masks[site.key]] = 0
     torch.testing.assert_close(masked, logits(model, ids()), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "phi3", "gpt_neox"])
 def test_sliced_weights_equal_masks_and_are_put_back(tiny_model, family):
     model = tiny_model(family)
-    sites = find_sites(model)
+    sites = find_ffn_sites(model)
     assert all(sliceable(site) for site in sites)
     dense = logits(model, ids())
-    order = orders(sites)
-    with watching(model, sites, Static(order, 0.6)):
+    masks = random_masks(sites, 0.6)
+    with watching(model, sites, Static(masks)):
         masked = logits(model, ids())
     assert not torch.allclose(masked, dense, atol=1e-3)
-    with sliced(sites, order, 0.6):
+    with sliced(sites, masks):
         torch.testing.assert_close(logits(model, ids()), masked, rtol=1e-5, atol=1e-5)
     assert torch.equal(logits(model, ids()), dense)
-    with pytest.raises(RuntimeError, match="stop"), sliced(sites, order, 0.6):
+    with pytest.raises(RuntimeError, match="stop"), sliced(sites, masks):
         raise RuntimeError("stop")
     assert torch.equal(logits(model, ids()), dense)
 
 
 def test_sites_whose_projections_are_unknown_are_not_sliced(tiny_model):
-    sites = find_sites(tiny_model("zamba2"))
+    sites = find_ffn_sites(tiny_model("zamba2"))
     assert not any(sliceable(site) for site in sites)
-    with pytest.raises(ModelError, match="cannot be sliced"), sliced(sites, orders(sites), 0.5):
+    with (
+        pytest.raises(ModelError, match="cannot be sliced"),
+        sliced(sites, random_masks(sites, 0.5)),
+    ):
         pass
 
 
 @pytest.mark.parametrize("window", [1, 2, 4, "sequence"])
 def test_sparsity_zero_is_dense_bit_for_bit(tiny_model, window):
     model = tiny_model("opt")
-    sites = find_sites(model)
+    sites = find_ffn_sites(model)
     dense = logits(model, ids())
     with watching(model, sites, Windows(Rule("magnitude", 0.0, window))):
         assert torch.equal(logits(model, ids()), dense)
-    with sliced(sites, orders(sites), 0.0):
+    with sliced(sites, random_masks(sites, 0.0)):
         assert torch.equal(logits(model, ids()), dense)
 
 
 def test_kept_counts_are_exact_at_every_token(tiny_model):
     model = tiny_model("llama")
-    sites = find_sites(model)
+    sites = find_ffn_sites(model)
     for window in (1, 3, "sequence"):
         seen = capture(model, sites, ids(), Windows(Rule("magnitude", 0.7, window)))
         for site in sites:
@@ -126,7 +135,9 @@ def test_kept_counts_are_exact_at_every_token(tiny_model):
 
 def test_oracle_windows_hold_the_set_of_their_own_tokens(tiny_model):
     model = tiny_model("llama")
-    first = find_sites(model)[:1]  # behind the first site, activations differ from the dense ones
+    first = find_ffn_sites(model)[
+        :1
+    ]  # behind the first site, activations differ from the dense ones
     dense = capture(model, first, ids())[first[0].key]
     held = capture(model, first, ids(), Windows(Rule("magnitude", 0.5, 4)))[first[0].key]
     kept = n_kept(first[0].n_units, 0.5)
@@ -139,7 +150,7 @@ def test_oracle_windows_hold_the_set_of_their_own_tokens(tiny_model):
 
 def test_sequence_equals_a_per_passage_static_set(tiny_model):
     model = tiny_model("opt")
-    sites = find_sites(model)
+    sites = find_ffn_sites(model)
     passage = ids(1)
     sets = {}
     action = Windows(Rule("magnitude", 0.5, "sequence"))
@@ -150,16 +161,13 @@ def test_sequence_equals_a_per_passage_static_set(tiny_model):
 
     with watching(model, sites, remember):
         windowed = logits(model, passage)
-    order = {
-        key: torch.argsort(mask.int(), descending=True, stable=True) for key, mask in sets.items()
-    }
-    with watching(model, sites, Static(order, 0.5)):
+    with watching(model, sites, Static(sets)):
         torch.testing.assert_close(logits(model, passage), windowed, rtol=1e-6, atol=1e-6)
 
 
 def test_a_window_of_one_equals_sequence_on_single_tokens(tiny_model):
     model = tiny_model("llama")
-    sites = find_sites(model)
+    sites = find_ffn_sites(model)
     results = []
     for window in (1, "sequence"):
         with watching(model, sites, Windows(Rule("magnitude", 0.5, window))):
@@ -170,7 +178,7 @@ def test_a_window_of_one_equals_sequence_on_single_tokens(tiny_model):
 @pytest.mark.parametrize("window", [1, 3, 4, "sequence"])
 def test_causal_windows_hold_the_set_of_the_window_before(tiny_model, window):
     model = tiny_model("llama")
-    site = find_sites(model)[0]
+    site = find_ffn_sites(model)[0]
     dense = capture(model, [site], ids(3))[site.key]
     lead_in = torch.rand(site.n_units, generator=torch.Generator().manual_seed(3))
     rule = Rule("magnitude", 0.5, window, "causal")
@@ -187,7 +195,7 @@ def test_causal_windows_hold_the_set_of_the_window_before(tiny_model, window):
 
 def test_causal_streams_go_on_across_batches(tiny_model):
     model = tiny_model("llama")
-    sites = find_sites(model)[:1]
+    sites = find_ffn_sites(model)[:1]
     lead_in = {sites[0].key: torch.rand(sites[0].n_units)}
     rule = Rule("magnitude", 0.5, 4, "causal")
     tokens = ids(4)
@@ -199,7 +207,7 @@ def test_causal_streams_go_on_across_batches(tiny_model):
 
 def test_causal_passages_begin_dense(tiny_model):
     model = tiny_model("llama")
-    site = find_sites(model)[0]
+    site = find_ffn_sites(model)[0]
     dense = capture(model, [site], ids())[site.key]
     action = Windows(Rule("magnitude", 0.5, 4, "causal"), stream=False)
     held = capture(model, [site], ids(), action)[site.key]
@@ -210,13 +218,16 @@ def test_causal_passages_begin_dense(tiny_model):
 def test_a_causal_stream_without_lead_in_is_refused(tiny_model):
     model = tiny_model("llama")
     action = Windows(Rule("magnitude", 0.5, 4, "causal"))
-    with pytest.raises(ConfigError, match="lead-in"), watching(model, find_sites(model), action):
+    with (
+        pytest.raises(ConfigError, match="lead-in"),
+        watching(model, find_ffn_sites(model), action),
+    ):
         logits(model, ids())
 
 
 def test_padding_changes_no_set(tiny_model):
     model = tiny_model("llama")
-    sites = find_sites(model)
+    sites = find_ffn_sites(model)
     action = Windows(Rule("magnitude", 0.5, "sequence"), stream=False)
     short = ids(1, 5)
     with watching(model, sites, action):
@@ -229,10 +240,9 @@ def test_padding_changes_no_set(tiny_model):
 
 def test_impact_weighs_by_the_output_column(tiny_model):
     model = tiny_model("llama")
-    site = find_sites(model)[0]
+    site = find_ffn_sites(model)[0]
     dense = capture(model, [site], ids())[site.key]
-    norms = {site.key: output_norms(site)}
-    held = capture(model, [site], ids(), Windows(Rule("impact", 0.5, 1), norms=norms))[site.key]
+    held = capture(model, [site], ids(), Windows(Rule("impact", 0.5, 1)))[site.key]
     mask = top_mask(dense.abs() * site.down_weight().norm(dim=1), n_kept(site.n_units, 0.5))
     assert torch.equal(held, dense * mask)
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from keepset.hold.recurrence import Recurrence, Scan
 from keepset.hold.state import scanning
 from keepset.kernels import naive
-from keepset.sites import StateSite, find_state_sites
+from keepset.sites.state import StateSite, find_state_sites
 from state_models import FAMILIES, shape
 
 Factory = Callable[..., PreTrainedModel]

@@ -15,7 +15,7 @@ from keepset.hold.state import StateMask, StateWindows, scanning
 from keepset.kernels import naive
 from keepset.rules.masks import top_mask
 from keepset.rules.rule import Rule, n_kept
-from keepset.sites import StateSite, find_state_sites
+from keepset.sites.state import StateSite, find_state_sites
 from state_models import shape
 
 Factory = Callable[..., PreTrainedModel]

@@ -17,7 +17,7 @@ from keepset.kernels.dispatch import CONV, SCAN, STEP, UPDATE
 from keepset.kernels.mixers import bound, mixer_kernels, scan_path
 from keepset.kernels.scan import chunk_scan
 from keepset.settings import Kernels
-from keepset.sites import find_state_sites
+from keepset.sites.state import find_state_sites
 from state_models import shape
 
 NAMES = (SCAN, STEP, CONV, UPDATE)

@@ -4,10 +4,11 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from keepset.calibrate import activations
+from keepset.calibrate.sets import RankedSets
 from keepset.errors import ModelError
 from keepset.measure.runner import Runner
 from keepset.rules.rule import Rule, describe
-from keepset.sites import find_sites
+from keepset.sites.ffn import find_ffn_sites
 from keepset.text import Encoded
 
 RULES = [
@@ -24,9 +25,9 @@ def blocks(rows=3, tokens=12, seed=2):
 
 
 def runner(model, batch_tokens=24):
-    sites = find_sites(model)
+    sites = find_ffn_sites(model)
     moments = activations.record(model, sites, blocks(seed=5), gradients=False, batch_tokens=24)
-    return Runner(model, sites, moments=moments, batch_tokens=batch_tokens)
+    return Runner(model, sites, keep_sets=RankedSets(moments), batch_tokens=batch_tokens)
 
 
 def test_dense_loss_equals_transformers_own(tiny_model):
@@ -104,7 +105,7 @@ def items():
 @pytest.mark.parametrize("family", ["llama", "opt", "mamba2"])
 def test_last_words_match_one_plain_pass_per_item(tiny_model, family):
     model = tiny_model(family)
-    sites = [] if family == "mamba2" else find_sites(model)
+    sites = [] if family == "mamba2" else find_ffn_sites(model)
     table = Runner(model, sites, batch_tokens=30).last_words(items())
     for item, row in zip(items(), table.itertuples(), strict=True):
         ids = torch.tensor([item.ids])
@@ -123,7 +124,7 @@ def test_a_predicted_target_counts_as_correct(tiny_model):
         best = int(model(input_ids=torch.tensor([context])).logits[0, -1].argmax())
     right = Encoded([*context, best], len(context))
     wrong = Encoded([*context, (best + 1) % 260], len(context))
-    table = Runner(model, find_sites(model)).last_words([right, wrong])
+    table = Runner(model, find_ffn_sites(model)).last_words([right, wrong])
     assert table["correct"].tolist() == [True, False]
 
 
@@ -139,7 +140,7 @@ def test_items_do_not_feel_their_batch(tiny_model, rule):
 
 def test_text_longer_than_the_model_is_refused(tiny_model):
     model = tiny_model("opt", max_position_embeddings=16)
-    runner = Runner(model, find_sites(model))
+    runner = Runner(model, find_ffn_sites(model))
     with pytest.raises(ModelError, match=r"17 tokens are too long for a model of 16 .* text.block"):
         runner.block_nll(torch.ones(1, 17, dtype=torch.long))
     with pytest.raises(ModelError, match=r"passages of 20 tokens .* max_words"):
@@ -152,7 +153,7 @@ def test_the_head_is_handed_a_contiguous_slice(tiny_model):
     seen = []
     head = model.get_output_embeddings()
     with head.register_forward_hook(lambda _, args, __: seen.append(args[0])):
-        Runner(model, find_sites(model)).last_words(items())
+        Runner(model, find_ffn_sites(model)).last_words(items())
     assert seen
     assert all(hidden.is_contiguous() and hidden.shape[1] < 12 for hidden in seen)
     assert not head._forward_pre_hooks

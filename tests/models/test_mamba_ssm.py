@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from keepset import models
 from keepset.errors import ModelError
 from keepset.settings import Model
-from keepset.sites import find_state_sites
+from keepset.sites.state import find_state_sites
 from state_models import shape
 
 Factory = Callable[..., PreTrainedModel]

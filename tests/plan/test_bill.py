@@ -10,7 +10,7 @@ import yaml
 
 from keepset import plan, settings
 from keepset.cli import main
-from keepset.plan import bill
+from keepset.plan import machine
 
 ROOT = Path(__file__).parents[2]
 PAPER = ROOT / "config/paper.yaml"
@@ -64,8 +64,8 @@ def test_time_follows_the_stated_rate(capsys):
 
 
 def test_the_speed_of_this_machine_is_measured(capsys, monkeypatch):
-    monkeypatch.setattr(bill, "_SIDE", 64)
-    monkeypatch.setattr(bill, "_SECONDS", 0.01)
+    monkeypatch.setattr(machine, "_SIDE", 64)
+    monkeypatch.setattr(machine, "_SECONDS", 0.01)
     options = ("--device", "cpu", "--measure", "--json")
     speed = json.loads(asked(capsys, PAPER, "--only", "opt-350m", *options))["speed"]
     assert 1e7 < speed["flops"] < 1e14

@@ -12,8 +12,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from keepset import settings
 from keepset.plan import sizes
-from keepset.plan.bill import measured_size
-from keepset.plan.sizes import from_config, size_of, table
+from keepset.plan.counting import size_of_model
+from keepset.plan.sizes import from_config, known_size, table
+from keepset.sites.families import FAMILIES
 
 ROOT = Path(__file__).parents[2]
 OPT = {"vocab_size": 50272, "max_position_embeddings": 2048}
@@ -76,7 +77,7 @@ def built(family: str, shape: dict) -> object:
 @pytest.mark.parametrize("hub", PUBLISHED)
 def test_the_table_is_what_transformers_counts(hub):
     family, shape = PUBLISHED[hub]
-    counted = measured_size(built(family, shape))
+    counted = size_of_model(built(family, shape))
     if family == "zamba2":
         # Each of six copies of the shared block holds the adapters of all six depths.
         adapters = 128 * (2048 + 2 * 8192) + 3 * 2 * 128 * 4096
@@ -97,7 +98,7 @@ def test_parameters_by_hand():
     assert table()["state-spaces/mamba2-1.3b"].state_numbers == 48 * 64 * 64 * 128
 
 
-@pytest.mark.parametrize("family", ["opt", "llama", "mistral", "qwen2", "mamba2", "zamba2"])
+@pytest.mark.parametrize("family", [n for n, family in FAMILIES.items() if family.size])
 def test_formulas_hold_for_tiny_models_too(family, tiny_model, tmp_path):
     shape = {"use_shared_attention_adapter": False} if family == "zamba2" else {}
     model = tiny_model(family, **shape)
@@ -146,7 +147,7 @@ def config(tmp_path, monkeypatch):
 
 
 def test_a_cached_config_wins_over_the_table(config, tmp_path):
-    assert size_of(config, "m") == table()["facebook/opt-1.3b"]
+    assert known_size(config, "m").size == table()["facebook/opt-1.3b"]
     repository = tmp_path / "home/hub/models--facebook--opt-1.3b"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs/main").write_text("abc")
@@ -154,11 +155,20 @@ def test_a_cached_config_wins_over_the_table(config, tmp_path):
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text(json.dumps({"model_type": "opt", **opt(64, 2)}))
     assert sizes.config_file(config, "m") == snapshot / "config.json"
-    assert size_of(config, "m").d_model == 64
+    assert known_size(config, "m").size.d_model == 64
     (snapshot / "config.json").write_text("{")
-    assert size_of(config, "m") == table()["facebook/opt-1.3b"]
+    assert known_size(config, "m").size == table()["facebook/opt-1.3b"]
 
 
 def test_a_model_that_is_nowhere_has_no_size(config):
     unknown = settings.Model(hub="someone/else")
-    assert size_of(config.model_copy(update={"models": {"m": unknown}}), "m") is None
+    assert known_size(config.model_copy(update={"models": {"m": unknown}}), "m") is None
+
+
+def test_a_converted_checkpoint_is_looked_for_where_the_caller_says(config, tmp_path):
+    """And not in the current directory."""
+    folder = tmp_path / "results" / config.study / "m" / "checkpoint"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "opt", **opt(64, 2)}))
+    assert known_size(config, "m").size == table()["facebook/opt-1.3b"]
+    assert known_size(config, "m", folder.parents[1]).size.d_model == 64

@@ -4,11 +4,12 @@ import threading
 
 import pytest
 
-from keepset.run.alone import alone
+from keepset.run.alone import Presence
 
 
 def _work(folder, pipe):
-    pipe.send(alone(folder))
+    presence = Presence(folder)
+    pipe.send(presence.alone)
     threading.Event().wait()
 
 
@@ -61,5 +62,13 @@ def test_on_a_disk_without_locks_nobody_is_alone(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError("no locks here")
 
-    monkeypatch.setattr("keepset.run.alone.fcntl.flock", refuse)
-    assert not alone(tmp_path)
+    monkeypatch.setattr("fcntl.flock", refuse)
+    assert not Presence(tmp_path).alone
+
+
+def test_the_presence_ends_with_its_object(tmp_path):
+    first = Presence(tmp_path)
+    assert first.alone
+    assert not Presence(tmp_path).alone
+    del first
+    assert Presence(tmp_path).alone

@@ -5,7 +5,7 @@ from keepset.run import provenance
 
 def test_the_closure_holds_what_is_imported_and_nothing_above():
     closure = provenance.import_closure("keepset.rules.masks")
-    assert {"keepset.rules.masks", "keepset.rules.scores", "keepset.errors"} <= set(closure)
+    assert {"keepset.rules.masks", "keepset.rules.rule", "keepset.errors"} <= set(closure)
     assert "keepset.measure.tables" not in closure
 
 
@@ -15,16 +15,34 @@ def test_packages_bring_their_modules():
     )
 
 
+def test_kinds_of_sites_count_though_they_are_imported_by_name():
+    closure = provenance.import_closure("keepset.measure.runner")
+    assert {"keepset.kinds.ffn", "keepset.hold.state", "keepset.sites.state"} <= set(closure)
+    assert "keepset.kinds.ffn" not in provenance.import_closure("keepset.settings")
+
+
 def test_unknown_modules_are_refused():
     with pytest.raises(ValueError, match=r"no module keepset\.nope"):
         provenance.import_closure("keepset.nope")
+
+
+TOP = """
+from typing import TYPE_CHECKING
+from keepset import below
+if TYPE_CHECKING:
+    from keepset import typed
+else:
+    from keepset import untyped
+"""
 
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
     (tmp_path / "__init__.py").write_text("")
-    (tmp_path / "top.py").write_text("from keepset import below\n")
+    (tmp_path / "top.py").write_text(TOP)
+    for name in ("typed", "untyped"):
+        (tmp_path / f"{name}.py").write_text("Z = 1\n")
     (tmp_path / "below.py").write_text("X = 1\n")
     (tmp_path / "beside.py").write_text("Y = 1\n")
 
@@ -38,17 +56,25 @@ def package(tmp_path, monkeypatch):
     provenance.import_closure.cache_clear()
 
 
-def test_code_below_changes_the_hash(package):
+@pytest.mark.parametrize("file", ["below.py", "untyped.py"])
+def test_code_below_changes_the_hash(package, file):
     folder, hash_now = package
     before = hash_now()
-    (folder / "below.py").write_text("X = 2\n")
+    (folder / file).write_text("X = 2\n")
     assert hash_now() != before
+
+
+def test_imports_for_type_checkers_are_not_in_the_closure(package):
+    names = ("keepset", "keepset.below", "keepset.top", "keepset.untyped")
+    assert provenance.import_closure("keepset.top") == names
 
 
 @pytest.mark.parametrize(
     ("file", "content"),
     [
         ("beside.py", "Y = 2\n"),
+        ("typed.py", "Z = 2\n"),
+        ("top.py", TOP.replace("import typed", "import beside")),
         ("below.py", "# a comment\nX  =  1\n"),
         ("below.py", '"""A docstring."""\nX = 1\n'),
     ],

@@ -46,7 +46,7 @@ def test_a_record_holds_hashes_settings_and_code(folder):
 
 
 def test_inputs_may_lie_outside_the_study(folder):
-    other = folder.parents[3] / "specimens/losses.parquet"
+    other = folder.parents[2] / "specimens/losses.parquet"
     other.parent.mkdir()
     other.write_text("in")
     for path in ("specimens/losses.parquet", str(other)):

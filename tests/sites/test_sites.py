@@ -13,12 +13,13 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from keepset.errors import ModelError
-from keepset.sites import Layout, Site, adapter, find_sites
-from keepset.sites.families import ADAPTERS, LAYOUTS, WITHOUT_FFN
+from keepset.sites.families import FAMILIES, Family, Layout
+from keepset.sites.ffn import Site, find_ffn_sites
 
 Factory = Callable[..., PreTrainedModel]
 
-FAMILIES = sorted({*LAYOUTS, *ADAPTERS})
+WITH_FFN = sorted(name for name, family in FAMILIES.items() if family.ffn is not None)
+WITHOUT_FFN = sorted(n for n, family in FAMILIES.items() if family.architecture == "recurrent")
 TOKENS = torch.tensor([[5, 17, 3, 200, 9, 44, 101], [7, 7, 250, 31, 12, 90, 4]])
 WIDE = {"bloom": 128, "mpt": 128}  # these families fix the width at four times the model's
 
@@ -60,10 +61,10 @@ def cut(site: Site, kept: Tensor) -> None:
     down.weight = nn.Parameter(down.weight[:, kept] if units_last else down.weight[kept])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", WITH_FFN)
 def test_every_family_has_its_sites(tiny_model: Factory, family: str) -> None:
     model = tiny_model(family)
-    sites = find_sites(model)
+    sites = find_ffn_sites(model)
     depths = {"zamba2": [1, 3, 4, 5], "nemotron_h": [1, 3]}.get(family, [0, 1])
     assert [site.layer for site in sites] == depths
     assert [site.key for site in sites] == [f"ffn.{depth:03d}" for depth in depths]
@@ -75,22 +76,22 @@ def test_every_family_has_its_sites(tiny_model: Factory, family: str) -> None:
         assert (site.call, site.n_calls) == (0, 1)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", WITH_FFN)
 def test_h_reaches_the_hook_with_units_last(tiny_model: Factory, family: str) -> None:
     model = tiny_model(family)
     shapes: list[torch.Size] = []
-    for site in find_sites(model):
+    for site in find_ffn_sites(model):
         site.down.register_forward_pre_hook(lambda _, args: shapes.append(args[0].shape))
     logits(model)
-    assert len(shapes) == len(find_sites(model))
+    assert len(shapes) == len(find_ffn_sites(model))
     leading = (TOKENS.numel(),) if family == "opt" else tuple(TOKENS.shape)
     assert {tuple(shape) for shape in shapes} == {(*leading, WIDE.get(family, 48))}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", WITH_FFN)
 def test_masking_a_unit_equals_zeroing_its_output_column(tiny_model: Factory, family: str) -> None:
     model = tiny_model(family)
-    sites, dense = find_sites(model), logits(model)
+    sites, dense = find_ffn_sites(model), logits(model)
     with masked(sites, torch.tensor([2, 30])):
         expected = logits(model)
     for site in sites:
@@ -99,10 +100,10 @@ def test_masking_a_unit_equals_zeroing_its_output_column(tiny_model: Factory, fa
     assert (expected - dense).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "zamba2"])
+@pytest.mark.parametrize("family", [f for f in WITH_FFN if f != "zamba2"])
 def test_cutting_units_equals_masking_them(tiny_model: Factory, family: str) -> None:
     model = tiny_model(family)
-    sites = find_sites(model)
+    sites = find_ffn_sites(model)
     dropped = torch.arange(1, sites[0].n_units, 3)
     kept = torch.tensor([j for j in range(sites[0].n_units) if j not in dropped])
     with masked(sites, dropped):
@@ -128,18 +129,18 @@ def test_cutting_units_equals_masking_them(tiny_model: Factory, family: str) -> 
 def test_shape_of_the_ffn(
     tiny_model: Factory, family: str, gated: bool, projections: int, activation: str
 ) -> None:
-    site = find_sites(tiny_model(family))[0]
+    site = find_ffn_sites(tiny_model(family))[0]
     assert (site.gated, len(site.up), site.activation) == (gated, projections, activation)
 
 
 def test_fused_gate_and_up_carry_two_offsets(tiny_model: Factory) -> None:
-    assert [p.offsets for p in find_sites(tiny_model("phi3"))[0].up] == [(0, 48)]
-    assert [p.offsets for p in find_sites(tiny_model("llama"))[0].up] == [(0,), (0,)]
+    assert [p.offsets for p in find_ffn_sites(tiny_model("phi3"))[0].up] == [(0, 48)]
+    assert [p.offsets for p in find_ffn_sites(tiny_model("llama"))[0].up] == [(0,), (0,)]
 
 
 def test_opt_350m_with_its_projections_and_late_norms(tiny_model: Factory) -> None:
     model = tiny_model("opt", word_embed_proj_dim=16, do_layer_norm_before=False)
-    assert [site.name for site in find_sites(model)] == [
+    assert [site.name for site in find_ffn_sites(model)] == [
         "model.decoder.layers.0.fc2",
         "model.decoder.layers.1.fc2",
     ]
@@ -148,7 +149,7 @@ def test_opt_350m_with_its_projections_and_late_norms(tiny_model: Factory) -> No
 @pytest.mark.parametrize("n_blocks", [1, 2])
 def test_zamba2_depths_are_in_order_and_tied(tiny_model: Factory, n_blocks: int) -> None:
     model = tiny_model("zamba2", num_mem_blocks=n_blocks)
-    sites = find_sites(model)
+    sites = find_ffn_sites(model)
     order: list[str] = []
     for site in sites:
         site.down.register_forward_pre_hook(lambda *_, name=site.name: order.append(name))
@@ -163,7 +164,7 @@ def test_a_module_shared_over_depths_is_one_site_per_call(tiny_model: Factory) -
     layers = model.model.layers
     layers[4].shared_transformer = layers[1].shared_transformer
     layers[5].shared_transformer = layers[3].shared_transformer
-    sites = find_sites(model)
+    sites = find_ffn_sites(model)
     assert [(site.layer, site.call, site.n_calls) for site in sites] == [
         (1, 0, 2),
         (3, 0, 2),
@@ -178,9 +179,9 @@ def test_a_module_shared_over_depths_is_one_site_per_call(tiny_model: Factory) -
     assert [calls[:at].count(down) for at, down in enumerate(calls)] == [s.call for s in sites]
 
 
-@pytest.mark.parametrize("family", sorted(WITHOUT_FFN))
+@pytest.mark.parametrize("family", WITHOUT_FFN)
 def test_families_without_ffn_have_no_sites(tiny_model: Factory, family: str) -> None:
-    assert find_sites(tiny_model(family)) == []
+    assert find_ffn_sites(tiny_model(family)) == []
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
@@ -188,9 +189,9 @@ def test_an_unknown_family_is_recognised_by_its_modules(
     tiny_model: Factory, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
     model = tiny_model(family)
-    known = find_sites(model)
-    monkeypatch.delitem(LAYOUTS, family)
-    sites = find_sites(model)
+    known = find_ffn_sites(model)
+    monkeypatch.delitem(FAMILIES, family)
+    sites = find_ffn_sites(model)
     assert [site.down for site in sites] == [site.down for site in known]
     assert [site.gated for site in sites] == [site.gated for site in known]
     assert all(site.up == () for site in sites)
@@ -208,20 +209,20 @@ def test_an_unknown_family_must_fit_exactly(
     tiny_model: Factory, monkeypatch: pytest.MonkeyPatch, break_layer: Callable[[Any], None]
 ) -> None:
     model = tiny_model("llama")
-    monkeypatch.delitem(LAYOUTS, "llama")
+    monkeypatch.delitem(FAMILIES, "llama")
     break_layer(model.model.layers[1])
     with pytest.raises(ModelError, match="no FFN was recognised"):
-        find_sites(model)
+        find_ffn_sites(model)
 
 
 def test_an_unknown_family_must_fit_in_size(
     tiny_model: Factory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_model("llama")
-    monkeypatch.delitem(LAYOUTS, "llama")
+    monkeypatch.delitem(FAMILIES, "llama")
     model.model.layers[1].mlp.up_proj = nn.Linear(32, 40)
     with pytest.raises(ModelError, match=r"mlp\.up_proj maps 32 values to 40"):
-        find_sites(model)
+        find_ffn_sites(model)
 
 
 @pytest.mark.parametrize(
@@ -230,33 +231,28 @@ def test_an_unknown_family_must_fit_in_size(
 )
 def test_experts_are_refused(tiny_model: Factory, family: str, overrides: dict[str, Any]) -> None:
     with pytest.raises(ModelError, match=f"{family}: mixtures of experts"):
-        find_sites(tiny_model(family, **overrides))
+        find_ffn_sites(tiny_model(family, **overrides))
 
 
 def test_an_unknown_model_is_told_what_to_do(tiny_model: Factory) -> None:
     with pytest.raises(ModelError) as caught:
-        find_sites(tiny_model("lfm2"))
-    for part in ("lfm2", "mlp.gate_proj+mlp.up_proj+mlp.down_proj", "feed_forward", "@adapter"):
+        find_ffn_sites(tiny_model("lfm2"))
+    for part in (
+        "lfm2",
+        "mlp.gate_proj+mlp.up_proj+mlp.down_proj",
+        "feed_forward",
+        "sites/families.py",
+    ):
         assert part in str(caught.value)
-
-
-def test_an_adapter_adds_a_family(tiny_model: Factory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ADAPTERS, "lfm2", lambda *_: None)  # restores the registry afterwards
-
-    @adapter("lfm2")
-    def _lfm2(_layer: nn.Module, _config: Any) -> Layout:
-        up = ("feed_forward.w1", "feed_forward.w3")
-        return Layout("feed_forward.w2", up, gated=True, activation="silu")
-
-    assert [site.layer for site in find_sites(tiny_model("lfm2"))] == [0, 1]
 
 
 def test_a_wrong_layout_names_the_module(
     tiny_model: Factory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(LAYOUTS, "llama", Layout("mlp.fc2", ("mlp.fc1",)))
+    family = Family("llama", Layout("mlp.fc2", ("mlp.fc1",)))
+    monkeypatch.setitem(FAMILIES, "llama", family)
     with pytest.raises(ModelError, match=r"LlamaDecoderLayer has no module mlp\.fc2"):
-        find_sites(tiny_model("llama"))
+        find_ffn_sites(tiny_model("llama"))
 
 
 def test_a_quantized_projection_is_refused(tiny_model: Factory) -> None:
@@ -264,16 +260,16 @@ def test_a_quantized_projection_is_refused(tiny_model: Factory) -> None:
     weight = torch.zeros(32, 48, dtype=torch.int8)
     model.model.layers[0].mlp.down_proj.weight = nn.Parameter(weight, requires_grad=False)
     with pytest.raises(ModelError, match="without quantization"):
-        find_sites(model)
+        find_ffn_sites(model)
 
 
 def test_bloom_that_bypasses_its_projection_is_refused(tiny_model: Factory) -> None:
     with pytest.raises(ModelError, match="slow_but_exact"):
-        find_sites(tiny_model("bloom", pretraining_tp=2, slow_but_exact=True))
+        find_ffn_sites(tiny_model("bloom", pretraining_tp=2, slow_but_exact=True))
 
 
 def test_layers_that_cannot_be_found_are_reported(tiny_model: Factory) -> None:
     model = tiny_model("llama")
     model.config.num_hidden_layers = 3
     with pytest.raises(ModelError, match="list of 3 decoder layers in LlamaForCausalLM, found 0"):
-        find_sites(model)
+        find_ffn_sites(model)

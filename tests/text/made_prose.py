@@ -13,7 +13,7 @@ _WORDS = re.findall(
 
 
 def make_prose(seed: int, paragraphs: int, sentences: int = 5) -> str:
-    """Paragraphs of made-up sentences, parted by blank lines; `seed` decides them."""
+    """Paragraphs of made-up sentences, separated by blank lines; `seed` decides them."""
     draw = random.Random(seed)
 
     def sentence() -> str:

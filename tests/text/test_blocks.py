@@ -19,12 +19,12 @@ from keepset.text.blocks import Blocks, cut_blocks, load_blocks, make_blocks, sa
 from keepset.text.corpora import join_documents
 
 
-def _table(calibration: list[str], evaluation: list[str], own_sources: bool) -> pd.DataFrame:
+def _table(calibration: list[str], evaluation: list[str], separate: bool) -> pd.DataFrame:
     rows = [("calibration", text) for text in calibration]
     rows += [("evaluation", text) for text in evaluation]
     table = pd.DataFrame(rows, columns=["split", "text"])
     table["document"] = range(len(table))
-    return table.assign(source=table["split"] if own_sources else "text")
+    return table.assign(source=table["split"] if separate else "text")
 
 
 def _ids(bpe: PreTrainedTokenizerFast, texts: list[str]) -> list[int]:
@@ -33,7 +33,7 @@ def _ids(bpe: PreTrainedTokenizerFast, texts: list[str]) -> list[int]:
 
 @pytest.fixture
 def table() -> pd.DataFrame:
-    return _table([make_prose(1, 40)], [make_prose(2, 20), make_prose(3, 20)], own_sources=False)
+    return _table([make_prose(1, 40)], [make_prose(2, 20), make_prose(3, 20)], separate=False)
 
 
 documents = st.lists(
@@ -51,11 +51,11 @@ def test_blocks_put_together_are_the_start_of_the_stream(
     bpe: PreTrainedTokenizerFast,
     calibration: list[str],
     evaluation: list[str],
-    own_sources: bool,
+    separate: bool,
     block: int,
     count: int,
 ) -> None:
-    table = _table(calibration, evaluation, own_sources)
+    table = _table(calibration, evaluation, separate)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         blocks = make_blocks("made", table, bpe, block, count * block - 1, count * block - 1)
@@ -63,7 +63,7 @@ def test_blocks_put_together_are_the_start_of_the_stream(
     chosen, scored = blocks.calibration.flatten().tolist(), blocks.evaluation.flatten().tolist()
     lead_in = blocks.lead_in.flatten().tolist()
     assert chosen == stream[: min(count, len(stream) // block) * block]
-    if own_sources:
+    if separate:
         assert scored == reported[: min(count, len(reported) // block) * block]
         after = stream[len(chosen) : len(chosen) + block]
         assert lead_in == (after if len(after) == block else chosen[-block:])
@@ -77,13 +77,15 @@ def test_blocks_put_together_are_the_start_of_the_stream(
 def test_bytes_are_those_of_the_predicted_tokens(
     bpe: PreTrainedTokenizerFast, texts: list[str], block: int
 ) -> None:
-    table = _table(["x" * 200], texts, own_sources=True)
+    table = _table(["x" * 200], texts, separate=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         blocks = make_blocks("made", table, bpe, block, block, 10**6)
-    whole = bpe(join_documents(texts), add_special_tokens=False, return_offsets_mapping=True)
-    starts = [whole["offset_mapping"][i * block][1] for i in range(len(blocks.evaluation))]
-    ends = [whole["offset_mapping"][(i + 1) * block - 1][1] for i in range(len(blocks.evaluation))]
+    encoded = bpe(join_documents(texts), add_special_tokens=False, return_offsets_mapping=True)
+    starts = [encoded["offset_mapping"][i * block][1] for i in range(len(blocks.evaluation))]
+    ends = [
+        encoded["offset_mapping"][(i + 1) * block - 1][1] for i in range(len(blocks.evaluation))
+    ]
     text = join_documents(texts)
     spans = [text[start:end] for start, end in zip(starts, ends, strict=True)]
     assert blocks.n_bytes.tolist() == [len(span.encode()) for span in spans]
@@ -120,7 +122,7 @@ def test_offsets_that_leave_out_spaces_count_the_same_bytes(
 def test_a_long_text_is_not_tokenised_whole(
     bpe: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = _table([make_prose(1, 3000)], [make_prose(2, 3000)], own_sources=False)
+    table = _table([make_prose(1, 3000)], [make_prose(2, 3000)], separate=False)
     lengths = []
     encode = type(bpe).__call__
 
@@ -178,14 +180,14 @@ def test_fewer_blocks_than_asked_for_are_used_with_a_warning(
 
 
 @pytest.mark.parametrize(
-    ("short", "own_sources", "needed"),
+    ("short", "separate", "needed"),
     [("calibration", False, 32), ("evaluation", False, 64), ("evaluation", True, 32)],
 )
 def test_too_little_text_for_one_block(
-    bpe: PreTrainedTokenizerFast, short: str, own_sources: bool, needed: int
+    bpe: PreTrainedTokenizerFast, short: str, separate: bool, needed: int
 ) -> None:
     texts = {"calibration": [make_prose(1, 9)], "evaluation": [make_prose(2, 9)], short: ["abc"]}
-    table = _table(**texts, own_sources=own_sources)
+    table = _table(**texts, separate=separate)
     message = rf"corpora\.made: the {short} text has \d tokens, {needed} are needed"
     with pytest.raises(TextError, match=message):
         make_blocks("made", table, bpe, 32, 64, 64)

@@ -45,9 +45,9 @@ def test_splits_never_overlap_and_lose_nothing(sizes: list[int], seed: int) -> N
     assert set(table["split"]) == set(SHARES)
     assert table.groupby("document")["split"].nunique().max() == 1
     # Documents are cut, never changed: put together, the pieces are the text they came from.
-    whole = "".join(texts)
-    assert all(text in whole for text in table["text"])
-    assert sum(table["text"].str.len()) == len(whole)
+    source = "".join(texts)
+    assert all(text in source for text in table["text"])
+    assert sum(table["text"].str.len()) == len(source)
 
 
 def test_shares_come_out_by_characters(tmp_path: Path) -> None:

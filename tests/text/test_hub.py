@@ -59,7 +59,7 @@ def test_a_stream_is_not_read_past_max_documents(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"field": "body"}, r"no field 'body'; fields there: text, id"),
+        ({"field": "body"}, r"no field 'body'; the fields are: text, id"),
         ({"field": "id"}, r"field 'id' is not text but int"),
         ({"split": "dev"}, r"dev"),
         ({"config": "other"}, r"other"),

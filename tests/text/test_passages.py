@@ -53,9 +53,9 @@ def test_wrapped_lines_are_one_paragraph_and_blank_lines_part_them() -> None:
 
 def test_passages_do_not_overlap_and_stop_at_the_first_end_that_serves() -> None:
     paragraph = " ".join([FILLER, "Then all of these left with the other people."] * 3)
-    found = _passages(paragraph, 10, 90)
-    assert len(found) == 3
-    assert {f"{context} {target}." for context, target in found} == {
+    pairs = _passages(paragraph, 10, 90)
+    assert len(pairs) == 3
+    assert {f"{context} {target}." for context, target in pairs} == {
         f"{FILLER} Then all of these left with the other people."
     }
 
@@ -74,8 +74,8 @@ _sentence = st.lists(
 )
 def test_every_passage_keeps_the_promises(parts: list[str], low: int, extra: int) -> None:
     text = "\n\n".join(parts)
-    found = _passages(text, low, low + extra)
-    for context, target in found:
+    pairs = _passages(text, low, low + extra)
+    for context, target in pairs:
         passage = f"{context} {target}"
         assert f"{passage}." in text
         assert low <= len(passage.split()) <= low + extra
@@ -83,7 +83,7 @@ def test_every_passage_keeps_the_promises(parts: list[str], low: int, extra: int
         assert len(target) >= 4
         assert target.lower() not in STOP_WORDS
         assert target.lower() in context.lower().replace(".", " ").split()
-    assert sum(len(f"{context} {target}.") for context, target in found) <= len(text)
+    assert sum(len(f"{context} {target}.") for context, target in pairs) <= len(text)
 
 
 @pytest.mark.parametrize(

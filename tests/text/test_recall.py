@@ -37,10 +37,10 @@ def test_an_episode_has_what_was_asked_for(seed: int, n_facts: int, distance: in
     assert episode == draw_episode(np.random.default_rng(seed), n_facts, distance, PROSE)
 
 
-@pytest.mark.parametrize("at", [0, 3])
-def test_every_fact_is_asked_for_first_in_some_episode(at: int) -> None:
+@pytest.mark.parametrize("fact", [0, 3])
+def test_every_fact_is_asked_for_first_in_some_episode(fact: int) -> None:
     asked = {draw_episode(np.random.default_rng(s), 4, 0, PROSE).asked[0] for s in range(60)}
-    assert at in asked
+    assert fact in asked
 
 
 def test_prose_leaves_code_out() -> None:

@@ -64,7 +64,7 @@ def test_repeated_and_empty_documents_are_dropped_in_order(tmp_path: Path) -> No
 
 
 def test_no_more_documents_are_read_than_asked_for(tmp_path: Path) -> None:
-    # The third row would be an error, were it read.
+    # Reading the third row would be an error.
     path = _write(tmp_path / "a.jsonl", '{"text": "a"}\n{"text": "b"}\nnot JSON\n')
     assert _read(path=path, max_documents=2) == ["a", "b"]
     for name, content in (("a.txt", b"one"), ("b.txt", b"\xff")):
@@ -81,7 +81,7 @@ def test_rows_give_the_field_asked_for(tmp_path: Path, ending: str) -> None:
     else:
         table.to_parquet(path)
     assert _read(path=str(path), field="body") == ["one", "two"]
-    with pytest.raises(TextError, match=r"no field 'text'; fields there: id, body"):
+    with pytest.raises(TextError, match=r"no field 'text'; the fields are: id, body"):
         _read(path=str(path))
     with pytest.raises(TextError, match=r"field 'id' is not text but"):
         _read(path=str(path), field="id")

@@ -85,7 +85,7 @@ class TestBuild:
             build_items("last", task, {"a": _table(1, 3)}, 0)
 
     def test_a_corpus_that_is_not_there_is_named(self) -> None:
-        with pytest.raises(TextError, match=r"tasks\.last\.corpora: b is not there"):
+        with pytest.raises(TextError, match=r"tasks\.last\.corpora: b is missing"):
             build_items("last", _built(["a", "b"]), {"a": _table(1, 3)}, 0)
 
 
@@ -154,10 +154,10 @@ class TestLoad:
         [
             ("lambada", '{"text": "one"}', r"passage 1 has no context or no target"),
             ("lambada", '{"text": "a b"}\n{"text": ""}', "passage 2 has no context"),
-            ("lambada", '{"passage": "a b"}', r"no field 'text'; fields there: passage"),
+            ("lambada", '{"passage": "a b"}', r"no field 'text'; the fields are: passage"),
             ("jsonl", '{"context": "a"}', r"no field 'target'"),
             ("jsonl", '{"context": "a", "target": " "}', "passage 1 has no context or no target"),
-            ("jsonl", "", "no passages there"),
+            ("jsonl", "", "the source has no passages"),
         ],
     )
     def test_unusable_sources_are_named(
@@ -204,9 +204,9 @@ class TestEncode:
         """lm-evaluation-harness: encode both, cut what the context takes."""
         item = Item(0, "a", "The captain walked under the", "bridge")
         (encoded,) = encode_items([item], bpe)
-        whole = bpe("The captain walked under the bridge", add_special_tokens=False)["input_ids"]
+        passage = bpe("The captain walked under the bridge", add_special_tokens=False)["input_ids"]
         context = bpe(item.context, add_special_tokens=False)["input_ids"]
-        assert encoded.ids == whole
+        assert encoded.ids == passage
         assert encoded.target_start == len(context)
 
     def test_a_merge_across_the_space_is_undone(self) -> None:
@@ -267,7 +267,7 @@ def test_recall_items_need_prose_between() -> None:
     task = Task(kind="recall", corpora=["wiki"], distances=[0, 7])
     with pytest.raises(TextError, match=r"tasks\.recall: no prose"):
         build_recall("recall", task, {"wiki": table}, seed=5)
-    with pytest.raises(TextError, match="wiki is not there"):
+    with pytest.raises(TextError, match="wiki is missing"):
         build_recall("recall", task, {}, seed=5)
 
 

@@ -10,9 +10,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from keepset.text import Item
-from keepset.train.gates import Measured, judge, measure, report
+from keepset.train.gates import Measurement, check_gates, gates_text, measure_specimen
 
-GOOD = Measured(10, 20.0, 20.001, {"1": 1.0, "2": 0.9, "4": 0.8, "8": 0.1})
+GOOD = Measurement(10, 20.0, 20.001, {"1": 1.0, "2": 0.9, "4": 0.8, "8": 0.1})
 MEMORY = replace(GOOD, perplexity_without_state=27.0, recall_without_state=0.3)
 ALL = {
     "relu": replace(GOOD, zeros={"ffn.000": 0.7, "ffn.001": 0.95}),
@@ -22,8 +22,8 @@ ALL = {
 }
 
 
-def failed(**changes: Measured) -> set[tuple[str, str]]:
-    gates = judge({**ALL, **{name.replace("_", "-"): own for name, own in changes.items()}})
+def failed(**changes: Measurement) -> set[tuple[str, str]]:
+    gates = check_gates({**ALL, **{name.replace("_", "-"): own for name, own in changes.items()}})
     return {(gate.specimen, gate.name) for gate in gates if not gate.passed}
 
 
@@ -71,12 +71,12 @@ def test_good_specimens_pass() -> None:
         ),
     ],
 )
-def test_each_gate_fails_on_its_own(changes: dict[str, Measured], expected: set[str]) -> None:
+def test_each_gate_fails_on_its_own(changes: dict[str, Measurement], expected: set[str]) -> None:
     assert failed(**changes) == expected
 
 
 def test_the_report_counts() -> None:
-    text = report(judge({"relu": replace(ALL["relu"], recall={"1": 0.0})}))
+    text = gates_text(check_gates({"relu": replace(ALL["relu"], recall={"1": 0.0})}))
     assert "FAIL  relu      recall with 1 to 4 facts: 0 (at least 0.8)" in text
     assert text.endswith("3 passed, 1 failed")
 
@@ -90,7 +90,7 @@ def test_a_specimen_is_measured(
     model = tiny_model(family)
     rows = torch.randint(4, 260, (3, 20), generator=torch.Generator().manual_seed(0))
     items = [Item(at, "t", "Anna ring, Paul key. Paul", "key", at % 2 + 1, 0) for at in range(4)]
-    found = measure(model, tiny_tokenizer, rows, items)
+    found = measure_specimen(model, tiny_tokenizer, rows, items)
     with torch.no_grad():
         loss = model(input_ids=rows, labels=rows).loss
     assert found.perplexity == pytest.approx(float(loss.exp()), rel=1e-4)

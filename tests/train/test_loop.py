@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerFast
 
 from keepset.errors import ConfigError
 from keepset.settings import Specimen, Training
-from keepset.train.loop import CHECKPOINT, Trainer, build_model, learning_rate, weighted_loss
-from keepset.train.rows import Batch, Rows
+from keepset.train.loop import CHECKPOINT, Trainer, build_model, learning_rate
+from keepset.train.rows import Rows
 
 OPT = {
     "hidden_size": 16,
@@ -68,16 +68,16 @@ def weights(trainer: Trainer) -> torch.Tensor:
 def test_an_interrupted_training_ends_as_an_undisturbed_one(
     trainer: Any, tmp_path: Path, name: str
 ) -> None:
-    whole = trainer(name)
-    losses = whole.run(tmp_path / "whole")
+    undisturbed = trainer(name)
+    losses = undisturbed.run(tmp_path / "whole")
     trainer(name).run(tmp_path / "parts", until=5)
     resumed = trainer(name)
-    found = resumed.run(tmp_path / "parts")
-    assert resumed.step == whole.step == 8
-    assert torch.equal(weights(resumed), weights(whole))
+    curve = resumed.run(tmp_path / "parts")
+    assert resumed.step == undisturbed.step == 8
+    assert torch.equal(weights(resumed), weights(undisturbed))
     columns = ["step", "split", "text_nll"]
     # The stop at step 5 adds a point of held-out loss; all others are the same.
-    both = found[(found["step"] != 5) | (found["split"] == "training")]
+    both = curve[(curve["step"] != 5) | (curve["split"] == "training")]
     assert both[columns].reset_index(drop=True).equals(losses[columns])
 
 
@@ -102,20 +102,6 @@ def test_a_checkpoint_of_other_settings_is_set_aside(trainer: Any, tmp_path: Pat
     assert other.step == 0
     assert (tmp_path / f"{CHECKPOINT}.other").is_file()
     assert not (tmp_path / CHECKPOINT).exists()
-
-
-def test_answers_weigh_more() -> None:
-    ids = torch.tensor([[0, 1, 2], [0, 1, 2]])
-    answers = torch.tensor([[False, False, False], [False, False, True]])
-    batch = Batch(ids, answers, torch.tensor([False, True]))
-    logits = torch.zeros(2, 3, 4)
-    logits[1, 1, 2] = 5.0
-    flat = torch.tensor(4.0).log()
-    answer = -torch.log_softmax(logits[1, 1], dim=0)[2]
-    loss = weighted_loss(logits, torch.eye(4), batch, 3.0, torch.float32)
-    assert loss.total == pytest.approx(float(3 * flat + 3 * answer) / 6)
-    assert (loss.text, loss.answers) == pytest.approx((float(flat), float(answer)), rel=1e-4)
-    assert loss.correct == 1.0
 
 
 def test_an_architecture_that_scales_its_logits_is_refused(

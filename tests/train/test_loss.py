@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from keepset.train.loss import linear_cross_entropy
+from keepset.train.loss import linear_cross_entropy, weighted_loss
+from keepset.train.rows import Batch
 
 
 @pytest.mark.parametrize("rows", [1, 255, 256, 600])
@@ -16,8 +17,23 @@ def test_value_and_gradients_are_those_of_a_plain_loss(rows: int) -> None:
     logits = hidden @ head.T
     expected = cross_entropy(logits, targets, reduction="none")
     wanted = torch.autograd.grad(3 * (expected * weights).sum(), [hidden, head])
-    total, nll, right = linear_cross_entropy(hidden, head, targets, weights, torch.float32)
+    total, nll, correct = linear_cross_entropy(hidden, head, targets, weights, torch.float32)
     torch.testing.assert_close(nll, expected.detach())
-    assert torch.equal(right, logits.argmax(dim=1) == targets)
-    for found, value in zip(torch.autograd.grad(3 * total, [hidden, head]), wanted, strict=True):
-        torch.testing.assert_close(found, value)
+    assert torch.equal(correct, logits.argmax(dim=1) == targets)
+    gradients = torch.autograd.grad(3 * total, [hidden, head])
+    for gradient, value in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(gradient, value)
+
+
+def test_answers_weigh_more() -> None:
+    ids = torch.tensor([[0, 1, 2], [0, 1, 2]])
+    answers = torch.tensor([[False, False, False], [False, False, True]])
+    batch = Batch(ids, answers, torch.tensor([False, True]))
+    logits = torch.zeros(2, 3, 4)
+    logits[1, 1, 2] = 5.0
+    flat = torch.tensor(4.0).log()
+    answer = -torch.log_softmax(logits[1, 1], dim=0)[2]
+    loss = weighted_loss(logits, torch.eye(4), batch, 3.0, torch.float32)
+    assert loss.total == pytest.approx(float(3 * flat + 3 * answer) / 6)
+    assert (loss.text, loss.answers) == pytest.approx((float(flat), float(answer)), rel=1e-4)
+    assert loss.correct == 1.0

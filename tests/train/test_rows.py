@@ -61,12 +61,12 @@ def test_answers_are_things_that_the_row_has_stated(
         batch = rows.batch(step)
         assert not batch.answers[~batch.recall].any()
         for ids, answers in zip(batch.ids[batch.recall], batch.answers[batch.recall], strict=True):
-            for at in answers.nonzero()[:, 0].tolist():
-                word = tokenizer.decode(ids[at : at + 1]).strip()
+            for position in answers.nonzero()[:, 0].tolist():
+                word = tokenizer.decode(ids[position : position + 1]).strip()
                 assert word in THINGS
-                fact = tokenizer.decode(ids[at - 1 : at + 1])
+                fact = tokenizer.decode(ids[position - 1 : position + 1])
                 assert fact.endswith(f" {word}")
-                assert fact in tokenizer.decode(ids[: at - 1])
+                assert fact in tokenizer.decode(ids[: position - 1])
                 seen += 1
     assert seen > 10
 

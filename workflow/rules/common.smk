@@ -26,12 +26,13 @@ if not sys.stderr.isatty():
 from keepset import plan, settings
 from keepset.plan import sizes
 from keepset.settings import steps
-from keepset.run.alone import alone
+from keepset.run.alone import Presence
 from keepset.errors import KeepsetError
 from keepset.run.provenance import code_hash
 
-# A lock that is there though no Snakemake runs here was left by one that was killed.
-if workflow.is_main_process and alone(".snakemake"):
+# If no other Snakemake runs in this folder, a killed one has left the lock.
+PRESENCE = Presence(".snakemake") if workflow.is_main_process else None
+if PRESENCE and PRESENCE.alone:
     for LOCK in Path(".snakemake/locks").glob("*.lock"):
         LOCK.unlink()
 
@@ -63,8 +64,8 @@ def memory(megabytes):
 def planned(rule, names):
     """What `keepset plan` expects of a job; zeros where its model's size is not known."""
     job = plan.Job(rule, dict(names))
-    size = sizes.size_of(CONFIG, job.model)
-    return plan.resources(CONFIG, job, size, DEVICE)
+    known = sizes.known_size(CONFIG, job.model, Path(RESULTS))
+    return plan.resources(CONFIG, job, known and known.size, DEVICE)
 
 
 def bill(rule, mem_mb, runtime, gpu=GPU):

@@ -1,4 +1,4 @@
-"""One pass over the calibration text -> the activation cache (DESIGN: written once, read by all).
+"""One pass over the calibration text -> the activation cache, read by all later steps.
 
 The cache holds, per site, float64 sums of every unit over all calibration tokens:
 
@@ -29,7 +29,7 @@ from keepset.files import archive
 from keepset.hold.inputs import output_norms, watching
 from keepset.models import check_length
 from keepset.run.progress import Progress
-from keepset.sites import Site
+from keepset.sites.ffn import Site
 
 SAMPLE_TOKENS = 32
 FORMAT = "keepset-activations-2"
@@ -56,9 +56,9 @@ class _Sums:
         self._add("abs_sum", size)
         self._add("square_sum", flat.double().square().sum(dim=0))
         self._add("nonzero", (flat != 0).sum(dim=0).double())
-        wanted = SAMPLE_TOKENS - sum(len(part) for part in self._samples)
-        if wanted > 0:
-            self._samples.append(flat[:wanted].float().cpu())
+        missing = SAMPLE_TOKENS - sum(len(part) for part in self._samples)
+        if missing > 0:
+            self._samples.append(flat[:missing].float().cpu())
 
     def add_gradient(self, h: Tensor, gradient: Tensor) -> None:
         """Add the first-order terms of h and dL/dh, both (batch, tokens, n_units)."""

@@ -1,4 +1,4 @@
-"""Scores of state channels (docs/METHODS.md, section 8), from forward passes.
+"""Sums of state channels over calibration text (docs/METHODS.md, section 7), by forward passes.
 
 GHOST (arXiv:2602.11408): channel n of a group changes the mixer's output y by H(t) C_n(t) when it
 alone is left out, so S_n^2 = mean over tokens, heads of the group and head dims of H^2 C^2 is the
@@ -16,18 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from keepset.errors import ConfigError, ModelError
+from keepset.errors import ModelError
 from keepset.hold.recurrence import Recurrence, Scan
 from keepset.hold.state import StateMask, Whole, scanning
 from keepset.models import check_length
 from keepset.rules.masks import top_mask
 from keepset.rules.rule import n_kept
-from keepset.rules.scores import site_seed
 from keepset.run.progress import Progress
-from keepset.sites import StateSite
-
-Masks = dict[str, Tensor]
-"""Site key -> (n_groups, n_state) bool: the channels that are kept."""
+from keepset.sites.state import StateSite
 
 
 @dataclass
@@ -81,23 +77,23 @@ class _EnoughError(Exception):
 
 @dataclass
 class _Watch(Whole):
-    """Scores the `wanted` sites, masks those that are `held`, and may stop after one."""
+    """Sums up the sites in `running`, masks those in `masks`, and may stop after one."""
 
-    wanted: Mapping[str, _Running]
-    held: Masks = field(default_factory=dict)
+    running: Mapping[str, _Running]
+    masks: dict[str, Tensor] = field(default_factory=dict)
     prune: Callable[[StateSite], Tensor] | None = None
     last: str | None = None
 
     def scan(self, site: StateSite, scan: Scan) -> Scan:
-        if site.key in self.wanted:
-            self.wanted[site.key].add(scan)
+        if site.key in self.running:
+            self.running[site.key].add(scan)
             if site.key == self.last:
                 raise _EnoughError
             if self.prune is not None:
-                self.held[site.key] = self.prune(site)
-        if site.key not in self.held:
+                self.masks[site.key] = self.prune(site)
+        if site.key not in self.masks:
             return scan
-        return StateMask(self.held).scan(site, scan)
+        return StateMask(self.masks).scan(site, scan)
 
 
 class Scorer:
@@ -169,11 +165,11 @@ class Scorer:
         if len(self._batches) == 1:
             self._run(_Watch(running, prune=prune), f"in order {sparsity:g}")
         else:
-            held: Masks = {}
+            masks: dict[str, Tensor] = {}
             for site in self.sites:
-                own = {site.key: running[site.key]}
-                self._run(_Watch(own, held, last=site.key), f"in order {sparsity:g} {site.key}")
-                held[site.key] = prune(site)
+                watch = _Watch({site.key: running[site.key]}, masks, last=site.key)
+                self._run(watch, f"in order {sparsity:g} {site.key}")
+                masks[site.key] = prune(site)
         return {site.key: running[site.key].result(site) for site in self.sites}
 
     def gradients(self) -> dict[str, Tensor]:
@@ -198,8 +194,8 @@ class Scorer:
                 loss = nn.functional.cross_entropy(
                     logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum"
                 )
-                found = torch.autograd.grad(loss, [gates[site.key] for site in self.sites])
-                for site, gradient in zip(self.sites, found, strict=True):
+                gradients = torch.autograd.grad(loss, [gates[site.key] for site in self.sites])
+                for site, gradient in zip(self.sites, gradients, strict=True):
                     sums[site.key] += gradient.detach().double().cpu()
                 predicted += ids[:, 1:].numel()
                 if self._progress is not None:
@@ -215,126 +211,3 @@ class _Gates(Whole):
 
     def scan(self, site: StateSite, scan: Scan) -> Scan:
         return scan.masked(read=self._gates[site.key])
-
-
-def ghost(sums: Sums) -> Tensor:
-    """GHOST's score: the root mean square change of y. (n_groups, n_state) float64."""
-    return sums.energy.sqrt()
-
-
-def separate(sums: Sums) -> Tensor:
-    """The product of the averages: it misses when a large state meets a large read-out."""
-    return (sums.controllability * sums.observability).sqrt()
-
-
-def _taylor(sums: Sums) -> Tensor:
-    if sums.taylor is None:
-        raise ConfigError("score taylor needs gradients, and none were taken")
-    return sums.taylor
-
-
-STATE_SCORES: dict[str, Callable[[Sums], Tensor]] = {
-    "ghost": ghost,
-    "ghost-uniform": ghost,
-    "ghost-oneshot": ghost,
-    "ghost-separate": separate,
-    "magnitude": lambda sums: sums.magnitude,
-    "magnitude-uniform": lambda sums: sums.magnitude,
-    "taylor": _taylor,
-}
-"""Scores of state channels; `random` besides. Names that end in -uniform keep the same share of
-every layer; the others rank the channels of all layers together."""
-
-IN_ORDER = ("ghost", "ghost-uniform", "ghost-separate")
-"""Scores that are taken again after every layer."""
-
-
-def allocate(scores: Mapping[str, Tensor], sparsity: float, *, uniform: bool) -> Masks:
-    """Choose the channels that are kept.
-
-    The groups of a layer keep the same number of channels, since a smaller state has one size per
-    layer: ranked together are the layers' k-th best channels, in the root mean square over groups.
-
-    Args:
-        scores: Site key -> (n_groups, n_state), larger is kept first, in order of execution.
-        sparsity: Share left out.
-        uniform: Whether every layer keeps the same share; else one threshold serves all layers.
-            A layer keeps one channel per group at least.
-
-    Returns:
-        Site key -> (n_groups, n_state) bool; ties go to the earlier layer and lower channel.
-    """
-    counts = {key: n_kept(score.shape[1], sparsity) for key, score in scores.items()}
-    if not uniform:
-        counts = _global_counts(scores, sparsity)
-    return {key: top_mask(score.float(), counts[key]) for key, score in scores.items()}
-
-
-def _global_counts(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, int]:
-    slots = {
-        key: score.double().sort(dim=1, descending=True).values.square().mean(dim=0).sqrt()
-        for key, score in scores.items()
-    }
-    # As many as if every layer kept its share, so that both ways save the same memory.
-    total = sum(n_kept(len(values), sparsity) for values in slots.values())
-    rest = torch.cat([values[1:] for values in slots.values()])
-    chosen = torch.zeros(len(rest), dtype=torch.bool)
-    if (most := total - len(slots)) > 0:
-        chosen[torch.argsort(rest, descending=True, stable=True)[:most]] = True
-    parts = chosen.split([len(values) - 1 for values in slots.values()])
-    return {key: 1 + int(part.sum()) for key, part in zip(slots, parts, strict=True)}
-
-
-def random_scores(sites: Sequence[StateSite], seed: int) -> dict[str, Tensor]:
-    """One number per channel, seeded: site key -> (n_groups, n_state) float64."""
-    found = {}
-    for site in sites:
-        generator = torch.Generator().manual_seed(site_seed(seed, site.key))
-        found[site.key] = torch.rand(
-            site.n_groups, site.n_state, generator=generator, dtype=torch.float64
-        )
-    return found
-
-
-def keep_sets(
-    scorer: Scorer, scores: Sequence[str], sparsities: Sequence[float], seeds: Sequence[int]
-) -> tuple[dict[tuple[str, int, float], Masks], dict[str, Sums]]:
-    """The channels that every static setting keeps.
-
-    Args:
-        scorer: The model and its calibration text.
-        scores: Names of `STATE_SCORES`, or "random".
-        sparsities: Shares left out.
-        seeds: Seeds of `random`; the first stands for all other scores.
-
-    Returns:
-        (score, seed, sparsity) -> masks; and the sums of the unpruned model.
-
-    Raises:
-        ConfigError: a score is unknown.
-    """
-    if unknown := [name for name in scores if name not in (*STATE_SCORES, "random")]:
-        known = ", ".join((*STATE_SCORES, "random"))
-        raise ConfigError(f"unknown score of a state {', '.join(unknown)}; known: {known}")
-    dense = scorer.one_shot()
-    if "taylor" in scores:
-        for key, gradient in scorer.gradients().items():
-            dense[key].taylor = gradient
-    found: dict[tuple[str, int, float], Masks] = {}
-    for sparsity in sparsities:
-        again: dict[Callable[[Sums], Tensor], dict[str, Sums]] = {}
-        for name in scores:
-            if name == "random":
-                for seed in seeds:
-                    own = random_scores(scorer.sites, seed)
-                    found[name, seed, sparsity] = allocate(own, sparsity, uniform=True)
-                continue
-            function, sums = STATE_SCORES[name], dense
-            if name in IN_ORDER:
-                if function not in again:
-                    again[function] = scorer.in_order(sparsity, function)
-                sums = again[function]
-            values = {key: function(site) for key, site in sums.items()}
-            uniform = name.endswith("-uniform")
-            found[name, seeds[0], sparsity] = allocate(values, sparsity, uniform=uniform)
-    return found, dense

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from keepset.calibrate.channels import Scorer
 
 
 class _Live(TorchDispatchMode):
@@ -30,11 +33,11 @@ class _Live(TorchDispatchMode):
     ) -> Any:
         del types
         known = {self._pointer(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        found = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(found):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and self._pointer(tensor) not in known:
                 self._add(tensor.untyped_storage())
-        return found
+        return result
 
     @staticmethod
     def _pointer(tensor: Tensor) -> int:
@@ -54,18 +57,18 @@ class _Live(TorchDispatchMode):
 
 
 @contextmanager
-def _counting(device: torch.device, found: list[int]) -> Iterator[None]:
+def _counting(device: torch.device, peaks: list[int]) -> Iterator[None]:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         yield
         torch.cuda.synchronize(device)
-        found.append(torch.cuda.max_memory_allocated(device) - before)
+        peaks.append(torch.cuda.max_memory_allocated(device) - before)
         return
     with _Live() as live:
         yield
-    found.append(live.peak)
+    peaks.append(live.peak)
 
 
 def peak_bytes(work: Callable[[], Any], device: torch.device) -> int:
@@ -73,7 +76,41 @@ def peak_bytes(work: Callable[[], Any], device: torch.device) -> int:
 
     On a GPU the allocator counts; on a CPU the tensors that operations return are counted.
     """
-    found: list[int] = []
-    with _counting(device, found):
+    peaks: list[int] = []
+    with _counting(device, peaks):
         work()
-    return found[0]
+    return peaks[0]
+
+
+def memory_table(scorer: Scorer, blocks: Tensor, identity: Mapping[str, Any]) -> pd.DataFrame:
+    """Peak memory of a plain forward pass, of GHOST's and of Taylor's scoring.
+
+    Args:
+        scorer: The model; its own calibration text is not used.
+        blocks: (n, tokens) int64; measured on one block and on two, one batch each.
+        identity: Leading columns.
+
+    Returns:
+        The `memory` table of docs/METHODS.md: method, peak_bytes (beyond the weights), n_tokens.
+    """
+    rows = []
+    device = next(scorer.model.parameters()).device
+    for n in (1, 2):
+        part = blocks[:n]
+        part_scorer = Scorer(scorer.model, scorer.sites, part, part.numel())
+
+        def forward(part: Tensor = part) -> None:
+            with torch.inference_mode():
+                scorer.model.base_model(input_ids=part.to(device), use_cache=False)  # type: ignore[operator]
+
+        work: dict[str, Callable[[], Any]] = {
+            "forward": forward,
+            "ghost": part_scorer.one_shot,
+            "taylor": part_scorer.gradients,
+        }
+        for method, do in work.items():
+            peak = peak_bytes(do, device)
+            rows.append(
+                {**identity, "method": method, "peak_bytes": peak, "n_tokens": part.numel()}
+            )
+    return pd.DataFrame(rows)

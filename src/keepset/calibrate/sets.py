@@ -1,103 +1,90 @@
-"""Keep sets of state channels as a file, and what is known of the channels as tables."""
+"""Static keep sets: ranked from sums of activations, or read from a file of chosen channels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 
-from keepset.calibrate.channels import Masks, Scorer, Sums, ghost
-from keepset.calibrate.memory import peak_bytes
+from keepset.calibrate import activations
+from keepset.calibrate.choice import channel_rule
 from keepset.files import archive
-from keepset.sites import StateSite
+from keepset.rules.masks import Masks, rank_units
+from keepset.rules.rule import Rule, n_kept
+from keepset.rules.scores import Moments, corpus_score, site_seed
 
 FORMAT = "keepset-state-2"
-Sets = dict[tuple[str, int, float], Masks]
-"""(score, seed, sparsity) -> the channels that are kept."""
 
 
-def save_sets(sets: Sets, path: str | Path, identity: Mapping[str, Any]) -> None:
-    """Write keep sets, atomically, with the identity of what they were chosen on."""
+class RankedSets:
+    """The keep sets of all static rules on the inputs of linear maps, made when asked for.
+
+    Units are ranked once per score and seed; one ranking serves every sparsity, since the sets are
+    nested. A rule on another kind of site, or one that is not static, is no key.
+    """
+
+    def __init__(self, moments: Mapping[str, Moments], site: str = "ffn") -> None:
+        """Rank by `moments`, the sums of each site (`keepset.calibrate.activations`)."""
+        self._moments = moments
+        self._site = site
+        self._orders: dict[tuple[str, int], dict[str, Tensor]] = {}
+
+    def __getitem__(self, rule: Rule) -> Masks:
+        """The masks of `rule`: site key -> (n_units,) bool.
+
+        Raises:
+            KeyError: the rule is not static, or on another kind of site; or there are no sums.
+            ConfigError: the score is unknown, or needs gradients that were not taken.
+        """
+        if not self._moments or (rule.site, rule.window) != (self._site, "corpus"):
+            raise KeyError(rule)
+        masks = {}
+        for key, order in self._order(rule.score, rule.seed).items():
+            masks[key] = torch.zeros(len(order), dtype=torch.bool)
+            masks[key][order[: n_kept(len(order), rule.sparsity)]] = True
+        return masks
+
+    def _order(self, score: str, seed: int) -> dict[str, Tensor]:
+        """Site key -> its units, best first."""
+        if (score, seed) not in self._orders:
+            self._orders[score, seed] = {
+                key: rank_units(corpus_score(score, site, seed=site_seed(seed, key)))
+                for key, site in self._moments.items()
+            }
+        return self._orders[score, seed]
+
+
+def rank_file(path: str | Path, identity: Mapping[str, Any], site: str = "ffn") -> RankedSets:
+    """The keep sets that an activation cache gives.
+
+    Raises:
+        CacheError: see `keepset.calibrate.activations.load`.
+    """
+    return RankedSets(activations.load(path, identity), site)
+
+
+def save_sets(sets: Mapping[Rule, Masks], path: str | Path, identity: Mapping[str, Any]) -> None:
+    """Write keep sets of channels, atomically, with the identity of what they were chosen on."""
     tensors = {
-        f"{score}|{seed}|{sparsity!r}|{key}": mask.to(torch.uint8)
-        for (score, seed, sparsity), masks in sets.items()
+        f"{rule.score}|{rule.seed}|{rule.sparsity!r}|{key}": mask.to(torch.uint8)
+        for rule, masks in sets.items()
         for key, mask in masks.items()
     }
     archive.save(tensors, path, FORMAT, identity)
 
 
-def load_sets(path: str | Path, identity: Mapping[str, Any]) -> Sets:
-    """Read keep sets, and refuse those of another model, text or setting.
+def load_sets(path: str | Path, identity: Mapping[str, Any]) -> dict[Rule, Masks]:
+    """Read keep sets of channels, and refuse those of another model, text or setting.
 
     Raises:
         CacheError: the file is damaged, or belongs to something else; the message says what.
     """
-    sets: Sets = {}
+    sets: dict[Rule, dict[str, Tensor]] = {}
     for name, mask in archive.load(path, FORMAT, identity, "keep sets").items():
         score, seed, sparsity, key = name.split("|")
-        sets.setdefault((score, int(seed), float(sparsity)), {})[key] = mask.bool()
-    return sets
-
-
-def channel_table(
-    sites: Sequence[StateSite], sums: Mapping[str, Sums], identity: Mapping[str, Any]
-) -> pd.DataFrame:
-    """One row per channel: the `channels` table of docs/METHODS.md."""
-    tables = []
-    for site in sites:
-        own = sums[site.key]
-        columns = {
-            "layer": site.layer,
-            "group": torch.arange(site.n_groups).repeat_interleave(site.n_state).numpy(),
-            "channel": torch.arange(site.n_state).repeat(site.n_groups).numpy(),
-            "magnitude": _flat(own.magnitude),
-            "energy": _flat(ghost(own)),
-            "controllability": _flat(own.controllability.sqrt()),
-            "observability": _flat(own.observability.sqrt()),
-        }
-        if own.taylor is not None:
-            columns["taylor"] = _flat(own.taylor)
-        tables.append(pd.DataFrame({**identity, **columns}))
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-
-
-def _flat(values: Tensor) -> Any:
-    return values.flatten().numpy()
-
-
-def memory_table(scorer: Scorer, blocks: Tensor, identity: Mapping[str, Any]) -> pd.DataFrame:
-    """Peak memory of a plain forward pass, of GHOST's and of Taylor's scoring.
-
-    Args:
-        scorer: The model; its own calibration text is not used.
-        blocks: (n, tokens) int64; measured on one block and on two, one batch each.
-        identity: Leading columns.
-
-    Returns:
-        The `memory` table of docs/METHODS.md: method, peak_bytes (beyond the weights), n_tokens.
-    """
-    rows = []
-    device = next(scorer.model.parameters()).device
-    for n in (1, 2):
-        part = blocks[:n]
-        own = Scorer(scorer.model, scorer.sites, part, part.numel())
-
-        def forward(part: Tensor = part) -> None:
-            with torch.inference_mode():
-                scorer.model.base_model(input_ids=part.to(device), use_cache=False)  # type: ignore[operator]
-
-        work: dict[str, Callable[[], Any]] = {
-            "forward": forward,
-            "ghost": own.one_shot,
-            "taylor": own.gradients,
-        }
-        for method, do in work.items():
-            peak = peak_bytes(do, device)
-            rows.append(
-                {**identity, "method": method, "peak_bytes": peak, "n_tokens": part.numel()}
-            )
-    return pd.DataFrame(rows)
+        rule = channel_rule(score, float(sparsity), int(seed))
+        sets.setdefault(rule, {})[key] = mask.bool()
+    return dict(sets)

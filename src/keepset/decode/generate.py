@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from keepset.calibrate import activations
+from keepset.calibrate.sets import RankedSets
 from keepset.decode import Session, sparse_decoding
 from keepset.errors import CacheError, ConfigError
 from keepset.files import archive
@@ -295,6 +296,6 @@ def _reference_logits(
 ) -> Tensor:
     """The masked reference's logits before each of the new tokens: (m, vocabulary)."""
     whole = torch.cat([ids, new[None, :-1].to(ids.device)], dim=1)
-    runner = Runner(model, find_sites(model), moments=moments)
+    runner = Runner(model, find_sites(model), keep_sets=RankedSets(moments or {}))
     with runner.holding(rule, stream=False), torch.inference_mode():
         return model(input_ids=whole, use_cache=False).logits[0, ids.shape[1] - 1 :].cpu()

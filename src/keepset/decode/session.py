@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from keepset.calibrate.sets import RankedSets
 from keepset.decode.dynamic import SparseDown, dynamic_forward, whole_block
 from keepset.decode.position import Position
 from keepset.decode.static import cut_blocks
@@ -21,11 +22,11 @@ from keepset.kernels.mixers import mixer_kernels
 from keepset.kernels.torch_ffn import neuron_major
 from keepset.measure.runner import Runner
 from keepset.rules.rule import Rule, describe
-from keepset.rules.scores import Moments
+from keepset.rules.scores import NEURON_SCORES, Moments, decoding_names
 from keepset.settings import Kernels
 from keepset.sites import Site, find_sites
 
-SCORES = ("magnitude", "impact")
+SCORES = decoding_names(NEURON_SCORES)
 """Scores that choose per token or window while decoding."""
 
 
@@ -91,7 +92,9 @@ def sparse_decoding(
         if rule is None or rule.sparsity == 0:
             pass
         elif rule.window == "corpus":
-            stack.enter_context(Runner(model, sites, moments=moments).holding(rule))
+            stack.enter_context(
+                Runner(model, sites, keep_sets=RankedSets(moments or {})).holding(rule)
+            )
             stack.enter_context(cut_blocks(sites, session.paths))
         else:
             sparse = SparseDown(_neuron_major(sites), session.paths)

@@ -1,1 +1,1 @@
-"""Results on disk: written whole or not at all, read back with what they belong to."""
+"""Results on disk: complete files or none, with what they belong to."""

@@ -1,4 +1,4 @@
-"""Tensors in a file that says what it belongs to: safetensors, the same bytes every time."""
+"""Tensors in a safetensors file that says what it belongs to; equal content gives equal bytes."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from torch import Tensor
 from keepset.errors import CacheError
 from keepset.files.store import replacing
 
-# One key: safetensors writes several in an order of its own, another one in every process.
+# One key only: safetensors writes several keys in an order that differs between processes.
 _KEY = "keepset"
 
 
 def save(
     tensors: Mapping[str, Tensor], path: str | Path, kind: str, identity: Mapping[str, Any]
 ) -> None:
-    """Write tensors, whole or not at all.
+    """Write tensors, atomically.
 
     Args:
         tensors: Name -> tensor.
         path: The .safetensors file.
         kind: What the file holds, with a version.
-        identity: What it belongs to, as JSON could hold it; checked by `load`.
+        identity: What it belongs to, in JSON types; `load` checks it.
     """
     content = json.dumps({"format": kind, "identity": dict(identity)}, sort_keys=True)
     with replacing(path) as temporary:
@@ -40,20 +40,26 @@ def save(
 
 
 def load(path: str | Path, kind: str, identity: Mapping[str, Any], what: str) -> dict[str, Tensor]:
-    """Read tensors back, sorted by name, and refuse those that belong to something else.
+    """Read tensors, sorted by name, and refuse those that belong to something else.
 
     Args:
         path: The file.
         kind: As for `save`.
         identity: What it must belong to.
-        what: What it holds, in words, for messages.
+        what: The content, for messages.
 
     Raises:
-        CacheError: the file is missing, corrupt, or differs from `identity`; the message names
-            what differs.
+        CacheError: the file is missing or corrupt, or differs from `identity`; the message names
+            the difference.
     """
     with _opened(path, what) as archive:
-        _check(path, _identity(path, archive, kind, what), identity, what)
+        stored = _identity(path, archive, kind, what)
+        for key in sorted({*stored, *identity}):
+            if stored.get(key) != identity.get(key):
+                raise CacheError(
+                    f"{path}: stale {what}: {key} is {stored.get(key)!r} in the file and"
+                    f" {identity.get(key)!r} now; delete the file and run the workflow again"
+                )
         return {name: archive.get_tensor(name) for name in sorted(archive.keys())}
 
 
@@ -83,16 +89,5 @@ def _identity(path: str | Path, archive: Any, kind: str, what: str) -> dict[str,
     content = json.loads((archive.metadata() or {}).get(_KEY, "{}"))
     if content.get("format") != kind:
         raise CacheError(f"{path}: not the {what} of this version; delete the file and rerun")
-    found: dict[str, Any] = content["identity"]
-    return found
-
-
-def _check(
-    path: str | Path, found: Mapping[str, Any], identity: Mapping[str, Any], what: str
-) -> None:
-    for key in sorted({*found, *identity}):
-        if found.get(key) != identity.get(key):
-            raise CacheError(
-                f"{path}: stale {what}: {key} is {found.get(key)!r} there and"
-                f" {identity.get(key)!r} here; delete the file and run the workflow again"
-            )
+    identity: dict[str, Any] = content["identity"]
+    return identity

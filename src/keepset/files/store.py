@@ -1,4 +1,4 @@
-"""Write results whole or not at all, and read them back with their provenance."""
+"""Write complete files or none, and tables with their provenance."""
 
 from __future__ import annotations
 
@@ -14,19 +14,16 @@ from typing import Any
 
 import pandas as pd
 
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
+from keepset.files.lock import lock
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; move it onto `path` only if the block succeeds.
 
-    On any error the temporary file is removed and an earlier `path` stays as it was. What a
-    killed process left beside `path` is removed by the next that writes it; a lock tells it from
-    the file of a process that still runs.
+    On any error the temporary file is removed and an existing `path` stays unchanged. The next
+    write of `path` removes temporary files of killed processes; those of running processes are
+    locked.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,7 +31,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
     temporary = Path(name)
     try:
-        _lock(handle)
+        lock(handle)
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
@@ -45,27 +42,16 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _lock(handle: int) -> bool:
-    """Lock an open file for this process; False if another holds it, or locks are not to be had."""
-    if fcntl is None:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
 def _remove_abandoned(path: Path) -> None:
     pattern = f".{glob.escape(path.name)}.*{glob.escape(path.suffix)}"
-    for left in path.parent.glob(pattern):
+    for temporary in path.parent.glob(pattern):
         try:
-            handle = os.open(left, os.O_RDWR)
+            handle = os.open(temporary, os.O_RDWR)
         except OSError:
             continue  # its writer has just finished
         try:
-            if _lock(handle):
-                left.unlink(missing_ok=True)
+            if lock(handle):
+                temporary.unlink(missing_ok=True)
         finally:
             os.close(handle)
 
@@ -82,7 +68,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def write_table(table: pd.DataFrame, path: str | Path, provenance: dict[str, Any]) -> None:
-    """Write a tidy table as Parquet, and its provenance as a JSON sidecar (`path` + .json)."""
+    """Write a tidy table as Parquet, and its provenance as a JSON file (see `sidecar`)."""
     with replacing(path) as temporary:
         table.to_parquet(temporary, index=False)
         write_json(provenance, sidecar(path))
@@ -94,7 +80,7 @@ def sidecar(path: str | Path) -> Path:
 
 
 def fingerprint(*parts: bytes | str) -> str:
-    """SHA-256 over `parts`, each preceded by its length so that boundaries count."""
+    """SHA-256 over `parts`, each after its length, so that the boundaries count."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part

@@ -1,1 +1,1 @@
-"""A running model obeys a rule. Everything put in its way is taken back."""
+"""Hold a rule on a running model. All hooks and swapped functions are removed afterwards."""

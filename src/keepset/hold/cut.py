@@ -8,7 +8,6 @@ smaller state that computes what the masked one does, in prefill and step by ste
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,47 +18,38 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from keepset import models
 from keepset.errors import ModelError
-from keepset.sites import StateSite, find_state_sites
-
-STATE_SIZE_KEYS = {
-    "mamba2": "state_size",
-    "zamba2": "mamba_d_state",
-    "bamba": "mamba_d_state",
-    "falcon_h1": "mamba_d_state",
-    "granitemoehybrid": "mamba_d_state",
-    "nemotron_h": "ssm_state_size",
-}
-"""The configuration key that holds the state size, by `config.model_type`."""
+from keepset.rules.masks import Masks
+from keepset.sites.families import FAMILIES
+from keepset.sites.state import StateSite, find_state_sites
 
 PER_LAYER = "keepset_state_sizes"
 """Key of a checkpoint's configuration: state size by layer, where layers differ."""
 
 
-def prune_states(model: PreTrainedModel, kept: Mapping[str, Tensor]) -> None:
+def prune_states(model: PreTrainedModel, masks: Masks) -> None:
     """Cut the channels that are not kept out of the weights, in place.
 
     Args:
         model: A model with Mamba-2 mixers.
-        kept: Site key -> (n_groups, n_state) bool; every group of a layer keeps as many.
+        masks: Site key -> (n_groups, n_state) bool; every group of a layer keeps as many.
 
     Raises:
         ModelError: a site has no mask, a mask has another shape, or groups keep unlike numbers.
     """
     sites = find_state_sites(model)
     for site in sites:
-        _check(site, kept)
+        _check(site, masks.get(site.key))
     for site in sites:
-        mask = kept[site.key]
+        mask = masks[site.key]
         _slice(site, mask.flatten().nonzero()[:, 0], int(mask[0].sum()))
     _configure(model, find_state_sites(model))
 
 
-def _check(site: StateSite, kept: Mapping[str, Tensor]) -> None:
-    mask = kept.get(site.key)
+def _check(site: StateSite, mask: Tensor | None) -> None:
     if mask is None or mask.shape != (site.n_groups, site.n_state):
-        found = "none" if mask is None else tuple(mask.shape)
+        shape = "none" if mask is None else tuple(mask.shape)
         raise ModelError(
-            f"{site.name}: a mask of shape {(site.n_groups, site.n_state)} is needed, got {found}"
+            f"{site.name}: a mask of shape {(site.n_groups, site.n_state)} is needed, got {shape}"
         )
     counts = mask.sum(dim=1)
     if int(counts.min()) != int(counts.max()) or int(counts.min()) < 1:
@@ -105,13 +95,13 @@ def _select(module: nn.Module, rows: Tensor) -> None:
 def _configure(model: PreTrainedModel, sites: list[StateSite]) -> None:
     config = model.config.get_text_config()
     sizes = {site.layer: site.n_state for site in sites}
-    key = STATE_SIZE_KEYS.get(config.model_type)
-    if key is None:
+    family = FAMILIES.get(config.model_type)
+    if family is None or family.state_size_key is None:
         raise ModelError(
-            f"{config.model_type}: which configuration key holds the state size is not known; add"
-            " it to STATE_SIZE_KEYS in keepset/hold/cut.py"
+            f"{config.model_type}: which configuration key holds the state size is not known; name"
+            " it as state_size_key of the family's record in keepset/sites/families.py"
         )
-    setattr(config, key, max(sizes.values()))
+    setattr(config, family.state_size_key, max(sizes.values()))
     if len(set(sizes.values())) > 1:
         setattr(config, PER_LAYER, {str(layer): n for layer, n in sizes.items()})
 
@@ -151,12 +141,12 @@ def load_pruned(
     for file in sorted(folder.glob("*.safetensors")):
         state |= load_file(file)
     try:
-        found = model.load_state_dict(state, strict=False)
+        loaded = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
         raise ModelError(f"{folder}: weights and configuration do not fit: {error}") from None
     parameters = dict(model.named_parameters(remove_duplicate=False))
     read = {id(parameters[name]) for name in state if name in parameters}
-    missing = [name for name in found.missing_keys if id(parameters.get(name)) not in read]
+    missing = [name for name in loaded.missing_keys if id(parameters.get(name)) not in read]
     if missing:
         raise ModelError(f"{folder}: lacks {len(missing)} parameters: {', '.join(missing[:3])}")
     return model.to(device).eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Hold a keep rule on a running model. Hooks and swapped weights are always taken back."""
+"""Hold a keep rule on the inputs of linear maps. Hooks and swapped weights are always removed."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from keepset.errors import ConfigError, ModelError
-from keepset.rules.masks import spread_windows, top_mask, window_means
+from keepset.errors import ModelError
+from keepset.hold.windows import Windowed
+from keepset.rules.masks import Masks, spread_windows, top_mask, window_means, window_width
 from keepset.rules.rule import Rule, n_kept
-from keepset.rules.scores import site_seed, token_score
-from keepset.sites import Projection, Site
+from keepset.rules.scores import NEURON_SCORES, token_score
+from keepset.sites.ffn import Projection, Site
 
 Action = Callable[[Site, Tensor], Tensor | None]
 """Sees h (batch, tokens, n_units) at a site; returns a replacement, or None to leave it alone."""
@@ -37,8 +38,8 @@ def watching(model: nn.Module, sites: Sequence[Site], action: Action) -> Iterato
     with ExitStack() as stack:
         handle = model.register_forward_pre_hook(on_forward, with_kwargs=True)
         stack.callback(handle.remove)
-        for down, shared in _by_module(sites).items():
-            hook = _site_hook(down, shared, action, shape, calls)
+        for down, by_call in _by_module(sites).items():
+            hook = _site_hook(down, by_call, action, shape, calls)
             stack.callback(down.register_forward_pre_hook(hook).remove)
         yield
 
@@ -52,7 +53,7 @@ def _by_module(sites: Sequence[Site]) -> dict[nn.Module, dict[int, Site]]:
 
 def _site_hook(
     down: nn.Module,
-    shared: Mapping[int, Site],
+    by_call: Mapping[int, Site],
     action: Action,
     shape: Sequence[int],
     calls: dict[nn.Module, int],
@@ -60,7 +61,7 @@ def _site_hook(
     def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         call = calls.get(down, 0)
         calls[down] = call + 1
-        site = shared.get(call)
+        site = by_call.get(call)
         if site is None:
             return None
         h = args[0]
@@ -76,101 +77,120 @@ def output_norms(site: Site) -> Tensor:
     return site.down_weight().float().norm(dim=1)
 
 
-class Windows:
+class Windows(Windowed):
     """The action of a windowed or dynamic rule.
 
-    `causal` holds, in each window, the set chosen on the window before. In a stream (rows of
-    consecutive text) the window before a row's first is the last of the row above, across batches
-    too, and at the very start the end of the lead-in. In separate passages the first window has
-    nothing to choose from and is run dense. The first token of a row opens its context and is
-    always run dense: it is the attention sink, and no set chosen on later tokens carries it.
+    The first token of a row opens its context and is always run dense under `causal`: it is the
+    attention sink, and no set chosen on later tokens keeps its large units.
     """
 
-    def __init__(
-        self,
-        rule: Rule,
-        *,
-        norms: Mapping[str, Tensor] | None = None,
-        lead_in: Mapping[str, Tensor] | None = None,
-        stream: bool = True,
-    ) -> None:
-        """Prepare the rule.
+    def __init__(self, rule: Rule, **options: Any) -> None:
+        """See `Windowed`."""
+        super().__init__(rule, **options)
+        self._score = NEURON_SCORES.get(rule.score)
+        self._norms: dict[str, Tensor] = {}
 
-        Args:
-            rule: A rule whose window is not "corpus".
-            norms: Site key -> output norms, for the score `impact`.
-            lead_in: Site key -> (n_units,) mean score over the last window of the text before,
-                for `causal` in a stream.
-            stream: Whether rows are consecutive text.
-        """
-        if rule.window == "corpus":
-            raise ConfigError("a rule with window: corpus is static; use `sliced` or `Static`")
-        self.rule = rule
-        self.valid: Tensor | None = None
-        self._norms = norms or {}
-        self._stream = stream
-        self._previous = dict(lead_in or {})
-        self._generators: dict[str, torch.Generator] = {}
+    def score(self, site: Site, h: Tensor) -> Tensor:
+        """Score every unit at every token: (batch, tokens, n_units) float32."""
+        seeded = self._score is not None and self._score.seeded
+        generator = self._generator(site, h.device) if seeded else None
+        return token_score(self.rule.score, h, self._output_norms(site), generator)
+
+    def _output_norms(self, site: Site) -> Tensor | None:
+        if self._score is None or not self._score.needs_norms:
+            return None
+        if site.key not in self._norms:
+            self._norms[site.key] = output_norms(site)
+        return self._norms[site.key]
 
     def __call__(self, site: Site, h: Tensor) -> Tensor | None:
         """Mask h (batch, tokens, n_units)."""
         kept = n_kept(site.n_units, self.rule.sparsity)
         if kept == site.n_units:
             return None
-        score = token_score(
-            self.rule.score, h, self._norms.get(site.key), self._generator(site, h.device)
-        )
-        means = window_means(score, self.valid, self.rule.window)
+        means = window_means(self.score(site, h), self.valid, self.rule.window)
         if self.rule.choice == "causal":
             mask = self._causal_mask(site, means, kept)
-            held = h * spread_windows(mask, h.shape[1], self.rule.window)
-            held[:, 0] = h[:, 0]
-            return held
+            masked = h * spread_windows(mask, h.shape[1], self.rule.window)
+            masked[:, 0] = h[:, 0]
+            return masked
         # A zero |h| leaves nothing to choose; a random score says nothing about h.
-        mask = top_mask(means, kept, zeros_matter=self.rule.score == "random")
+        zeros_matter = self._score is not None and self._score.seeded
+        mask = top_mask(means, kept, zeros_matter=zeros_matter)
         return h * spread_windows(mask, h.shape[1], self.rule.window)
-
-    def _generator(self, site: Site, device: torch.device) -> torch.Generator | None:
-        if self.rule.score != "random":
-            return None
-        if site.key not in self._generators:
-            generator = torch.Generator(device).manual_seed(site_seed(self.rule.seed, site.key))
-            self._generators[site.key] = generator
-        return self._generators[site.key]
 
     def _causal_mask(self, site: Site, means: Tensor, kept: int) -> Tensor:
         batch, windows, n = means.shape
         if not self._stream:
             chosen = top_mask(means[:, :-1], kept)
             return torch.cat([chosen.new_ones(batch, 1, n), chosen], dim=1)
-        flat = means.reshape(batch * windows, n)
-        if site.key not in self._previous:
-            raise ConfigError("a causal rule on a stream needs the scores of its lead-in")
-        before = torch.cat([self._previous[site.key].to(flat)[None], flat[:-1]])
-        self._previous[site.key] = flat[-1].clone()
+        before = self._before(site, means.reshape(batch * windows, n))
         return top_mask(before, kept).view(batch, windows, n)
 
 
 class Static:
     """The action of a static rule: one mask per site for every token."""
 
-    def __init__(self, order: Mapping[str, Tensor], sparsity: float) -> None:
-        """Keep the first units of each site's ranking `order` (n_units,), best first."""
-        self._order = order
-        self._sparsity = sparsity
+    def __init__(self, masks: Masks) -> None:
+        """Keep the units that `masks` marks."""
+        self._masks = masks
 
-    def __call__(self, site: Site, h: Tensor) -> Tensor | None:
+    def __call__(self, site: Site, h: Tensor) -> Tensor:
         """Mask h (batch, tokens, n_units)."""
-        kept = n_kept(site.n_units, self._sparsity)
-        if kept == site.n_units:
-            return None
-        mask = torch.zeros(site.n_units, dtype=torch.bool, device=h.device)
-        mask[self._order[site.key][:kept].to(h.device)] = True
-        return h * mask
+        return h * self._masks[site.key].to(h.device)
 
 
 @contextmanager
-def sliced(sites: Sequence[Site], order: Mapping[str, Tensor], sparsity: float) -> Iterator[None]:
+def hold_static(model: nn.Module, sites: Sequence[Site], masks: Masks) -> Iterator[None]:
+    """Hold one keep set: without the weights left out where they can be sliced, else masked."""
+    cut = [site for site in sites if sliceable(site)]
+    rest = [site for site in sites if not sliceable(site)]
+    with sliced(cut, masks), watching(model, rest, Static(masks)):
+        yield
+
+
+@contextmanager
+def hold_windows(
+    model: nn.Module, sites: Sequence[Site], rule: Rule, **options: Any
+) -> Iterator[Windows]:
+    """Hold a windowed or dynamic rule; `options` are those of `Windowed`."""
+    action = Windows(rule, **options)
+    with watching(model, sites, action):
+        yield action
+
+
+def lead_in_scores(
+    model: nn.Module, sites: Sequence[Site], rule: Rule, lead_in: Tensor
+) -> dict[int, dict[str, Tensor]]:
+    """Mean token scores over the last tokens of a text that is run dense.
+
+    Args:
+        model: The model, or its body: no logits are needed.
+        sites: The sites to score.
+        rule: A causal rule; gives the score, its seed and the window.
+        lead_in: (1, tokens) int64.
+
+    Returns:
+        How many of the last tokens -> site key -> (n_units,) float32: for the rule's window, and
+        for every window that is a power of two or the whole text, since one pass gives them all.
+    """
+    windows, tokens = Windows(rule), lead_in.shape[1]
+    widths = {2**power for power in range(tokens.bit_length())} | {tokens}
+    widths.add(window_width(rule.window, tokens))
+    scores: dict[int, dict[str, Tensor]] = {width: {} for width in widths}
+
+    def action(site: Site, h: Tensor) -> None:
+        score = windows.score(site, h)
+        for width in widths:
+            scores[width][site.key] = window_means(score[:, -width:], None, "sequence")[0, 0]
+
+    with watching(model, sites, action), torch.inference_mode():
+        model(input_ids=lead_in, use_cache=False)
+    return scores
+
+
+@contextmanager
+def sliced(sites: Sequence[Site], masks: Masks) -> Iterator[None]:
     """Run the model with only the kept units' weights: a static rule that does less work.
 
     Equal to `Static` up to rounding. The dense weights are put back on exit, also after an
@@ -183,11 +203,9 @@ def sliced(sites: Sequence[Site], order: Mapping[str, Tensor], sparsity: float) 
         for site in sites:
             if not sliceable(site):
                 raise ModelError(f"{site.name}: the units of this site cannot be sliced")
-            kept = n_kept(site.n_units, sparsity)
-            if kept == site.n_units:
+            units = masks[site.key].nonzero()[:, 0].to(site.down_weight().device)
+            if len(units) == site.n_units:
                 continue
-            device = site.down_weight().device
-            units = order[site.key][:kept].sort().values.to(device)
             for projection in site.up:
                 stack.enter_context(swapped(projection.module, slice_up(projection, units)))
             stack.enter_context(swapped(site.down, {"weight": _slice_down(site, units)}))

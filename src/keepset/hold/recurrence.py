@@ -87,12 +87,12 @@ class Recurrence:
         Returns:
             The sum of H^2 over heads and head dims of each group: (batch, stop - start, groups, n).
         """
-        found = self.C.new_empty(self.C.shape[0], stop - start, *self.C.shape[2:])
+        sums = self.C.new_empty(self.C.shape[0], stop - start, *self.C.shape[2:])
         square = torch.empty_like(state)
         for t in range(start, stop):
             torch.square(self.advance(state, t), out=square)
-            torch.sum(square, dim=(2, 3), out=found[:, t - start])
-        return found
+            torch.sum(square, dim=(2, 3), out=sums[:, t - start])
+        return sums
 
     def read(self, state: Tensor, start: int, stop: int, kept: Tensor) -> Tensor:
         """Run tokens start..stop of the `kept` channels (batch, groups, n), and read them.

@@ -1,8 +1,8 @@
-"""Hold a keep rule on the state of a running model. Everything put in its way is taken back."""
+"""Hold a keep rule on the recurrent state of a running model. All that is swapped is put back."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from keepset.errors import ConfigError, ModelError
 from keepset.hold.recurrence import Recurrence, Scan
+from keepset.hold.windows import Windowed
 from keepset.kernels.dispatch import SCAN, STEP, mixer_modules, standing_in
-from keepset.rules.masks import spread_windows, top_mask, window_means
+from keepset.rules.masks import Masks, spread_windows, top_mask, window_means, window_width
 from keepset.rules.rule import Rule, n_kept
-from keepset.rules.scores import site_seed
-from keepset.sites import StateSite
+from keepset.rules.scores import CHANNEL_SCORES, token_names
+from keepset.sites.state import StateSite
 
 
 class Action(Protocol):
@@ -26,12 +27,12 @@ class Action(Protocol):
         ...
 
     def step(self, site: StateSite, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
-        """B and C (batch, groups, n_state) of a single cached step, as they shall be."""
+        """B and C (batch, groups, n_state) to use in a single cached step."""
         ...
 
 
 class Whole:
-    """Base of actions that see whole passages, never single cached steps."""
+    """Base of actions that need whole passages: they cannot run single cached steps."""
 
     def step(self, site: StateSite, *_: Tensor) -> tuple[Tensor, Tensor]:
         """Refuse.
@@ -46,59 +47,59 @@ class Whole:
 def scanning(model: nn.Module, sites: Sequence[StateSite], action: Action) -> Iterator[None]:
     """Have `action` see the scans of every site; other mixers run as they are.
 
-    Transformers' functions are stood in for, not its layers. Everything is put back on exit, also
+    Functions of transformers are replaced, not its layers. Everything is put back on exit, also
     after an exception.
     """
-    at: list[StateSite | None] = [None]
+    running: list[StateSite | None] = [None]
     with ExitStack() as stack:
         for site in sites:
-            enter, leave = _marking(at, site)
+            enter, leave = _marking(running, site)
             stack.callback(site.mixer.register_forward_pre_hook(enter).remove)
             stack.callback(site.mixer.register_forward_hook(leave, always_call=True).remove)
         for module in mixer_modules(model):
             functions = {
-                SCAN: _seen_scan(getattr(module, SCAN), at, action),
-                STEP: _seen_step(getattr(module, STEP), at, action),
+                SCAN: _seen_scan(getattr(module, SCAN), running, action),
+                STEP: _seen_step(getattr(module, STEP), running, action),
             }
             stack.enter_context(standing_in([module], functions))
         yield
 
 
 def _marking(
-    at: list[StateSite | None], site: StateSite
+    running: list[StateSite | None], site: StateSite
 ) -> tuple[Callable[..., None], Callable[..., None]]:
     def enter(*_: Any) -> None:
-        at[0] = site
+        running[0] = site
 
     def leave(*_: Any) -> None:
-        at[0] = None
+        running[0] = None
 
     return enter, leave
 
 
 def _seen_scan(
-    original: Callable[..., Any], at: Sequence[StateSite | None], action: Action
+    original: Callable[..., Any], running: Sequence[StateSite | None], action: Action
 ) -> Callable[..., Any]:
     def seen(x, dt, A, B, C, chunk_size, D=None, **rest):  # type: ignore[no-untyped-def]
         scan = Scan(x, dt, A, B, C, D, {"chunk_size": chunk_size, **rest})
-        site = at[0]
-        found = scan if site is None else action.scan(site, scan)
-        if isinstance(found, Scan):
-            return found.run(original)
+        site = running[0]
+        result = scan if site is None else action.scan(site, scan)
+        if isinstance(result, Scan):
+            return result.run(original)
         if rest.get("return_final_states"):
             raise ModelError("this rule runs on whole passages: give use_cache=False")
-        return found.to(x.dtype)
+        return result.to(x.dtype)
 
     return seen
 
 
 def _seen_step(
-    original: Callable[..., Any], at: Sequence[StateSite | None], action: Action
+    original: Callable[..., Any], running: Sequence[StateSite | None], action: Action
 ) -> Callable[..., Any]:
-    def seen(state, x, dt, A, B, C, *rest, **named):  # type: ignore[no-untyped-def]
-        if at[0] is not None:
-            B, C = action.step(at[0], B, C)
-        return original(state, x, dt, A, B, C, *rest, **named)
+    def seen(state, x, dt, A, B, C, *rest, **options):  # type: ignore[no-untyped-def]
+        if running[0] is not None:
+            B, C = action.step(running[0], B, C)
+        return original(state, x, dt, A, B, C, *rest, **options)
 
     return seen
 
@@ -106,65 +107,46 @@ def _seen_step(
 class StateMask:
     """The action of a static rule: the channels left out are neither written nor read."""
 
-    def __init__(self, kept: Mapping[str, Tensor]) -> None:
-        """Keep the channels marked in `kept`: site key -> (n_groups, n_state) bool."""
-        self._kept = kept
+    def __init__(self, masks: Masks) -> None:
+        """Keep the channels that `masks` marks: site key -> (n_groups, n_state) bool."""
+        self._masks = masks
 
     def scan(self, site: StateSite, scan: Scan) -> Scan:
         """Mask B and C of all tokens."""
-        kept = self._kept[site.key].to(scan.B.device)
-        return scan.masked(kept, kept)
+        mask = self._masks[site.key].to(scan.B.device)
+        return scan.masked(mask, mask)
 
     def step(self, site: StateSite, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
         """Mask B and C of one token."""
-        kept = self._kept[site.key].to(B.device)
-        return B * kept.to(B.dtype), C * kept.to(C.dtype)
+        mask = self._masks[site.key].to(B.device)
+        return B * mask.to(B.dtype), C * mask.to(C.dtype)
 
 
-STATE_TOKEN_SCORES = ("magnitude", "impact", "random")
-"""Scores of state channels that can be taken again at every token."""
-
-
-class StateWindows(Whole):
+class StateWindows(Windowed, Whole):
     """The action of a windowed or dynamic rule on the state.
 
     `access` says what a channel that is not kept loses. `read`: the state keeps everything, and C
     reads a part of it. `write`: its state is forgotten, at the start of the window, and nothing
-    is written to it within. A score is a sum over the window's tokens of H^2 (`magnitude`), or of
-    H^2 C^2 (`impact`, which is GHOST's on the window), within each group of heads.
-
-    With the choice `causal` a block's first window is under the set chosen on the last window of
-    the block above (for the very first block, of the `lead_in`); in separate passages it is whole.
+    is written to it within. A window's score is the mean of its tokens' scores, within each group
+    of heads: H^2 (`magnitude`), or H^2 C^2 (`impact`, which is GHOST's on the window).
     """
 
-    def __init__(
-        self, rule: Rule, *, lead_in: Mapping[str, Tensor] | None = None, stream: bool = True
-    ) -> None:
-        """Prepare the rule.
-
-        Args:
-            rule: A rule of site "state", whose window is not "corpus".
-            lead_in: Site key -> (n_groups, n_state) mean score over the last window of the text
-                before, for `causal` in a stream.
-            stream: Whether rows are consecutive text.
+    def __init__(self, rule: Rule, **options: Any) -> None:
+        """See `Windowed`.
 
         Raises:
             ConfigError: the rule is static, or its score or access is unknown.
         """
-        if rule.window == "corpus":
-            raise ConfigError("a rule with window: corpus is static; use `StateMask`")
+        super().__init__(rule, **options)
         if rule.access not in ("read", "write"):
             raise ConfigError(f"access must be read or write, got {rule.access!r}")
-        if rule.score not in STATE_TOKEN_SCORES:
+        score = CHANNEL_SCORES.get(rule.score)
+        if score is None or score.token is None:
             raise ConfigError(
                 f"score {rule.score!r} of a state cannot be taken per token;"
-                f" use one of {', '.join(STATE_TOKEN_SCORES)}"
+                f" use one of {', '.join(token_names(CHANNEL_SCORES))}"
             )
-        self.rule = rule
-        self.valid: Tensor | None = None
-        self._previous = dict(lead_in or {})
-        self._stream = stream
-        self._generators: dict[str, torch.Generator] = {}
+        self._seeded, self._token_score = score.seeded, score.token
 
     def scan(self, site: StateSite, scan: Scan) -> Scan | Tensor:
         """Mask what is read, or run the recurrence with what is forgotten."""
@@ -181,57 +163,43 @@ class StateWindows(Whole):
 
     def _reading(self, site: StateSite, recurrence: Recurrence, kept: int) -> Tensor:
         """What is read of a state that keeps everything: (batch, windows, groups, n) bool."""
-        dense = self._dense(site, recurrence)
-        mask = top_mask(dense, kept)
+        scores = self._dense_scores(site, recurrence)
+        mask = top_mask(scores, kept)
         if self.rule.choice == "oracle":
             return mask
-        return torch.cat([self._first(site, dense, kept)[:, None], mask[:, :-1]], dim=1)
+        return torch.cat([self._first(site, scores, kept)[:, None], mask[:, :-1]], dim=1)
 
-    def _dense(self, site: StateSite, recurrence: Recurrence) -> Tensor:
+    def _dense_scores(self, site: StateSite, recurrence: Recurrence) -> Tensor:
         """Scores of all windows of a state that keeps everything."""
         sizes = recurrence.sizes(recurrence.empty(), 0, recurrence.tokens)
         return self.means(site, sizes, recurrence.C, self.valid)
 
     def means(self, site: StateSite, sizes: Tensor, C: Tensor, valid: Tensor | None) -> Tensor:
         """Scores of the windows of some tokens: (batch, windows, groups, n)."""
-        score = sizes
-        if self.rule.score == "impact":
-            score = sizes * C.square()
-        elif self.rule.score == "random":
-            generator = self._generator(site, sizes.device)
-            score = torch.rand(sizes.shape, generator=generator, device=sizes.device)
+        generator = self._generator(site, sizes.device) if self._seeded else None
+        score = self._token_score(sizes, C, generator)
         means = window_means(score.flatten(2), valid, self.rule.window)
         return means.unflatten(2, sizes.shape[2:])
 
-    def _generator(self, site: StateSite, device: torch.device) -> torch.Generator:
-        if site.key not in self._generators:
-            seed = site_seed(self.rule.seed, site.key)
-            self._generators[site.key] = torch.Generator(device).manual_seed(seed)
-        return self._generators[site.key]
-
-    def _first(self, site: StateSite, dense: Tensor, kept: int) -> Tensor:
+    def _first(self, site: StateSite, scores: Tensor, kept: int) -> Tensor:
         """What a causal rule keeps in each row's first window: (batch, groups, n) bool."""
         if not self._stream:
-            return torch.ones_like(dense[:, 0], dtype=torch.bool)
-        if site.key not in self._previous:
-            raise ConfigError("a causal rule on a stream needs the scores of its lead-in")
-        before = torch.cat([self._previous[site.key].to(dense)[None], dense[:-1, -1]])
-        self._previous[site.key] = dense[-1, -1].clone()
-        return top_mask(before, kept)
+            return torch.ones_like(scores[:, 0], dtype=torch.bool)
+        return top_mask(self._before(site, scores[:, -1]), kept)
 
     def _forgetting(self, site: StateSite, recurrence: Recurrence, kept: int) -> Tensor:
         """Run window after window; what is not kept is zero from its start to its end."""
-        tokens, window = recurrence.tokens, self.rule.window
-        width = tokens if window == "sequence" else min(int(window), tokens)
+        tokens = recurrence.tokens
+        width = window_width(self.rule.window, tokens)
         state, parts = recurrence.empty(), []
         mask = torch.empty(0)
         if self.rule.choice == "causal":
-            mask = self._first(site, self._dense(site, recurrence), kept)
+            mask = self._first(site, self._dense_scores(site, recurrence), kept)
         for start in range(0, tokens, width):
             stop = min(start + width, tokens)
             valid = None if self.valid is None else self.valid[:, start:stop]
-            # Channels do not touch one another: what each would hold if it were kept is what
-            # it is scored by.
+            # Channels do not influence one another: each is scored by what it would hold if it
+            # were kept.
             sizes = recurrence.sizes(state.clone(), start, stop)
             score = self.means(site, sizes, recurrence.C[:, start:stop], valid)[:, 0]
             chosen = top_mask(score, kept)
@@ -243,24 +211,57 @@ class StateWindows(Whole):
         return torch.cat(parts, dim=1)
 
 
-class LastWindow(Whole):
-    """Sees the text before, run dense: the scores that a causal rule's first window goes by."""
+class _LastWindow(Whole):
+    """Scores the last window of the first row; the scan itself is left alone."""
 
     def __init__(self, rule: Rule) -> None:
-        """Prepare for a causal rule of site "state"."""
         self._windows = StateWindows(rule)
-        self._width = rule.window
         self.scores: dict[str, Tensor] = {}
         """Site key -> (n_groups, n_state), the mean score over the last window."""
 
     def scan(self, site: StateSite, scan: Scan) -> Scan:
-        """Score the end of the first row; the scan itself is left alone."""
         recurrence = Recurrence(scan)
-        width = recurrence.tokens if self._width == "sequence" else int(self._width)
-        start = max(0, recurrence.tokens - width)
-        state = recurrence.empty()
+        tokens, state = recurrence.tokens, recurrence.empty()
+        start = tokens - window_width(self._windows.rule.window, tokens)
         recurrence.sizes(state, 0, start)
-        sizes = recurrence.sizes(state, start, recurrence.tokens)
+        sizes = recurrence.sizes(state, start, tokens)
         means = self._windows.means(site, sizes, recurrence.C[:, start:], None)
         self.scores[site.key] = means[0, 0]
         return scan
+
+
+@contextmanager
+def hold_static(model: nn.Module, sites: Sequence[StateSite], masks: Masks) -> Iterator[None]:
+    """Hold one keep set: its channels alone are written and read."""
+    with scanning(model, sites, StateMask(masks)):
+        yield
+
+
+@contextmanager
+def hold_windows(
+    model: nn.Module, sites: Sequence[StateSite], rule: Rule, **options: Any
+) -> Iterator[StateWindows]:
+    """Hold a windowed or dynamic rule; `options` are those of `Windowed`."""
+    action = StateWindows(rule, **options)
+    with scanning(model, sites, action):
+        yield action
+
+
+def lead_in_scores(
+    model: nn.Module, sites: Sequence[StateSite], rule: Rule, lead_in: Tensor
+) -> dict[int, dict[str, Tensor]]:
+    """Mean token scores over the last window of a text that is run dense.
+
+    Args:
+        model: The model, or its body: no logits are needed.
+        sites: The sites to score.
+        rule: A causal rule; gives the score, its seed and the window.
+        lead_in: (1, tokens) int64.
+
+    Returns:
+        The window's number of tokens -> site key -> (n_groups, n_state) float32.
+    """
+    action = _LastWindow(rule)
+    with scanning(model, sites, action), torch.inference_mode():
+        model(input_ids=lead_in, use_cache=False)
+    return {window_width(rule.window, lead_in.shape[1]): action.scores}

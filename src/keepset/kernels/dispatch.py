@@ -24,9 +24,8 @@ from keepset.kernels.choice import TRITON_DOWN, TRITON_FFN
 from keepset.kernels.scan import causal_conv, chunk_scan
 from keepset.kernels.torch_ffn import DOWN_PATHS, DownPath
 from keepset.kernels.weights import MAX_ROWS
+from keepset.sites.state import SCAN, STEP
 
-SCAN = "mamba2_chunk_scan"
-STEP = "mamba2_selective_state_update"
 CONV = "causal_conv1d_fn"
 UPDATE = "causal_conv1d_update"
 FUSED = "mamba2_split_conv1d_scan_combined"

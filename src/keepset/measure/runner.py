@@ -3,35 +3,26 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from keepset.calibrate.channels import Masks
+from keepset import kinds
 from keepset.errors import ConfigError, ModelError
-from keepset.hold.inputs import (
-    Action,
-    Static,
-    Windows,
-    output_norms,
-    sliceable,
-    sliced,
-    watching,
-)
-from keepset.hold.state import LastWindow, StateMask, StateWindows, scanning
+from keepset.hold.windows import Windowed
 from keepset.kernels import choice
 from keepset.kernels.mixers import mixer_kernels
 from keepset.models import check_length
-from keepset.rules.masks import static_order, window_means
+from keepset.rules.kinds import KINDS
+from keepset.rules.masks import KeepSets, Masks, window_width
 from keepset.rules.rule import Rule, describe
-from keepset.rules.scores import Moments, site_seed, token_score
 from keepset.run.progress import Progress
 from keepset.settings import Kernels
-from keepset.sites import Site, StateSite
+from keepset.sites import AnySite
 from keepset.text import Encoded
 
 # Rows of logits turned into float32 at a time: small enough to stay in the last-level cache.
@@ -39,16 +30,14 @@ _LOGIT_ROWS = 128
 
 
 class Runner:
-    """A model, its sites and what keep rules need to know of them; loaded once per job."""
+    """A model, its sites and what static rules keep; loaded once per job."""
 
     def __init__(
         self,
         model: nn.Module,
-        sites: Sequence[Site],
+        sites: Sequence[AnySite],
         *,
-        moments: Mapping[str, Moments] | None = None,
-        states: Sequence[StateSite] = (),
-        state_sets: Mapping[tuple[str, int, float], Masks] | None = None,
+        keep_sets: KeepSets | None = None,
         batch_tokens: int = 1024,
         kernels: Kernels | None = None,
     ) -> None:
@@ -56,64 +45,48 @@ class Runner:
 
         Args:
             model: A causal language model.
-            sites: The FFN sites to intervene on.
-            moments: Site key -> calibration sums, for static rules.
-            states: The state sites to intervene on.
-            state_sets: (score, seed, sparsity) -> channels kept, for static rules on states.
+            sites: The sites to intervene on, of any kinds (`keepset.kinds.find_sites`).
+            keep_sets: Rule -> masks, for static rules.
             batch_tokens: Tokens per forward pass, at least one passage.
             kernels: Which implementations run; without it, those that are chosen already.
         """
         self.kernels = kernels
         self.model: Any = model
         self.sites = list(sites)
-        self.states = list(states)
-        self.state_sets = state_sets or {}
         self.batch_tokens = batch_tokens
-        self._moments = moments or {}
-        self._norms = {site.key: output_norms(site) for site in sites}
+        self._keep_sets = keep_sets
         self._device = next(model.parameters()).device
         self._lead_ins: dict[Hashable, dict[int, dict[str, Tensor]]] = {}
+
+    def sites_of(self, kind: str) -> list[Any]:
+        """The sites of one kind."""
+        return [site for site in self.sites if site.kind == kind]
 
     def lead_in_scores(self, rule: Rule, lead_in: Tensor) -> dict[str, Tensor]:
         """Mean token scores over the last window of the text before, run dense.
 
         Args:
-            rule: A causal rule; gives the score, its seed and the window.
+            rule: A causal rule; gives the kind of site, the score, its seed and the window.
             lead_in: (1, tokens) int64.
 
         Returns:
-            Site key -> (n_units,) float32. Rules of one score and seed share one pass.
+            Site key -> mean score per unit, float32. What one pass gave is kept for the next rule.
         """
-        length = lead_in.shape[1]
-        width = length if rule.window == "sequence" else min(int(rule.window), length)
-        key = (rule.score, rule.seed, lead_in.numpy().tobytes())
+        width = window_width(rule.window, lead_in.shape[1])
+        key = (rule.site, rule.score, rule.seed, lead_in.numpy().tobytes())
         if width not in self._lead_ins.get(key, {}):
-            usual = {2**power for power in range(length.bit_length())} | {length}
-            self._lead_ins = {key: self._score_lead_in(rule, lead_in, usual | {width})}
+            # No logits are needed, so the head is left out where transformers names the body.
+            body = getattr(self.model, "base_model", self.model)
+            scores = kinds.of(rule.site).lead_in_scores(
+                body, self.sites_of(rule.site), rule, lead_in.to(self._device)
+            )
+            self._lead_ins = {key: scores}
         return self._lead_ins[key][width]
-
-    def _score_lead_in(
-        self, rule: Rule, lead_in: Tensor, widths: Collection[int]
-    ) -> dict[int, dict[str, Tensor]]:
-        scores: dict[int, dict[str, Tensor]] = {width: {} for width in widths}
-
-        def action(site: Site, h: Tensor) -> None:
-            generator = torch.Generator(h.device).manual_seed(site_seed(rule.seed, site.key))
-            tokens = token_score(rule.score, h, self._norms[site.key], generator)
-            for width in widths:
-                means = window_means(tokens[:, -width:], None, "sequence")
-                scores[width][site.key] = means[0, 0]
-
-        # No logits are needed, so the head is left out where transformers names the body.
-        body: Any = getattr(self.model, "base_model", self.model)
-        with watching(body, self.sites, action), torch.inference_mode():
-            body(input_ids=lead_in.to(self._device), use_cache=False)
-        return scores
 
     @contextmanager
     def holding(
         self, rule: Rule | None, lead_in: Tensor | None = None, *, stream: bool = True
-    ) -> Iterator[Windows | StateWindows | None]:
+    ) -> Iterator[Windowed | None]:
         """Hold `rule` (None: dense) on the model."""
         chosen = choice.chosen() if self.kernels is None else self.kernels
         with (
@@ -126,61 +99,32 @@ class Runner:
     @contextmanager
     def _holding(
         self, rule: Rule | None, lead_in: Tensor | None, stream: bool
-    ) -> Iterator[Windows | StateWindows | None]:
+    ) -> Iterator[Windowed | None]:
         if rule is None or rule.sparsity == 0:
             yield None
-        elif rule.site == "state":
-            with self._holding_state(rule, lead_in, stream) as windows:
-                yield windows
-        elif rule.window == "corpus":
-            with self._static(rule):
-                yield None
-        else:
-            before = None
-            if rule.choice == "causal" and stream and lead_in is not None:
-                before = self.lead_in_scores(rule, lead_in)
-            action = Windows(rule, norms=self._norms, lead_in=before, stream=stream)
-            with watching(self.model, self.sites, action):
-                yield action
-
-    @contextmanager
-    def _holding_state(
-        self, rule: Rule, lead_in: Tensor | None, stream: bool
-    ) -> Iterator[StateWindows | None]:
-        if not self.states:
-            raise ModelError(f"{describe(rule)}: the model has no recurrent state")
+            return
+        kind, sites = kinds.of(rule.site), self.sites_of(rule.site)
+        if not sites:
+            raise ModelError(f"{describe(rule)}: the model has no {KINDS[rule.site].units}")
         if rule.window == "corpus":
-            with scanning(self.model, self.states, StateMask(self._state_set(rule))):
+            with kind.hold_static(self.model, sites, self._masks(rule)):
                 yield None
             return
-        before = None
+        scores = None
         if rule.choice == "causal" and stream and lead_in is not None:
-            last = LastWindow(rule)
-            body: Any = getattr(self.model, "base_model", self.model)
-            with scanning(self.model, self.states, last), torch.inference_mode():
-                body(input_ids=lead_in.to(self._device), use_cache=False)
-            before = last.scores
-        action = StateWindows(rule, lead_in=before, stream=stream)
-        with scanning(self.model, self.states, action):
-            yield action
+            scores = self.lead_in_scores(rule, lead_in)
+        with kind.hold_windows(self.model, sites, rule, lead_in=scores, stream=stream) as windows:
+            yield windows
 
-    def _state_set(self, rule: Rule) -> Masks:
-        key = (rule.score, rule.seed, rule.sparsity)
-        if key not in self.state_sets:
+    def _masks(self, rule: Rule) -> Masks:
+        try:
+            return ({} if self._keep_sets is None else self._keep_sets)[rule]
+        except KeyError:
+            kind = KINDS[rule.site]
             raise ConfigError(
-                f"{describe(rule)}: no channels were chosen for it; add the score and the sparsity"
-                " to state.static and run the workflow again"
-            )
-        return self.state_sets[key]
-
-    @contextmanager
-    def _static(self, rule: Rule) -> Iterator[None]:
-        order = static_order(rule, self._moments)
-        cut = [site for site in self.sites if sliceable(site)]
-        rest = [site for site in self.sites if not sliceable(site)]
-        action: Action = Static(order, rule.sparsity)
-        with sliced(cut, order, rule.sparsity), watching(self.model, rest, action):
-            yield
+                f"{describe(rule)}: no {kind.units} were chosen for it; add the score and the"
+                f" sparsity to {kind.section}.static and run the workflow again"
+            ) from None
 
     def block_nll(
         self,
@@ -220,18 +164,16 @@ class Runner:
         return nll
 
     def _blame(self, blocks: Tensor, rule: Rule | None, lead_in: Tensor | None) -> None:
-        def action(site: Site, h: Tensor) -> None:
-            if not bool(torch.isfinite(h).all()):
-                raise ModelError(
-                    f"NaN or infinity in the activations of {site.name} under {describe(rule)};"
-                    " try dtype: float32"
-                )
-
-        with self.holding(rule, lead_in), watching(self.model, self.sites, action):
+        label = describe(rule)
+        with self.holding(rule, lead_in), ExitStack() as hooks, torch.inference_mode():
+            for site in self.sites:
+                module = self.model.get_submodule(site.name)
+                check = _finite_check(site.name, label)
+                handle = module.register_forward_pre_hook(check, with_kwargs=True)
+                hooks.callback(handle.remove)
             for block in blocks.split(1):
-                with torch.inference_mode():
-                    self.model(input_ids=block.to(self._device), use_cache=False)
-        raise ModelError(f"the loss is not finite under {describe(rule)}; try dtype: float32")
+                self.model(input_ids=block.to(self._device), use_cache=False)
+        raise ModelError(f"the loss is not finite under {label}; try dtype: float32")
 
     def last_words(
         self,
@@ -243,7 +185,7 @@ class Runner:
 
         Args:
             items: Token ids and where the target starts.
-            rule: The keep rule; None is dense. Windows start anew in each passage.
+            rule: The keep rule; None is dense. Windows start again in each passage.
             progress: Told of every batch.
 
         Returns:
@@ -254,19 +196,19 @@ class Runner:
         """
         longest = max(len(item.ids) for item in items)
         check_length(self.model, longest, "passages", "the task's max_words")
-        order = sorted(range(len(items)), key=lambda at: len(items[at].ids))
-        found: dict[int, tuple[bool, float]] = {}
+        order = sorted(range(len(items)), key=lambda number: len(items[number].ids))
+        answers: dict[int, tuple[bool, float]] = {}
         with self.holding(rule, stream=False) as windows, torch.inference_mode():
             for batch in _batches(order, items, self.batch_tokens):
-                results = self._last_word_batch([items[at] for at in batch], windows)
-                found.update(zip(batch, results, strict=True))
+                encoded = [items[number] for number in batch]
+                answers.update(zip(batch, self._last_word_batch(encoded, windows), strict=True))
                 if progress is not None:
-                    progress.advance(sum(len(items[at].ids) for at in batch), describe(rule))
-        rows = [found[at] for at in range(len(items))]
+                    progress.advance(sum(len(item.ids) for item in encoded), describe(rule))
+        rows = [answers[number] for number in range(len(items))]
         return pd.DataFrame(rows, columns=["correct", "logprob"])
 
     def _last_word_batch(
-        self, items: Sequence[Encoded], windows: Windows | StateWindows | None
+        self, items: Sequence[Encoded], windows: Windowed | None
     ) -> list[tuple[bool, float]]:
         # The last token is only predicted, never read.
         lengths = [len(item.ids) - 1 for item in items]
@@ -299,6 +241,19 @@ class Runner:
         return self.model(input_ids=ids, use_cache=False).logits[:, first:]
 
 
+def _finite_check(name: str, label: str) -> Callable[..., None]:
+    """A hook that refuses NaN and infinity in what the module at `name` is given."""
+
+    def check(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tensors = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        if not bool(torch.isfinite(next(tensors)).all()):
+            raise ModelError(
+                f"NaN or infinity in the activations of {name} under {label}; try dtype: float32"
+            )
+
+    return check
+
+
 @contextmanager
 def _contiguous_input(head: nn.Module | None) -> Iterator[None]:
     """Hand `head` a copy of a slice: of the slice itself torch copies the weights once per row."""
@@ -317,11 +272,11 @@ def _batches(
 ) -> Iterator[list[int]]:
     """Items of like length together, at most `batch_tokens` with padding."""
     batch: list[int] = []
-    for at in order:
-        if batch and (len(batch) + 1) * len(items[at].ids) > batch_tokens:
+    for number in order:
+        if batch and (len(batch) + 1) * len(items[number].ids) > batch_tokens:
             yield batch
             batch = []
-        batch.append(at)
+        batch.append(number)
     if batch:
         yield batch
 
@@ -330,10 +285,10 @@ def _nll(logits: Tensor, ids: Tensor) -> Tensor:
     """Per-token negative log-likelihood in nats: (batch, tokens - 1) float64."""
     rows = []
     targets = ids[:, 1:]
-    for at in range(logits.shape[0]):
+    for row in range(logits.shape[0]):
         parts = []
         for chunk, target in zip(
-            logits[at, :-1].split(_LOGIT_ROWS), targets[at].split(_LOGIT_ROWS), strict=True
+            logits[row, :-1].split(_LOGIT_ROWS), targets[row].split(_LOGIT_ROWS), strict=True
         ):
             scores = chunk.float()
             picked = scores.gather(1, target[:, None])[:, 0]

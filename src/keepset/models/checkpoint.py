@@ -1,4 +1,4 @@
-"""Checkpoint folders: which files make one, whether they are whole, how one is written."""
+"""Checkpoint folders: which files make one, whether it is complete, how one is written."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ _TOKENIZER = (
 def explained(what: str) -> Iterator[None]:
     """Turn whatever a third-party reader raises into a ModelError: `what`, and why.
 
-    The readers of transformers, torch, gguf and of code shipped with models share no base class
-    of errors, hence the wide net.
+    The readers of transformers, torch, gguf and of code that comes with models share no base class
+    of errors, so every exception is caught.
     """
     try:
         yield
@@ -75,8 +75,8 @@ def relevant(names: Iterable[str], with_code: bool, with_weights: bool = True) -
 
 def _first_format(names: list[str]) -> list[str]:
     for _, index, shards in _WEIGHTS:
-        if found := _matching(names, (index, shards)):
-            return found
+        if weights := _matching(names, (index, shards)):
+            return weights
     return []
 
 
@@ -86,12 +86,12 @@ def _matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
 
 
 def check(where: str, folder: Path, with_code: bool) -> dict[str, Any]:
-    """Check that a checkpoint folder is whole, without reading its weights.
+    """Check that a checkpoint folder is complete, without reading its weights.
 
     Args:
         where: the configuration key that error messages begin with.
         folder: the checkpoint.
-        with_code: the model brings its own code, hence perhaps its own tokenizer files.
+        with_code: whether the model has its own code, and so may have its own tokenizer files.
 
     Returns:
         The content of config.json.
@@ -145,7 +145,7 @@ def _read_json(where: str, path: Path) -> dict[str, Any]:
 
 
 def _check_safetensors(where: str, path: Path) -> None:
-    """Opening reads the header only, and compares it with the size of the file."""
+    """Open the file, which reads the header and compares it with the file's size."""
     try:
         with safe_open(path, framework="pt"):
             pass
@@ -167,8 +167,8 @@ def fingerprint(folder: Path, with_code: bool) -> str:
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
     """Write a checkpoint folder whole or not at all; an earlier `folder` is replaced.
 
-    It is written to a sibling folder first and renamed when complete. What an interrupted run
-    left there is removed by the next.
+    It is written to a sibling folder first, and renamed when complete. The next run removes what
+    an interrupted one left there.
     """
     folder = Path(folder)
     partial = folder.with_name(f".{folder.name}.partial")

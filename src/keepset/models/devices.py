@@ -26,7 +26,7 @@ def resolve_device(name: str) -> torch.device:
             "cuda" take a GPU that no other job has; indices count within CUDA_VISIBLE_DEVICES.
 
     Raises:
-        ModelError: the device is not there, or the name is none of these.
+        ModelError: the device is not available, or the name is none of these.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -52,8 +52,8 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
     Args:
         name: "auto", "float32", "bfloat16" or "float16". auto is bfloat16 where the device
-            multiplies matrices in it natively (CUDA; CPUs with AMX or AVX-512 BF16): emulated,
-            it would be slower and less exact than float32.
+            multiplies matrices in it natively (CUDA; CPUs with AMX or AVX-512 BF16). Emulated
+            bfloat16 is slower and less exact than float32.
         device: where the model will run.
 
     Raises:

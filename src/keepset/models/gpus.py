@@ -1,4 +1,4 @@
-"""One GPU for each job, where several jobs share a machine with several GPUs."""
+"""One GPU for each job, where several jobs share a machine that has several GPUs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ except ImportError:  # not on Windows
 def claim(count: int) -> int:
     """The GPU of this process: the first that no other process of keepset has claimed.
 
-    A claim is a lock on a file; it ends with the process, however that ends. A process keeps the
-    GPU of its first claim. With more processes than GPUs, the last ones share.
+    A claim is a lock on a file; it ends when the process ends, for whatever reason. A process
+    keeps the GPU of its first claim. With more processes than GPUs, the last ones share.
 
     Args:
         count: GPUs that this process sees. CUDA_VISIBLE_DEVICES says which these are, and indices
-            count within it, so that processes that see different ones do not take turns in vain.
+            count within it: processes that see different GPUs do not compete for a lock.
 
     Returns:
         An index from 0 to count - 1.
@@ -38,7 +38,7 @@ def claim(count: int) -> int:
         except OSError:
             os.close(handle)
             continue
-        return index  # the handle stays open, and so the lock is held
+        return index  # an open handle holds the lock
     return os.getpid() % count
 
 

@@ -22,10 +22,10 @@ from keepset.files import store
 from keepset.models import mamba_ssm
 from keepset.models.checkpoint import check, explained, fingerprint, relevant
 from keepset.models.mamba_ssm import is_original
-from keepset.models.sources import Found, cached, convert_gguf, find, snapshot
+from keepset.models.sources import ModelFiles, cached, convert_gguf, find, snapshot
 from keepset.settings import Model
+from keepset.sites.families import ACTIVATION_KEYS
 
-_ACTIVATION_KEYS = ("hidden_act", "hidden_activation", "activation_function", "activation")
 _POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
@@ -49,35 +49,35 @@ def prepare(name: str, source: Model, folder: str | Path) -> dict[str, Any]:
         ModelError: the model is missing, incomplete or unknown; the message says what to do.
     """
     where, code = f"models.{name}", source.trust_remote_code
-    found = find(where, source)
-    path = found.path
+    files = find(where, source)
+    path = files.path
     if path.is_file():
         if path.suffix.lower() != ".gguf":
             raise ModelError(f"{where}: {path} is neither a checkpoint folder nor a .gguf file")
         path = Path(folder).resolve() / "checkpoint"
-        convert_gguf(where, found.path, path)
+        convert_gguf(where, files.path, path)
     elif is_original(path):
         path = Path(folder).resolve() / "checkpoint"
-        mamba_ssm.convert(where, found.path, _foreign_tokenizer(where, source), path)
-    converted = path != found.path
+        mamba_ssm.convert(where, files.path, _named_tokenizer(where, source), path)
+    converted = path != files.path
     _check_known(where, check(where, path, code), code)
     info = {
         "name": name,
         "source": source.model_dump(exclude_none=True, exclude={"sites"}),
         "origin": source.origin,
         "checkpoint": str(path) if converted or not source.hub else source.hub,
-        "revision": None if converted else found.revision,
+        "revision": None if converted else files.revision,
         "trust_remote_code": code,
-        "license": found.license,
-        "fingerprint": _identity(source, found, path),
+        "license": files.license,
+        "fingerprint": _fingerprint(source, files, path),
         **_describe(where, path, code),
     }
     load_tokenizer(info)
     return info
 
 
-def _foreign_tokenizer(where: str, source: Model) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint that brings none."""
+def _named_tokenizer(where: str, source: Model) -> PreTrainedTokenizerBase:
+    """The tokenizer that the configuration names, for a checkpoint without one."""
     if source.tokenizer is None:
         raise ModelError(
             f"{where}.tokenizer: checkpoints of mamba_ssm have no tokenizer; name a hub id or a"
@@ -87,10 +87,7 @@ def _foreign_tokenizer(where: str, source: Model) -> PreTrainedTokenizerBase:
     if not folder.is_dir():
         folder = snapshot(f"{where}.tokenizer", source.tokenizer, None, tokenizer_only=True)
     with explained(f"{where}.tokenizer: cannot load {folder}"):
-        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True
-        )
-    return found
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def load(
@@ -103,7 +100,7 @@ def load(
     Raises:
         ModelError: the checkpoint is gone, incomplete or damaged, or it lacks parameters.
     """
-    # A checkpoint loads in a second or two; jobs report progress of their own.
+    # A checkpoint loads in a second or two, and jobs report their own progress.
     transformers.utils.logging.disable_progress_bar()
     where, folder = f"models.{info['name']}", _folder(info)
     check(where, folder, info["trust_remote_code"])
@@ -117,7 +114,7 @@ def load(
             output_loading_info=True,
         )
     if missing := sorted(report["missing_keys"]):
-        # transformers would run them with random values.
+        # transformers would give them random values.
         raise ModelError(
             f"{where}: {folder} lacks {len(missing)} parameters of {type(model).__name__}:"
             f" {', '.join(missing[:3])}; use a complete checkpoint"
@@ -130,8 +127,8 @@ def load(
 def fits(model: nn.Module, tokens: int) -> bool:
     """Whether text of `tokens` tokens is within the model's positions, if it states any."""
     config: Any = model.config
-    most = getattr(config, "max_position_embeddings", None)
-    return most is None or tokens <= most
+    positions = getattr(config, "max_position_embeddings", None)
+    return positions is None or tokens <= positions
 
 
 def check_length(model: nn.Module, tokens: int, what: str, remedy: str) -> None:
@@ -146,9 +143,9 @@ def check_length(model: nn.Module, tokens: int, what: str, remedy: str) -> None:
         ModelError: the text is too long.
     """
     if not fits(model, tokens):
-        most = getattr(model.config, "max_position_embeddings", None)
+        positions = getattr(model.config, "max_position_embeddings", None)
         raise ModelError(
-            f"{what} of {tokens} tokens are too long for a model of {most} positions;"
+            f"{what} of {tokens} tokens are too long for a model of {positions} positions;"
             f" lower {remedy}"
         )
 
@@ -188,13 +185,13 @@ def _check_known(where: str, content: Mapping[str, Any], code: bool) -> None:
     )
 
 
-def _identity(source: Model, found: Found, path: Path) -> str:
+def _fingerprint(source: Model, files: ModelFiles, path: Path) -> str:
     code = source.trust_remote_code
-    if source.hub is None or found.revision is None:
+    if source.hub is None or files.revision is None:
         return fingerprint(path, code)
     # A commit fixes the contents: naming the files is enough.
     names = relevant((file.name for file in path.iterdir()), code)
-    return store.fingerprint(source.hub, found.revision, *names)
+    return store.fingerprint(source.hub, files.revision, *names)
 
 
 def _describe(where: str, folder: Path, code: bool) -> dict[str, Any]:
@@ -204,7 +201,7 @@ def _describe(where: str, folder: Path, code: bool) -> dict[str, Any]:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=code)
     text = config.get_text_config()
-    activations = (getattr(text, key, None) for key in _ACTIVATION_KEYS)
+    activations = (getattr(text, key, None) for key in ACTIVATION_KEYS)
     positions = (getattr(text, key, None) for key in _POSITION_KEYS)
     return {
         "architecture": type(model).__name__,

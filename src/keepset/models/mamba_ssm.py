@@ -1,8 +1,7 @@
 """Original Mamba-2 checkpoints (state-spaces/mamba2-*), converted to transformers' form.
 
-They are saved by the package mamba_ssm: config.json holds that package's arguments instead of a
-model type, weights bear its names, and no tokenizer comes with them. The package itself is not
-needed.
+The package mamba_ssm wrote them: config.json holds that package's arguments instead of a model
+type, the weights have its names, and there is no tokenizer. The package itself is not needed.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from transformers import Mamba2Config, Mamba2ForCausalLM, PreTrainedTokenizerBas
 
 from keepset.errors import ModelError
 from keepset.models.checkpoint import CONFIG, save
+from keepset.sites.size_formulas import as_transformers
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _KNOWN = {"layer", "d_state", "d_conv", "expand", "headdim", "ngroups", "chunk_size", "bias",
@@ -44,7 +44,7 @@ def convert(where: str, folder: Path, tokenizer: PreTrainedTokenizerBase, output
         output: the folder to write, whole or not at all.
 
     Raises:
-        ModelError: weights are missing, or the model has parts that Mamba2ForCausalLM has not.
+        ModelError: weights are missing, or the model has parts that Mamba2ForCausalLM lacks.
     """
     content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     state = _weights(where, folder)
@@ -75,11 +75,11 @@ def _weights(where: str, folder: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         try:
-            found: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+            weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
         except (RuntimeError, OSError, EOFError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ModelError(f"{where}: {path} cannot be read ({reason}); copy it again") from None
-        return found
+        return weights
     raise ModelError(f"{where}: {folder} holds no weights ({' or '.join(_WEIGHTS)})")
 
 
@@ -87,7 +87,7 @@ def _config(
     where: str, content: Mapping[str, Any], vocabulary: int, tokenizer: PreTrainedTokenizerBase
 ) -> Mamba2Config:
     ssm: dict[str, Any] = content.get("ssm_cfg") or {}
-    other = [
+    unsupported = [
         *(f"ssm_cfg.{key}" for key in ssm if key not in _KNOWN),
         *(key for key in ("attn_layer_idx", "d_intermediate") if content.get(key)),
         *(["rms_norm"] if not content.get("rms_norm", True) else []),
@@ -97,29 +97,17 @@ def _config(
             f"{where}: the checkpoint's layers are {ssm.get('layer', 'Mamba1')}, not Mamba2; only"
             " Mamba-2 has the state that is studied here"
         )
-    if other:
+    if unsupported:
         raise ModelError(
-            f"{where}: {', '.join(other)} of the checkpoint's config.json have no counterpart in"
-            " transformers' Mamba-2; use a checkpoint without them"
+            f"{where}: {', '.join(unsupported)} of the checkpoint's config.json have no counterpart"
+            " in transformers' Mamba-2; use a checkpoint without them"
         )
-    width, head = content["d_model"], ssm.get("headdim", 64)
-    expand = ssm.get("expand", 2)
     return Mamba2Config(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        num_hidden_layers=content["n_layer"],
-        state_size=ssm.get("d_state", 128),
-        conv_kernel=ssm.get("d_conv", 4),
-        expand=expand,
-        head_dim=head,
-        num_heads=expand * width // head,
-        n_groups=ssm.get("ngroups", 1),
-        chunk_size=ssm.get("chunk_size", 256),
+        **as_transformers(content, vocabulary),
         use_bias=ssm.get("bias", False),
         use_conv_bias=ssm.get("conv_bias", True),
         time_step_limit=tuple(ssm.get("dt_limit", (0.0, float("inf")))),
         residual_in_fp32=content.get("residual_in_fp32", True),
-        tie_word_embeddings=content.get("tie_embeddings", True),
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

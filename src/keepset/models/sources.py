@@ -1,4 +1,4 @@
-"""Find what a model's source names: a checkpoint folder or a GGUF file on this machine."""
+"""Find the files of a model: a checkpoint folder or a GGUF file on this machine."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from keepset.errors import ModelError
 from keepset.models.checkpoint import CONFIG, explained, relevant, save
 from keepset.settings import Model
 
-_HUB_TIMEOUT = 10.0  # seconds until a silent hub counts as out of reach
+_HUB_TIMEOUT = 10.0  # seconds until a hub that does not answer counts as out of reach
 
 
 @dataclass(frozen=True)
-class Found:
+class ModelFiles:
     """A model's files.
 
     Attributes:
@@ -43,7 +43,7 @@ class Found:
     license: str | None
 
 
-def find(where: str, source: Model) -> Found:
+def find(where: str, source: Model) -> ModelFiles:
     """Find the files of `source`, downloading them if it is a hub repository.
 
     Args:
@@ -55,16 +55,16 @@ def find(where: str, source: Model) -> Found:
     """
     if source.hub is not None:
         folder = snapshot(where, source.hub, source.revision, source.trust_remote_code)
-        return Found(folder, folder.name, _card_license(folder))
+        return ModelFiles(folder, folder.name, _card_license(folder))
     if source.package is not None and source.file is not None:
         path = _package_folder(where, source.package) / source.file
         if not path.exists():
             raise ModelError(f"{where}.file: package {source.package} holds no {source.file}")
-        return Found(path.resolve(), None, _package_license(source.package))
+        return ModelFiles(path.resolve(), None, _package_license(source.package))
     path = Path(source.path or "").expanduser().resolve()
     if not path.exists():
         raise ModelError(f"{where}.path: {path} does not exist; correct the path")
-    return Found(path, None, _card_license(path))
+    return ModelFiles(path, None, _card_license(path))
 
 
 def snapshot(
@@ -77,11 +77,12 @@ def snapshot(
 ) -> Path:
     """The folder of a hub repository in the local cache, whose name is the commit hash.
 
-    The hub is asked once. Out of reach, the cached copy is used. `tokenizer_only` leaves the
-    weights where they are.
+    The hub is asked once; the cached copy is used if it is out of reach. `tokenizer_only` leaves
+    the weights on the hub.
 
     Raises:
-        ModelError: unknown or gated repository or revision, or neither hub nor copy.
+        ModelError: the repository or revision is unknown or gated, or there is neither hub nor
+            copy.
     """
     try:
         listing = HfApi().model_info(repository, revision=revision, timeout=_HUB_TIMEOUT)
@@ -113,17 +114,17 @@ def cached(where: str, repository: str, revision: str | None, why: str = "") -> 
         ModelError: there is no copy; the message says how to make one.
     """
     try:
-        # Which files a complete copy needs is for `checkpoint.check` to say: by default all of
-        # the repository's are wanted, even other frameworks' weights.
+        # `checkpoint.check` says which files are missing. Without a pattern, all files of the
+        # repository would have to be there, even other frameworks' weights.
         folder = snapshot_download(
             repository, revision=revision, local_files_only=True, allow_patterns=[CONFIG]
         )
     except (LocalEntryNotFoundError, HFValidationError):
-        at = f" --revision {revision}" if revision else ""
+        option = f" --revision {revision}" if revision else ""
         raise ModelError(
             f"{where}.hub: {repository} is not in the local cache, and the hub is out of reach"
             f"{f' ({why})' if why else ''}. On a machine with network run `snakemake download` or"
-            f" `hf download {repository}{at}`, and share its HF_HOME with this machine (unset"
+            f" `hf download {repository}{option}`, and share its HF_HOME with this machine (unset"
             " HF_HUB_OFFLINE to download here)"
         ) from None
     return Path(folder)

@@ -12,6 +12,7 @@ import pandas as pd
 
 from keepset.errors import KeepsetError
 from keepset.files.store import replacing
+from keepset.rules.kinds import is_seeded
 
 _SPECIAL = {character: "\\" + character for character in "&%$#_{}"}
 _SPECIAL |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
@@ -214,7 +215,7 @@ def _capability(table: pd.DataFrame) -> tuple[list[str], Cells]:
         same = row.equivalent is not pd.NA and bool(row.equivalent)
         mark = "$^{=}$" if same else ""
         difference = _with_interval(row.difference, row.diff_low, row.diff_high, mark)
-        score = f"{row.score} ({row.seed})" if row.score == "random" else row.score
+        score = f"{row.score} ({row.seed})" if is_seeded(row.score) else row.score
         names = (row.model, row.task, str(row.n), row.site, row.access, row.method, score)
         own = [*names, _percent(row.sparsity), row.window, row.choice]
         rows.append([*map(_text, own), accuracy, difference, p_value(row.p_holm)])
@@ -270,9 +271,7 @@ def _state_pairs(table: pd.DataFrame) -> tuple[list[str], Cells]:
     head = ["model", "text", "measure", "sparsity", "score", "rival"]
     rows = []
     for row in _records(table):
-        rival = (
-            f"{row.rival} ({row.seed})" if row.rival == "random" and row.seed >= 0 else row.rival
-        )
+        rival = f"{row.rival} ({row.seed})" if is_seeded(row.rival) and row.seed >= 0 else row.rival
         names = (row.model, row.text, row.measure, _percent(row.sparsity), row.score, rival)
         effect = _with_interval(row.effect, row.ci_low, row.ci_high)
         values = (number(row.value), number(row.value_rival), effect, p_value(row.p_holm))

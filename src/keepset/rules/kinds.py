@@ -46,6 +46,8 @@ class Kind:
         section: The key of the configuration that its grid stands in.
         sets: The file, in a model's folder of a corpus, that its static keep sets come from.
         correlation: The table of size against impact, without folder and ending.
+        sizes: The columns of a table of its units that say how large a unit is.
+        impacts: What stands for a unit's impact -> the column that holds it.
         evaluations: What measures its grid. A kind without a part `dynamic` has W = 1 among its
             windows.
     """
@@ -59,6 +61,10 @@ class Kind:
     section: str = "grid"
     sets: str = "activations.safetensors"
     correlation: str = "correlation"
+    sizes: tuple[str, ...] = ("magnitude",)
+    impacts: Mapping[str, str] = field(
+        default_factory=lambda: {name: name for name in ("weight", "output", "taylor")}
+    )
     evaluations: tuple[Evaluation, ...] = field(default=())
 
 
@@ -70,6 +76,11 @@ def register(kind: Kind) -> Kind:
     """Enter a kind of site."""
     KINDS[kind.name] = kind
     return kind
+
+
+def is_seeded(score: str) -> bool:
+    """Whether a score of this name, of any kind of site, depends on a seed."""
+    return any(kind.scores[score].seeded for kind in KINDS.values() if score in kind.scores)
 
 
 register(
@@ -97,6 +108,8 @@ register(
         section="state",
         sets="state.safetensors",
         correlation="correlation-state",
+        sizes=("magnitude", "controllability"),
+        impacts={"ghost": "energy", "observability": "observability", "taylor": "taylor"},
         evaluations=(
             Evaluation("evaluate_state", "static", "state-static"),
             Evaluation("evaluate_state_windowed", "windowed", "state-windowed-{choice}"),

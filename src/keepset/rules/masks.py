@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -10,7 +11,20 @@ from torch import Tensor
 
 from keepset.errors import ConfigError
 from keepset.rules.rule import Rule, Window
-from keepset.rules.scores import Moments, corpus_score, site_seed
+
+Masks = Mapping[str, Tensor]
+"""Site key -> bool, True where a unit is kept: (n_units,), or (n_groups, n_state) of a state."""
+
+
+class KeepSets(Protocol):
+    """What static rules keep: a dict, or anything that makes the masks when they are asked for."""
+
+    def __getitem__(self, rule: Rule, /) -> Masks:
+        """The masks of a rule.
+
+        Raises:
+            KeyError: nothing was chosen for this rule.
+        """
 
 
 def rank_units(score: Tensor) -> Tensor:
@@ -18,23 +32,12 @@ def rank_units(score: Tensor) -> Tensor:
     return torch.argsort(score, descending=True, stable=True)
 
 
-def static_order(rule: Rule, moments: Mapping[str, Moments]) -> dict[str, Tensor]:
-    """Rank every site's units on calibration text, best first.
-
-    One ranking serves every sparsity: the keep sets are nested.
-    """
-    return {
-        key: rank_units(corpus_score(rule.score, site, seed=site_seed(rule.seed, key)))
-        for key, site in moments.items()
-    }
-
-
 def _kth_largest(score: Tensor, k: int) -> Tensor:
     """The k-th largest value of each row, (rows, n) -> (rows, 1)."""
     if score.device.type == "cpu":
         # introselect: three times as fast as topk here, and it needs no order among the kept
-        at = score.shape[1] - k
-        return torch.from_numpy(np.partition(score.numpy(), at, axis=1)[:, at : at + 1])
+        place = score.shape[1] - k
+        return torch.from_numpy(np.partition(score.numpy(), place, axis=1)[:, place : place + 1])
     return score.topk(k, dim=1).values[:, -1:]
 
 
@@ -71,8 +74,8 @@ def top_mask(score: Tensor, k: int, *, zeros_matter: bool = True) -> Tensor:
 def _break_ties(rows: Tensor, threshold: Tensor, k: int) -> Tensor:
     above = rows > threshold
     equal = rows == threshold
-    wanted = k - above.sum(dim=1, keepdim=True)
-    return above | (equal & (equal.cumsum(dim=1, dtype=torch.int32) <= wanted))
+    n_tied = k - above.sum(dim=1, keepdim=True)
+    return above | (equal & (equal.cumsum(dim=1, dtype=torch.int32) <= n_tied))
 
 
 def top_units(score: Tensor, k: int, *, zeros: bool = True) -> Tensor:
@@ -89,7 +92,7 @@ def top_units(score: Tensor, k: int, *, zeros: bool = True) -> Tensor:
     n = len(score)
     if not 1 <= k <= n:
         raise ConfigError(f"cannot keep {k} of {n} units")
-    # One more than is kept shows whether the k-th is tied: topk itself may break ties anyhow.
+    # One more than is kept shows whether the k-th is tied: topk itself breaks ties in any order.
     best, units = score.topk(min(k + 1, n))
     last, *next_best = best[k - 1 :].tolist()
     if not zeros and last == 0:
@@ -97,6 +100,11 @@ def top_units(score: Tensor, k: int, *, zeros: bool = True) -> Tensor:
     if next_best == [last]:
         return top_mask(score[None], k)[0].nonzero()[:, 0]
     return units[:k]
+
+
+def window_width(window: Window, tokens: int) -> int:
+    """How many tokens a window has in a passage of `tokens`."""
+    return tokens if window == "sequence" else min(int(window), tokens)
 
 
 def window_means(score: Tensor, valid: Tensor | None, window: Window) -> Tensor:
@@ -112,7 +120,7 @@ def window_means(score: Tensor, valid: Tensor | None, window: Window) -> Tensor:
         (batch, n_windows, n); zero for windows without valid tokens.
     """
     batch, tokens, n = score.shape
-    width = tokens if window == "sequence" else min(int(window), tokens)
+    width = window_width(window, tokens)
     if width == 1:
         return score
     if valid is not None:
@@ -128,5 +136,5 @@ def window_means(score: Tensor, valid: Tensor | None, window: Window) -> Tensor:
 
 def spread_windows(mask: Tensor, tokens: int, window: Window) -> Tensor:
     """Repeat each window's mask over its tokens: (batch, n_windows, n) -> (batch, tokens, n)."""
-    width = tokens if window == "sequence" else min(int(window), tokens)
+    width = window_width(window, tokens)
     return mask if width == 1 else mask.repeat_interleave(width, dim=1)[:, :tokens]

@@ -8,10 +8,10 @@ from fractions import Fraction
 from typing import Literal
 
 from keepset.errors import ConfigError
+from keepset.rules.kinds import is_seeded
 
 Window = int | Literal["sequence", "corpus"]
 Choice = Literal["oracle", "causal"]
-SiteKind = Literal["ffn", "state"]
 Access = Literal["none", "both", "read", "write"]
 
 
@@ -33,8 +33,9 @@ def n_kept(n_units: int, sparsity: float) -> int:
 class Rule:
     """One point of the grid: how units are chosen, how many go, and for how long it holds.
 
-    `access` is for state channels: what one that is left out loses. `both`: it is gone. `read`:
-    the state keeps it, but it is not read. `write`: it is forgotten.
+    `site` is the name of a kind of site (`keepset.rules.kinds`). `access` says what a unit that is
+    left out loses, where there is a choice, as for state channels. `both`: it is gone. `read`: the
+    state keeps it, but it is not read. `write`: it is forgotten.
 
     Raises:
         ConfigError: sparsity outside [0, 1), or a window that is neither a positive number of
@@ -46,14 +47,14 @@ class Rule:
     window: Window
     choice: Choice = "oracle"
     seed: int = 0
-    site: SiteKind = "ffn"
+    site: str = "ffn"
     access: Access = "none"
 
     def __post_init__(self) -> None:
         n_kept(1, self.sparsity)
-        named = self.window in ("sequence", "corpus")
-        count = isinstance(self.window, int) and not isinstance(self.window, bool)
-        if not named and not (count and int(self.window) >= 1):
+        is_word = self.window in ("sequence", "corpus")
+        is_count = isinstance(self.window, int) and not isinstance(self.window, bool)
+        if not is_word and not (is_count and int(self.window) >= 1):
             raise ConfigError(
                 f"window must be a positive number of tokens, 'sequence' or 'corpus',"
                 f" got {self.window!r}"
@@ -86,8 +87,8 @@ def describe(rule: Rule | None) -> str:
     if rule is None:
         return "dense"
     text = f"{rule.method} {rule.score} {rule.sparsity:g}"
-    if rule.site == "state":
-        text = f"state {rule.access} {text}"
+    if rule.access != "none":
+        text = f"{rule.site} {rule.access} {text}"
     if rule.method == "windowed":
         text += f" W={rule.window} {rule.choice}"
-    return f"{text} seed {rule.seed}" if rule.score == "random" else text
+    return f"{text} seed {rule.seed}" if is_seeded(rule.score) else text

@@ -10,7 +10,7 @@ Nothing here imports torch at its start: the configuration is checked against th
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -150,7 +150,7 @@ CHANNEL_SCORES = _registry(
         uniform=True,
     ),
 )
-"""Scores of state channels (METHODS, section 8)."""
+"""Scores of state channels (METHODS, section 7)."""
 
 
 def static_names(scores: Scores) -> tuple[str, ...]:
@@ -166,6 +166,11 @@ def token_names(scores: Scores) -> tuple[str, ...]:
 def decoding_names(scores: Scores) -> tuple[str, ...]:
     """The scores that can choose while a model decodes."""
     return tuple(name for name, score in scores.items() if score.decodes)
+
+
+def need_gradients(scores: Scores, names: Iterable[str]) -> bool:
+    """Whether one of `names` needs the gradient of the loss."""
+    return any(scores[name].gradients for name in names)
 
 
 def corpus_score(name: str, moments: Moments, *, seed: int = 0) -> Tensor:

@@ -1,38 +1,29 @@
-"""Whether a process is the only one that works in a folder, after a crash too."""
+"""Whether a process is the only one that works in a folder, even after a crash."""
 
 from __future__ import annotations
 
-import os
 import socket
-from contextlib import suppress
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
-
-_held: list[int] = []
+from keepset.files.lock import lock, share
 
 
-def alone(folder: str | Path) -> bool:
-    """Join those that work in `folder`, until this process ends; True if there is no other.
+class Presence:
+    """Marks a folder as one that this process works in, for as long as the object lives.
 
-    A process that was killed does not count. One on another machine cannot be seen from here, so
-    where any machine but this one has ever worked in the folder, the answer is False.
+    The mark is a shared lock on a file of this machine, so killed processes do not count.
+
+    Attributes:
+        alone: True if no other process works in the folder. Processes on other machines are
+            invisible, so it is False if another machine has ever worked there, and also where
+            the file system does not support locks.
     """
-    if fcntl is None:
-        return False
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    own = Path(folder) / f"running.{socket.gethostname()}"
-    elsewhere = [path for path in Path(folder).glob("running.*") if path != own]
-    handle = os.open(own, os.O_RDWR | os.O_CREAT, 0o644)
-    _held.append(handle)  # open, and with it the lock held, to the end of the process
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        only = not elsewhere
-    except OSError:
-        only = False
-    with suppress(OSError):  # a disk without locks: nobody is ever alone
-        fcntl.flock(handle, fcntl.LOCK_SH)
-    return only
+
+    def __init__(self, folder: str | Path) -> None:
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"running.{socket.gethostname()}"
+        self._file = path.open("a")
+        locked = lock(self._file.fileno())
+        self.alone = locked and set(folder.glob("running.*")) == {path}
+        share(self._file.fileno())

@@ -1,4 +1,4 @@
-"""What every job sets up: its log, its threads, its memory, and errors that read as sentences."""
+"""What every job sets up: log, threads, memory, and errors as one readable message."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc reuse large freed buffers instead of returning them to the system.
+    """Make glibc reuse large freed buffers instead of returning them to the system.
 
-    Activations and logits are allocated anew in every layer; without this a forward pass spends
-    a tenth of its time on page faults. Elsewhere than glibc nothing happens.
+    Every layer allocates its activations; without this a forward pass spends a tenth of its time
+    on page faults. With another C library this does nothing.
     """
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
@@ -30,9 +30,9 @@ def _keep_freed_memory() -> None:
 
 
 def switch_hub_off() -> None:
-    """From here on, neither this process nor its children reach for the model hub.
+    """Stop this process and its later children from using the model hub.
 
-    The libraries read the environment when they are imported, so those that are get told too.
+    The libraries read the environment when they are imported, so imported ones are set directly.
     """
     os.environ["HF_HUB_OFFLINE"] = "1"
     for name in ("huggingface_hub.constants", "datasets.config"):
@@ -42,16 +42,16 @@ def switch_hub_off() -> None:
 
 @contextmanager
 def job(log: str | Path, threads: int, network: bool = False) -> Iterator[None]:
-    """Run a job's work.
-
-    Args:
-        log: The log file; gets every setting with its rate, warnings, and tracebacks.
-        threads: CPU threads.
-        network: Whether it may reach the model hub. Jobs that prepare models and texts may; all
-            others run on compute nodes, which often have no network.
+    """Set up a job, run the body, and log how it ends.
 
     A `KeepsetError` or a full disk ends the process with one message on standard error and exit
-    status 1; anything else is a bug and keeps its traceback.
+    status 1; any other exception is a bug and keeps its traceback.
+
+    Args:
+        log: The log file: every setting with its rate, warnings, and tracebacks.
+        threads: CPU threads.
+        network: Whether the job may use the model hub. Jobs that prepare models and texts may;
+            all others run on compute nodes, which often have no network.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not network:
@@ -80,7 +80,7 @@ def job(log: str | Path, threads: int, network: bool = False) -> Iterator[None]:
 
 
 def limit_threads(threads: int | None) -> None:
-    """Use `threads` CPU threads in torch, if torch is loaded; None leaves it as it is."""
+    """Use `threads` CPU threads in torch, if torch is loaded; None changes nothing."""
     torch = sys.modules.get("torch")
     if torch is not None and threads is not None:
         torch.set_num_threads(threads)

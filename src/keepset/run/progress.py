@@ -16,15 +16,15 @@ def _clock(seconds: float) -> str:
 
 
 class Progress:
-    """Counts tokens. Every setting goes to the log; a terminal sees one line, rewritten in place;
-    anything else (CI, a file) sees only the closing line."""
+    """Counts tokens. The log gets a line for each setting; a terminal gets one line, rewritten in
+    place; any other stream (CI, a file) gets only the closing line."""
 
     def __init__(self, label: str, total: int, stream: TextIO | None = None) -> None:
         """Start the clock.
 
         Args:
             label: "model corpus step".
-            total: Tokens that will be run in all.
+            total: Tokens to run.
             stream: Where the line goes; standard error by default.
         """
         self._label = label

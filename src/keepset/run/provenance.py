@@ -1,4 +1,4 @@
-"""Where a result comes from: code, versions, device."""
+"""Where a result comes from: its code and the versions of the software."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from keepset import __version__
+from keepset.rules.kinds import KINDS
 
 ROOT = Path(__file__).parents[1]
+# Conditions under which only type checkers read a block: no result depends on it.
+_TYPING_ONLY = ("TYPE_CHECKING", "typing.TYPE_CHECKING")
 _PACKAGES = ("torch", "transformers", "datasets", "numpy", "pandas", "scipy", "statsmodels")
 
 
@@ -27,13 +30,18 @@ def _source(module: str) -> Path | None:
     return None
 
 
-# Remembered by what is read, not by path: every rule of a workflow asks for much the same files.
+# Cached by source text, not by path: the rules of a workflow share most files, and files change.
 @cache
-def _read(source: str) -> tuple[tuple[str, ...], str]:
-    """The modules that a source imports, and the hash of what it means."""
+def _parse(source: str) -> tuple[tuple[str, ...], str]:
+    """The modules that a source imports, and the hash of its code that can change a result."""
     tree = ast.parse(source)
-    imports = tuple(_imports(tree))
-    return imports, hashlib.sha256(_meaning(tree).encode()).hexdigest()
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(node, ast.If) and ast.unparse(node.test) in _TYPING_ONLY:
+            node.body = [ast.Pass()]
+        elif isinstance(body, list) and body and _is_docstring(body[0]):
+            body[0] = ast.Pass()
+    return tuple(_imports(tree)), hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
 def _imports(tree: ast.Module) -> Iterator[str]:
@@ -47,48 +55,42 @@ def _imports(tree: ast.Module) -> Iterator[str]:
 
 @cache
 def import_closure(module: str) -> tuple[str, ...]:
-    """The keepset modules that `module` imports, directly or not, and itself; sorted.
+    """`module` and the keepset modules that it imports, directly or indirectly, sorted.
 
     Raises:
         ValueError: there is no such module.
     """
     if _source(module) is None:
         raise ValueError(f"no module {module}")
-    found: set[str] = set()
+    closure: set[str] = set()
     queue = [module]
     while queue:
         name = queue.pop()
         path = _source(name)
-        if path is None or name in found or name.split(".")[0] != "keepset":
+        if path is None or name in closure or name.split(".")[0] != "keepset":
             continue
-        found.add(name)
-        queue.extend(_read(path.read_text(encoding="utf-8"))[0])
-    return tuple(sorted(found))
+        closure.add(name)
+        queue.extend(_parse(path.read_text(encoding="utf-8"))[0])
+        if name == "keepset.kinds":  # it imports the modules of the kinds by name
+            queue.extend(kind.module for kind in KINDS.values())
+    return tuple(sorted(closure))
 
 
 @cache
 def code_hash(module: str) -> str:
-    """`module:hash`, the hash over its source and that of everything in keepset it imports.
+    """`module:hash`, the hash over the code of `import_closure(module)`.
 
-    Snakemake does not see into imported modules; as a rule's parameter this makes it rerun the
-    rule when the code behind it changes. Comments and layout do not count.
+    Snakemake does not look into imported modules. With this as a parameter, it reruns a rule when
+    code behind the rule changes. Comments, docstrings, layout and imports for type checkers do
+    not count.
     """
     digest = hashlib.sha256()
     for name in import_closure(module):
         path = _source(name)
         assert path is not None
         digest.update(name.encode())
-        digest.update(_read(path.read_text(encoding="utf-8"))[1].encode())
+        digest.update(_parse(path.read_text(encoding="utf-8"))[1].encode())
     return f"{module}:{digest.hexdigest()[:16]}"
-
-
-def _meaning(tree: ast.Module) -> str:
-    """The syntax tree without docstrings, in words: what can change a result."""
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and _is_docstring(body[0]):
-            body[0] = ast.Pass()
-    return ast.dump(tree)
 
 
 def _is_docstring(node: ast.AST) -> bool:
@@ -98,7 +100,7 @@ def _is_docstring(node: ast.AST) -> bool:
 
 def _git_commit() -> str | None:
     try:
-        done = subprocess.run(
+        git = subprocess.run(
             ["git", "-C", str(ROOT), "rev-parse", "HEAD"],
             capture_output=True,
             text=True,
@@ -107,11 +109,11 @@ def _git_commit() -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return git.stdout.strip()
 
 
 def environment() -> dict[str, Any]:
-    """Versions of what computed a result. Holds no time, so that equal runs give equal files."""
+    """Versions of what computed a result; no time, so that equal runs give equal files."""
     versions = {}
     for package in _PACKAGES:
         try:

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from keepset.rules.scores import (
+    CHANNEL_SCORES,
+    NEURON_SCORES,
+    decoding_names,
+    static_names,
+    token_names,
+)
 
 Window = Annotated[int, Field(ge=1, strict=True)] | Literal["sequence", "corpus"]
 DialWindow = Annotated[int, Field(ge=1, strict=True)] | Literal["sequence"]
 Choice = Literal["oracle", "causal"]
-ScoreName = Literal["magnitude", "impact", "weight", "taylor", "random"]
-TokenScoreName = Literal["magnitude", "impact", "random"]
-StateScoreName = Literal[
-    "ghost",
-    "ghost-uniform",
-    "ghost-oneshot",
-    "ghost-separate",
-    "magnitude",
-    "magnitude-uniform",
-    "taylor",
-    "random",
-]
+if TYPE_CHECKING:  # only the registry knows the names
+    ScoreName = str
+    TokenScoreName = str
+    DecodingScoreName = str
+    StateScoreName = str
+    StateTokenScoreName = str
+else:
+    ScoreName = Literal[static_names(NEURON_SCORES)]
+    TokenScoreName = Literal[token_names(NEURON_SCORES)]
+    DecodingScoreName = Literal[decoding_names(NEURON_SCORES)]
+    StateScoreName = Literal[static_names(CHANNEL_SCORES)]
+    StateTokenScoreName = Literal[token_names(CHANNEL_SCORES)]
 SiteKind = Literal["ffn", "state"]
 Access = Literal["read", "write"]
 Sparsity = Annotated[float, Field(ge=0.0, lt=1.0)]

@@ -11,13 +11,14 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from keepset.errors import ConfigError
+from keepset.rules.scores import NEURON_SCORES, need_gradients
 from keepset.settings.base import Device, Dtype, Name, SiteKind, Strict
 from keepset.settings.grids import Ablation, Capability, Dial, Grid, GridOverride, State
 from keepset.settings.measuring import Benchmark, Kernels, Statistics
 from keepset.settings.sources import Model, Task, Text, TextSource
 from keepset.settings.training import Training
+from keepset.sites.families import FAMILIES
 
-_HYBRIDS = ("zamba2", "bamba", "falcon_h1", "granitemoehybrid", "nemotron_h")
 RESERVED_NAMES = frozenset(
     {
         *(
@@ -181,7 +182,7 @@ class Config(Strict):
 
     def needs_gradients(self, corpus: str) -> bool:
         """Whether a score of this corpus's grid needs the gradient of the loss."""
-        return "taylor" in self.corpus_grid(corpus).static.scores
+        return need_gradients(NEURON_SCORES, self.corpus_grid(corpus).static.scores)
 
     def evaluation_tokens(self, model: str) -> int:
         """Evaluation tokens per corpus for `model`."""
@@ -201,12 +202,12 @@ def _specimen_sites(folder: Path) -> list[SiteKind]:
     """What kinds of sites a specimen has, so that no job looks for others."""
     try:
         content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        kind = content.get("model_type")
+        model_type = content.get("model_type")
     except (OSError, ValueError, AttributeError):
-        kind = None  # the job that prepares the model will say what is wrong
-    if kind in ("mamba", "mamba2"):
-        return ["state"]
-    return ["ffn", "state"] if kind in (*_HYBRIDS, None) else ["ffn"]
+        model_type = None  # the job that prepares the model will say what is wrong
+    if model_type is None:
+        return ["ffn", "state"]
+    return list(FAMILIES[model_type].sites) if model_type in FAMILIES else ["ffn"]
 
 
 def _explain(error: ValidationError) -> str:

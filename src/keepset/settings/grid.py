@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from keepset.rules.kinds import is_seeded
 from keepset.rules.rule import Choice, Rule
 from keepset.settings import (
     Benchmark,
@@ -18,7 +19,7 @@ from keepset.settings import (
 
 
 def _seeds(score: str, seeds: Sequence[int]) -> Sequence[int]:
-    return seeds if score == "random" else seeds[:1]
+    return seeds if is_seeded(score) else seeds[:1]
 
 
 def static_rules(grid: StaticGrid, seeds: Sequence[int]) -> list[Rule]:

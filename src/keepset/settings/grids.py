@@ -14,6 +14,7 @@ from keepset.settings.base import (
     ScoreName,
     Sparsity,
     StateScoreName,
+    StateTokenScoreName,
     Strict,
     TokenScoreName,
     unique,
@@ -69,6 +70,7 @@ class StateStaticGrid(Strict):
 class StateDial(Dial):
     """Channels of recurrent states held for a window, and what those left out lose."""
 
+    scores: Annotated[list[StateTokenScoreName], AfterValidator(unique)] = Field(min_length=1)
     access: Annotated[list[Access], AfterValidator(unique)] = Field(min_length=1)
 
 

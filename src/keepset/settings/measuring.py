@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from keepset.settings.base import Name, Sparsity, Strict
+from keepset.settings.base import DecodingScoreName, Name, Sparsity, Strict
 
 
 class Kernels(Strict):
@@ -52,7 +52,7 @@ class Benchmark(Strict):
     )
     seconds: float = Field(0.5, ge=0, description="Per comparison; at least nine rounds are run.")
     corpus: Name = Field(description="The corpus of the prompt and of the static sets.")
-    score: Literal["magnitude", "impact"] = "magnitude"
+    score: DecodingScoreName = "magnitude"
     sparsities: list[Sparsity] = Field(min_length=1, description="Of dynamic and static decoding.")
     sparsity: Sparsity = Field(0.9, description="Of windowed decoding: the frontier's.")
     windows: list[Annotated[int, Field(ge=1, strict=True)]] = Field(min_length=1)

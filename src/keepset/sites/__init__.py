@@ -1,33 +1,43 @@
-"""Find the feed-forward (FFN) sites of a causal language model.
+"""Where a model's units are.
 
-To add a model family, see `keepset.sites.families`.
-
-What to know before hooking a site (transformers 5.23):
-
-- OPT flattens batch and time before its FFN: h is (batch * tokens, n_units) there, and
-  (batch, tokens, n_units) elsewhere. Never count on three dimensions.
-- A hook on `down` sees what the layer really multiplies, after any dropout or scaling of h.
-- Zamba2 repeats `num_mem_blocks` FFNs over depth. The modules are distinct and the *parameters*
-  are tied (`site.down.weight is other.down.weight`), so a change to one depth's weights changes
-  all of its copies. Other releases share the module object itself; then one hook on `down` fires
-  `n_calls` times in a forward pass, and `call` says which of them a site is. Count calls from
-  the start of each forward pass. Gradient checkpointing breaks the count: it calls twice.
-- Zamba2 adds a low-rank adapter to gate and up at every depth: h cannot be sliced through
-  `gate_up_proj` alone, hence `up` is empty.
-- Bloom's `slow_but_exact` reads the weight of the down projection without calling it. Hooks
-  would never fire, so such a model is refused.
+One module per kind of place: `ffn` (and any other inputs of a linear map), `state`. Nothing here
+imports torch.
 """
 
-from keepset.sites.families import Layout, adapter
-from keepset.sites.find import Projection, Site, find_sites
-from keepset.sites.state import StateSite, find_state_sites
+from __future__ import annotations
 
-__all__ = [
-    "Layout",
-    "Projection",
-    "Site",
-    "StateSite",
-    "adapter",
-    "find_sites",
-    "find_state_sites",
-]
+from typing import Any, Protocol
+
+
+class AnySite(Protocol):
+    """What every site says of itself, whatever its kind."""
+
+    @property
+    def kind(self) -> str:
+        """The name of its kind, as in `keepset.rules.kinds`."""
+
+    @property
+    def layer(self) -> int:
+        """The index of its decoder layer."""
+
+    @property
+    def name(self) -> str:
+        """The path of the module that holds it."""
+
+    @property
+    def key(self) -> str:
+        """Its name in files and tables, e.g. "ffn.003"; unique within a model."""
+
+    @property
+    def n_units(self) -> int:
+        """How many units it holds."""
+
+
+def __getattr__(name: str) -> Any:
+    from keepset.sites import ffn, state
+
+    if name == "find_sites":
+        return ffn.find_ffn_sites
+    if name not in ("Projection", "Site", "StateSite", "find_state_sites"):
+        raise AttributeError(name)
+    return getattr(state if hasattr(state, name) else ffn, name)

@@ -1,107 +1,107 @@
-"""Where each model family keeps its FFN.
+"""The model families: where each keeps its FFN, and what else differs from one to another.
 
-A family is known by its `config.model_type`. Most families need one word or line in `_FAMILIES`:
-where the down projection sits in a decoder layer, and which modules produce its input. A family
-whose layers differ needs a function, registered with `@adapter`, that returns the layout of a
-layer. `find_sites` checks every layout against the real modules, so a wrong line fails at once
-instead of measuring the wrong thing.
+A family is known by its `config.model_type`. Adding one is one record here, or one call of
+`register`. `find_sites` checks every layout against the real modules, so a wrong path fails at
+once instead of measuring the wrong thing. A family without a record works too if its layers hold
+exactly one of the layouts below.
+
+Nothing here imports torch: the configuration and the plan read these records.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-
-from torch import nn
+from typing import Any, Literal
 
 from keepset.errors import ModelError
+from keepset.sites import size_formulas as sizes
+
+ACTIVATION_KEYS = ("hidden_act", "hidden_activation", "activation_function", "activation")
+"""Where a configuration may name the activation of the FFN."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the FFN of one decoder layer sits; module paths are relative to the layer.
+    """Where the FFN of one decoder layer is; module paths are relative to the layer.
 
     Attributes:
-        down: the down projection.
-        up: the modules whose outputs make h, unit by unit; () when they are not all that makes
+        down: The down projection.
+        up: The modules whose outputs make h, unit by unit; () when they are not all that makes
             it. The single module of a gated FFN is gate and up fused, one after the other.
-        gated: whether h = act(gate(x)) * up(x).
-        activation: its name, where the configuration has no key for it.
+        gated: Whether h = act(gate(x)) * up(x).
     """
 
     down: str
     up: tuple[str, ...]
     gated: bool = False
+
+
+LayoutOf = Callable[[Any, Any], Layout | None]
+"""(decoder layer, text config) -> layout; None for a layer without an FFN."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """What differs between families of models.
+
+    Attributes:
+        model_types: Its names as `config.model_type`, separated by spaces; several where they
+            agree in all that follows.
+        ffn: The layout of every layer, or a function where layers differ. None: the layers are
+            compared with the layouts of all families.
+        architecture: transformer (attention and FFNs), recurrent (states and no FFN) or hybrid.
+        state_size_key: The key of the configuration that holds the size of its Mamba-2 states.
+        size: (content of config.json) -> size; None: the model is built to be counted.
+        start: The function that starts a training near an induction circuit, as "module:name". It
+            sets the weights of (model without output layer, config, generator).
+        activation: The activation of the FFN, where the configuration has no key for it.
+    """
+
+    model_types: str
+    ffn: Layout | LayoutOf | None = None
+    architecture: Literal["transformer", "hybrid", "recurrent"] = "transformer"
+    state_size_key: str | None = None
+    size: sizes.Formula | None = None
+    start: str | None = None
     activation: str | None = None
 
-
-Adapter = Callable[[nn.Module, Any], Layout | None]
-
-_GATED = Layout("mlp.down_proj", ("mlp.gate_proj", "mlp.up_proj"), gated=True)
-_FUSED = Layout("mlp.down_proj", ("mlp.gate_up_proj",), gated=True)
-_PLAIN = Layout("mlp.down_proj", ("mlp.up_proj",))
-_MLP_FC = Layout("mlp.fc2", ("mlp.fc1",))
-_LAYER_FC = Layout("fc2", ("fc1",))
-_C_PROJ = Layout("mlp.c_proj", ("mlp.c_fc",))
-_FC_OUT = Layout("mlp.fc_out", ("mlp.fc_in",))
-_FEED_FORWARD = Layout(
-    "feed_forward.down_proj", ("feed_forward.gate_proj", "feed_forward.up_proj"), gated=True
-)
-_DENSE = Layout("mlp.dense_4h_to_h", ("mlp.dense_h_to_4h",))
-
-_FAMILIES: dict[Layout, str] = {
-    _GATED: "cohere cohere2 diffllama exaone4 gemma gemma2 gemma3_text granite llama mistral olmo"
-    " olmo2 olmo3 qwen2 qwen3 seed_oss smollm3 stablelm",
-    _FUSED: "glm glm4 phi3",
-    _PLAIN: "apertus arcee nemotron",
-    _MLP_FC: "nanochat phi",
-    _LAYER_FC: "biogpt opt xglm",
-    _C_PROJ: "gpt2 gpt_bigcode gpt_neo starcoder2",
-    _FC_OUT: "codegen gptj",
-    _FEED_FORWARD: "bamba falcon_h1",
-    _DENSE: "falcon gpt_neox persimmon",
-    Layout("ffn.down_proj", ("ffn.up_proj",), activation="gelu"): "mpt",
-}
-
-LAYOUTS: dict[str, Layout] = {
-    family: layout for layout, families in _FAMILIES.items() for family in families.split()
-}
-"""The families whose layers are all alike, by `config.model_type`."""
-
-ADAPTERS: dict[str, Adapter] = {}
-"""The families that need a function, by `config.model_type`."""
-
-WITHOUT_FFN = frozenset({"falcon_mamba", "mamba", "mamba2"})
-"""Families known to have no FFN: their sites are an empty list, not an error."""
+    @property
+    def sites(self) -> tuple[Literal["ffn", "state"], ...]:
+        """The kinds of sites that a model of this family can have."""
+        if self.architecture == "recurrent":
+            return ("state",)
+        return ("ffn", "state") if self.state_size_key else ("ffn",)
 
 
-def adapter(*model_types: str) -> Callable[[Adapter], Adapter]:
-    """Register a function (decoder layer, text config) -> Layout or None for `model_types`."""
-
-    def register(function: Adapter) -> Adapter:
-        ADAPTERS.update(dict.fromkeys(model_types, function))
-        return function
-
-    return register
+FAMILIES: dict[str, Family] = {}
+"""Model type -> family."""
 
 
-@adapter("bloom")
-def _bloom(_layer: nn.Module, config: Any) -> Layout:
+def register(*families: Family) -> None:
+    """Enter families, each under all of its model types."""
+    for family in families:
+        FAMILIES.update(dict.fromkeys(family.model_types.split(), family))
+
+
+def known_layouts() -> list[Layout]:
+    """The layouts of the families whose layers are all alike, each once."""
+    return list(dict.fromkeys(f.ffn for f in FAMILIES.values() if isinstance(f.ffn, Layout)))
+
+
+def _bloom(_layer: Any, config: Any) -> Layout:
     if config.pretraining_tp > 1 and config.slow_but_exact:
         raise ModelError("bloom: slow_but_exact bypasses the down projection; set it to false")
-    return Layout(_DENSE.down, _DENSE.up, activation="gelu_pytorch_tanh")
+    return _DENSE
 
 
-@adapter("zamba2")
-def _zamba2(layer: nn.Module, _config: Any) -> Layout | None:
+def _zamba2(layer: Any, _config: Any) -> Layout | None:
     if not hasattr(layer, "shared_transformer"):
         return None
     return Layout("shared_transformer.feed_forward.down_proj", (), gated=True)
 
 
-@adapter("granitemoehybrid")
-def _granite_hybrid(_layer: nn.Module, config: Any) -> Layout:
+def _granite_hybrid(_layer: Any, config: Any) -> Layout:
     if getattr(config, "num_local_experts", 0):
         raise ModelError(
             "granitemoehybrid: mixtures of experts are not supported; choose a dense model"
@@ -109,11 +109,48 @@ def _granite_hybrid(_layer: nn.Module, config: Any) -> Layout:
     return Layout("shared_mlp.output_linear", ("shared_mlp.input_linear",), gated=True)
 
 
-@adapter("nemotron_h")
-def _nemotron_h(layer: nn.Module, _config: Any) -> Layout | None:
+def _nemotron_h(layer: Any, _config: Any) -> Layout | None:
     kind = getattr(layer, "block_type", None)
     if kind == "moe":
         raise ModelError("nemotron_h: mixtures of experts are not supported; choose a dense model")
-    if kind != "mlp":
-        return None
-    return Layout("mixer.down_proj", ("mixer.up_proj",), activation="relu2")
+    return Layout("mixer.down_proj", ("mixer.up_proj",)) if kind == "mlp" else None
+
+
+_GATED = Layout("mlp.down_proj", ("mlp.gate_proj", "mlp.up_proj"), gated=True)
+_FEED_FORWARD = Layout(
+    "feed_forward.down_proj", ("feed_forward.gate_proj", "feed_forward.up_proj"), gated=True
+)
+_FC = Layout("fc2", ("fc1",))
+_DENSE = Layout("mlp.dense_4h_to_h", ("mlp.dense_h_to_4h",))
+_INDUCTION = "keepset.train.induction:start_"
+
+
+register(
+    # Transformers.
+    Family(
+        "cohere cohere2 diffllama exaone4 gemma gemma2 gemma3_text granite olmo olmo2 olmo3 qwen3"
+        " seed_oss smollm3 stablelm",
+        _GATED,
+    ),
+    Family("llama mistral", _GATED, size=sizes.llama),
+    Family("qwen2", _GATED, size=sizes.qwen2, start=f"{_INDUCTION}qwen2"),
+    Family("glm glm4 phi3", Layout("mlp.down_proj", ("mlp.gate_up_proj",), gated=True)),
+    Family("apertus arcee nemotron", Layout("mlp.down_proj", ("mlp.up_proj",))),
+    Family("nanochat phi", Layout("mlp.fc2", ("mlp.fc1",))),
+    Family("biogpt xglm", _FC),
+    Family("opt", _FC, size=sizes.opt, start=f"{_INDUCTION}opt"),
+    Family("gpt2 gpt_bigcode gpt_neo starcoder2", Layout("mlp.c_proj", ("mlp.c_fc",))),
+    Family("codegen gptj", Layout("mlp.fc_out", ("mlp.fc_in",))),
+    Family("falcon gpt_neox persimmon", _DENSE),
+    Family("bloom", _bloom, activation="gelu_pytorch_tanh"),
+    Family("mpt", Layout("ffn.down_proj", ("ffn.up_proj",)), activation="gelu"),
+    # Attention, FFNs and recurrent states.
+    Family("bamba falcon_h1", _FEED_FORWARD, "hybrid", "mamba_d_state"),
+    Family("granitemoehybrid", _granite_hybrid, "hybrid", "mamba_d_state"),
+    Family("jamba", None, "hybrid"),
+    Family("nemotron_h", _nemotron_h, "hybrid", "ssm_state_size", activation="relu2"),
+    Family("zamba2", _zamba2, "hybrid", "mamba_d_state", sizes.zamba2, f"{_INDUCTION}zamba2"),
+    # Recurrent states alone.
+    Family("falcon_mamba mamba", None, "recurrent"),
+    Family("mamba2", None, "recurrent", "state_size", sizes.mamba2, f"{_INDUCTION}mamba2"),
+)

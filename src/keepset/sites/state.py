@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from keepset.errors import ModelError
-from keepset.kernels.dispatch import SCAN, STEP
 
+SCAN = "mamba2_chunk_scan"
+STEP = "mamba2_selective_state_update"
+"""Names of the functions that a module of Mamba-2 mixers binds."""
 _PARTS = ("in_proj", "conv1d", "out_proj", "A_log", "D", "dt_bias")
 _SIZES = ("num_heads", "head_dim", "n_groups", "ssm_state_size", "intermediate_size", "conv_dim")
 
@@ -45,7 +47,7 @@ class StateSite:
     n_state: int
     n_heads: int
     head_dim: int
-    kind: Literal["state"] = "state"
+    kind: str = "state"
 
     @property
     def key(self) -> str:
@@ -79,21 +81,21 @@ def find_state_sites(model: PreTrainedModel) -> list[StateSite]:
         code = sys.modules.get(type(module).__module__)
         if not (hasattr(code, SCAN) and hasattr(code, STEP) and hasattr(module, "A_log")):
             continue
-        found: Any = module
-        if missing := [part for part in (*_PARTS, *_SIZES) if not hasattr(found, part)]:
+        mixer: Any = module
+        if missing := [part for part in (*_PARTS, *_SIZES) if not hasattr(mixer, part)]:
             raise ModelError(
                 f"{name}: {type(module).__name__} scans like Mamba-2 but has no"
                 f" {', '.join(missing)}; it needs an adapter in keepset/sites/state.py"
             )
         sites.append(
             StateSite(
-                layer=int(found.layer_idx),
+                layer=int(mixer.layer_idx),
                 name=name,
-                mixer=module,
-                n_groups=found.n_groups,
-                n_state=found.ssm_state_size,
-                n_heads=found.num_heads,
-                head_dim=found.head_dim,
+                mixer=mixer,
+                n_groups=mixer.n_groups,
+                n_state=mixer.ssm_state_size,
+                n_heads=mixer.num_heads,
+                head_dim=mixer.head_dim,
             )
         )
     return sites

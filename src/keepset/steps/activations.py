@@ -18,7 +18,7 @@ def cache_activations(
     progress = Progress(label, tokens.calibration.numel())
     moments = activations.record(
         loaded.runner.model,
-        loaded.runner.sites,
+        loaded.runner.sites_of("ffn"),
         tokens.calibration,
         gradients=gradients,
         batch_tokens=run.batch_tokens,

@@ -83,7 +83,7 @@ def benchmark_model(
             logger.info("%(method)s %(sparsity)g W=%(window)s %(choice)s: %(speedup_p50).3f", row)
             rows.append({**row, "dtype": setting.dtype})
         # Two tokens tell what runs the mixers, where there are any.
-        mixers = generate(network, prompt, 2).mixers if loaded.runner.states else {}
+        mixers = generate(network, prompt, 2).mixers if loaded.runner.sites_of("state") else {}
     ran = {"chosen": chosen.model_dump(), **mixers}
     _write(rows, identity, setting, (machine, ran), output)
 

@@ -9,16 +9,15 @@ from typing import Any
 
 from torch import Tensor
 
-from keepset import models, text
+from keepset import kinds, models, text
 from keepset.calibrate import activations
 from keepset.files import store
 from keepset.kernels import choice
 from keepset.kernels.mixers import scan_path
 from keepset.measure.runner import Runner
-from keepset.rules.scores import Moments
+from keepset.rules.masks import KeepSets
 from keepset.run import provenance
 from keepset.settings import Kernels
-from keepset.sites import find_sites, find_state_sites
 
 PathLike = str | Path
 
@@ -44,8 +43,8 @@ class Loaded:
     dtype: str
 
 
-def load(model: PathLike, run: Run, moments: Mapping[str, Moments] | None = None) -> Loaded:
-    """Load a prepared model.
+def load(model: PathLike, run: Run, keep_sets: KeepSets | None = None) -> Loaded:
+    """Load a prepared model; `keep_sets` is for static rules.
 
     Raises:
         ConfigError: an implementation that `run.kernels` names cannot run.
@@ -57,9 +56,8 @@ def load(model: PathLike, run: Run, moments: Mapping[str, Moments] | None = None
     kernels = Kernels.model_validate(run.kernels)
     runner = Runner(
         network,
-        find_sites(network),
-        moments=moments,
-        states=find_state_sites(network),
+        kinds.find_sites(network),
+        keep_sets=keep_sets,
         batch_tokens=run.batch_tokens,
         kernels=kernels,
     )
@@ -98,9 +96,15 @@ def load_moments(
     return activations.load(cache, cache_identity(store.read_json(model), blocks, dtype, gradients))
 
 
-def sets_identity(
-    loaded: Loaded, tokens: text.Blocks, settings: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What keep sets of states belong to; `settings` as for `score_state`."""
-    identity = cache_identity(loaded.info, tokens, loaded.dtype, False)
-    return {**identity, "static": settings["static"], "seeds": list(settings["seeds"])}
+def static_sets(
+    files: Mapping[str, PathLike],
+    model: PathLike,
+    blocks: text.Blocks,
+    run: Run,
+    settings: Mapping[str, Any],
+) -> KeepSets:
+    """Read static keep sets, kind -> file, and refuse those of another model, text or setting."""
+    dtype = str(models.resolve_dtype(run.dtype, models.resolve_device(run.device)))
+    info = store.read_json(model)
+    identity = {"model": info["fingerprint"], "text": blocks.fingerprint, "dtype": dtype}
+    return kinds.load_sets(files, identity, settings)

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from keepset import text
-from keepset.analyse import correlation
+from keepset.analyse.correlation import correlation_table
+from keepset.calibrate.units import unit_table
 from keepset.files import store
+from keepset.measure import ablations
+from keepset.rules.kinds import KINDS
 from keepset.settings import Ablation, Statistics
 from keepset.steps.common import PathLike, Run, load, load_moments
 
@@ -28,25 +31,21 @@ def correlate_size_impact(
     tokens = text.load_blocks(blocks)
     moments = load_moments(cache, model, tokens, run, settings["gradients"])
     loaded = load(model, run)
-    units = correlation.unit_table(loaded.runner.sites, moments, tokens.calibration.numel())
+    sites = loaded.runner.sites_of("ffn")
+    units = unit_table(sites, moments, tokens.calibration.numel())
     ablated = None
     if settings["ablation"] is not None:
         ablation = Ablation.model_validate(settings["ablation"])
-        ablated = correlation.sample_units(units, ablation.units, settings["seed"])
+        ablated = ablations.sample_units(units, ablation.units, settings["seed"])
         n_blocks = -(-ablation.tokens // tokens.calibration.shape[1])
         label = f"{identity['model']} {identity['corpus']} ablations"
-        loss = correlation.measure_ablations(
-            loaded.runner, ablated, tokens.calibration[:n_blocks], label
+        loss = ablations.measure_ablations(
+            loaded.runner, sites, ablated, tokens.calibration[:n_blocks], label
         )
         ablated = ablated.assign(loss=loss)
-    table = correlation.correlation_table(
-        units,
-        ablated,
-        Statistics.model_validate(settings["statistics"]),
-        settings["seed"],
-        identity,
-    )
-    found = {**loaded.provenance, "text": tokens.fingerprint, "settings": dict(settings)}
+    statistics = Statistics.model_validate(settings["statistics"])
+    table = correlation_table(KINDS["ffn"], units, statistics, settings["seed"], identity, ablated)
+    sidecar = {**loaded.provenance, "text": tokens.fingerprint, "settings": dict(settings)}
     if ablated is not None:
-        found["ablations"] = ablated.to_dict(orient="records")
-    store.write_table(table, output, found)
+        sidecar["ablations"] = ablated.to_dict(orient="records")
+    store.write_table(table, output, sidecar)

@@ -9,13 +9,12 @@ from typing import Any
 import pandas as pd
 
 from keepset import text
-from keepset.calibrate.sets import load_sets
 from keepset.files import store
 from keepset.measure import tables
 from keepset.rules.rule import Rule
 from keepset.settings import Capability, State
 from keepset.settings.grid import capability_rules, state_capability_rules
-from keepset.steps.common import PathLike, Run, load, load_moments, sets_identity
+from keepset.steps.common import PathLike, Run, load, static_sets
 
 
 def evaluate_rules(
@@ -30,13 +29,13 @@ def evaluate_rules(
 ) -> None:
     """Perplexity per block under every rule; `cache` is for static rules."""
     tokens = text.load_blocks(blocks)
-    moments = None if cache is None else load_moments(cache, model, tokens, run, gradients)
-    loaded = load(model, run, moments)
+    files = {} if cache is None else {"ffn": cache}
+    keep_sets = static_sets(files, model, tokens, run, {"gradients": gradients})
+    loaded = load(model, run, keep_sets)
     label = f"{identity['model']} {identity['corpus']} {Path(output).stem}"
-    own = [rule for rule in rules if rule is None or loaded.runner.sites]
-    table = tables.perplexity_table(loaded.runner, tokens, own, identity, label)
-    found = {**loaded.provenance, "text": tokens.fingerprint}
-    store.write_table(table, output, found)
+    possible = [rule for rule in rules if rule is None or loaded.runner.sites_of(rule.site)]
+    table = tables.perplexity_table(loaded.runner, tokens, possible, identity, label)
+    store.write_table(table, output, {**loaded.provenance, "text": tokens.fingerprint})
 
 
 def evaluate_capability(
@@ -63,17 +62,14 @@ def evaluate_capability(
         output: The table.
     """
     tokens = text.load_blocks(blocks)
-    moments = None
     rules: list[Rule | None] = [None]
-    if "cache" in chosen:
-        moments = load_moments(chosen["cache"], model, tokens, run, settings["gradients"])
-    loaded = load(model, run, moments)
+    files = {{"cache": "ffn", "sets": "state"}[name]: path for name, path in chosen.items()}
+    loaded = load(model, run, static_sets(files, model, tokens, run, settings))
     runner = loaded.runner
-    if moments and runner.sites:
+    if "cache" in chosen and runner.sites_of("ffn"):
         capability = Capability.model_validate(settings["capability"])
         rules += capability_rules(capability, settings["choices"])[1:]
-    if "sets" in chosen and runner.states:
-        runner.state_sets = load_sets(chosen["sets"], sets_identity(loaded, tokens, settings))
+    if "sets" in chosen and runner.sites_of("state"):
         rules += state_capability_rules(State.model_validate(settings["state"]), settings["seeds"])
     asked = text.read_items(items)
     encoded = text.encode_items(asked, loaded.tokenizer)

@@ -48,11 +48,13 @@ def measure_specimens(
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True
         )
-        measured[name] = gates.measure(model.eval().requires_grad_(False), tokenizer, rows, items)
-    judged = gates.judge(measured)
+        measured[name] = gates.measure_specimen(
+            model.eval().requires_grad_(False), tokenizer, rows, items
+        )
+    judged = gates.check_gates(measured)
     found = gates.as_json(measured, judged)
     store.write_json({**found, "provenance": provenance.environment()}, output)
-    print(gates.report(judged))
+    print(gates.gates_text(judged))
 
 
 def ship_specimens(training: PathLike, output: PathLike) -> list[Path]:
@@ -96,7 +98,7 @@ def model_card(
     Args:
         name: The specimen.
         trained: The provenance of its losses.
-        measured: Its `gates.Measured`.
+        measured: Its `gates.Measurement`.
         own: Its gates.
     """
     missed = [gate["name"] for gate in own if not gate["passed"]]

@@ -19,39 +19,39 @@ from keepset.text.corpora import join_documents
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# A token depends on the text a word or so around it. Tokens that end this many characters before
-# a cut are therefore those of the uncut text; no word of real text comes near it.
+# A token depends on about a word of text around it, and no real word is this long. So a cut in the
+# text cannot change the tokens that end this many characters before it.
 _MARGIN = 2_000
 _CHARACTERS_PER_TOKEN = 6
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Blocks of T tokens of one corpus for one tokenizer; no special tokens.
+    """Blocks of T tokens of one corpus for one tokenizer, without special tokens.
 
-    The first token of a block is never predicted, so each block has T - 1 predicted tokens.
+    The first token of a block is never predicted: each block has T - 1 predicted tokens.
     """
 
     calibration: torch.Tensor
-    """(n, T) int64: where keep sets and thresholds are chosen."""
+    """(n, T) int64: keep sets and thresholds are chosen on these."""
     lead_in: torch.Tensor
-    """(1, T) int64: stands before the first evaluation block for causal windows; not scored."""
+    """(1, T) int64: the text before the first evaluation block, for causal windows; not scored."""
     evaluation: torch.Tensor
-    """(m, T) int64: consecutive blocks that results are reported on."""
+    """(m, T) int64: results are reported on these consecutive blocks."""
     n_tokens: torch.Tensor
     """(m,) int64: predicted tokens of each evaluation block."""
     n_words: torch.Tensor
-    """(m,) int64: words, parted by white space, in the text of the predicted tokens."""
+    """(m,) int64: words, separated by white space, in the text of the predicted tokens."""
     n_bytes: torch.Tensor
     """(m,) int64: UTF-8 bytes of the text of the predicted tokens."""
     fingerprint: str
-    """SHA-256 over all of the above, T included: it is in their shapes."""
+    """SHA-256 over all fields above and their shapes, hence over T."""
 
     def joined(self, factor: int) -> Blocks | None:
-        """`factor` consecutive evaluation blocks as one; None where there are too few.
+        """Join every `factor` consecutive evaluation blocks; None if there are fewer.
 
-        Words and bytes are sums over the parts: those of the tokens in between, which the parts
-        did not predict, are not known and not in them.
+        Words and bytes are sums over the parts. They leave out the first token of each part,
+        which the part did not predict.
         """
         count = len(self.evaluation) // factor
         if count == 0:
@@ -69,7 +69,7 @@ class Blocks:
 
 @dataclass(frozen=True)
 class _Stream:
-    """The first blocks of a split: ids (k, T), and the character that each token ends at."""
+    """The first blocks of a split: token ids (k, T), and where in `text` each token ends."""
 
     text: str
     ids: torch.Tensor
@@ -92,37 +92,38 @@ class _Streams:
                 " offsets; use a model with a fast tokenizer (tokenizer.json)"
             )
 
-    def first(self, split: str, blocks: int, least: int = 1) -> _Stream:
-        """The first `blocks` blocks of a split, or as many as it has if that is `least` or more.
+    def first(self, split: str, max_blocks: int, min_blocks: int = 1) -> _Stream:
+        """The first blocks of a split; tokenizes only about as much text as they need.
 
-        Only about as much text is tokenised as that takes.
+        Raises:
+            TextError: the split has fewer than `min_blocks` blocks.
         """
         text = join_documents(self.table.loc[self.table["split"] == split, "text"])
-        wanted = blocks * self.block
-        length = _CHARACTERS_PER_TOKEN * wanted + _MARGIN
-        ids, ends = self._tokenise(text, length)
-        while len(ids) < wanted and length < len(text):
+        max_tokens = max_blocks * self.block
+        length = _CHARACTERS_PER_TOKEN * max_tokens + _MARGIN
+        ids, ends = self._tokenize(text, length)
+        while len(ids) < max_tokens and length < len(text):
             length *= 2
-            ids, ends = self._tokenise(text, length)
-        found = min(len(ids) // self.block, blocks)
-        if found < least:
+            ids, ends = self._tokenize(text, length)
+        n_blocks = min(len(ids) // self.block, max_blocks)
+        if n_blocks < min_blocks:
             raise TextError(
-                f"{self.label}: the {split} text has {len(ids)} tokens, {least * self.block}"
+                f"{self.label}: the {split} text has {len(ids)} tokens, {min_blocks * self.block}"
                 " are needed; give more text, or a smaller block"
             )
-        size = found * self.block
-        return _Stream(text, ids[:size].view(found, -1), ends[:size].view(found, -1))
+        n_tokens = n_blocks * self.block
+        return _Stream(text, ids[:n_tokens].view(n_blocks, -1), ends[:n_tokens].view(n_blocks, -1))
 
-    def _tokenise(self, text: str, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and ends of those tokens of `text[:length]` that the rest of `text` cannot change."""
+    def _tokenize(self, text: str, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and ends of the tokens of `text[:length]` that do not depend on the rest."""
         encoded = self.tokenizer(
             text[:length], add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
         ids = torch.tensor(encoded["input_ids"], dtype=torch.int64)
         ends = torch.tensor([end for _, end in encoded["offset_mapping"]], dtype=torch.int64)
         ends = ends.cummax(0).values if len(ends) else ends
-        settled = len(ids) if length >= len(text) else int((ends <= length - _MARGIN).sum())
-        return ids[:settled], ends[:settled]
+        n_certain = len(ids) if length >= len(text) else int((ends <= length - _MARGIN).sum())
+        return ids[:n_certain], ends[:n_certain]
 
 
 def make_blocks(
@@ -135,49 +136,52 @@ def make_blocks(
 ) -> Blocks:
     """Cut the calibration and evaluation text of a corpus into blocks of `block` tokens.
 
-    The documents of a split are joined (`join_documents`) and tokenised as one stream, which is
-    cut into consecutive blocks; the last incomplete one is dropped.
+    The documents of a split are joined (`join_documents`) and tokenized as one stream. The stream
+    is cut into consecutive blocks; an incomplete last block is dropped.
 
-    The lead-in of a corpus that was split from one source is the first block of its evaluation
-    stream, and the evaluation blocks follow it. With a source of its own, evaluation starts at
-    the first token of that source, so that the blocks are those anyone else cuts from it; the
-    lead-in is then the calibration text right after the calibration blocks or, where that text
-    is used up, the last calibration block.
+    Where one source was split, the lead-in is the first block of the evaluation stream, and the
+    evaluation blocks follow it. Where evaluation has a separate source, its blocks start at the
+    first token, as in published results; the lead-in is then the block after the calibration
+    blocks or, if there is no more calibration text, the last calibration block.
 
     Args:
         name: the corpus, for messages.
-        table: as `prepare_corpus` returns it; without a `source` column it counts as split from
-            one source.
+        table: as `prepare_corpus` returns it; without a `source` column: one source, split.
         tokenizer: a fast tokenizer.
         block: tokens per block, T.
-        calibration_tokens: tokens wanted, rounded up to whole blocks.
-        evaluation_tokens: tokens wanted, rounded up to whole blocks.
+        calibration_tokens: rounded up to complete blocks.
+        evaluation_tokens: rounded up to complete blocks.
 
     Raises:
         TextError: a split is too short for one block, or the tokenizer is not a fast one.
 
     Warns:
-        UserWarning: a split has fewer tokens than asked for; all of its blocks are used.
+        UserWarning: a split has fewer blocks than requested; all of them are used.
     """
     n_calibration, n_evaluation = -(-calibration_tokens // block), -(-evaluation_tokens // block)
     streams = _Streams(f"corpora.{name}", table, tokenizer, block)
     calibration = streams.first("calibration", n_calibration + 1)
-    if _has_own_evaluation(table):
-        evaluation, scored = streams.first("evaluation", n_evaluation), slice(0, n_evaluation)
+    if "source" in table and (table["source"] == "evaluation").any():
+        evaluation, n_skipped = streams.first("evaluation", n_evaluation), 0
         lead_in = calibration.ids[-1:]
     else:
-        evaluation = streams.first("evaluation", n_evaluation + 1, least=2)
-        lead_in, scored = evaluation.ids[:1], slice(1, n_evaluation + 1)
-    blocks = _blocks(calibration.ids[:n_calibration], lead_in, evaluation, scored)
-    _warn_if_fewer(name, "calibration", len(blocks.calibration), n_calibration, block)
-    _warn_if_fewer(name, "evaluation", len(blocks.evaluation), n_evaluation, block)
+        evaluation, n_skipped = streams.first("evaluation", n_evaluation + 1, min_blocks=2), 1
+        lead_in = evaluation.ids[:1]
+    blocks = _blocks(calibration.ids[:n_calibration], lead_in, evaluation, n_skipped)
+    for split, n_wanted in (("calibration", n_calibration), ("evaluation", n_evaluation)):
+        if (n_blocks := len(getattr(blocks, split))) < n_wanted:
+            warnings.warn(
+                f"corpora.{name}: {split} has {n_blocks} blocks of {block} tokens, {n_wanted} were"
+                f" requested; using {n_blocks}",
+                stacklevel=2,
+            )
     return blocks
 
 
 def cut_blocks(
     documents: list[str], tokenizer: PreTrainedTokenizerBase, block: int, label: str
 ) -> torch.Tensor:
-    """Cut whole texts, joined, into consecutive blocks: (n, T) int64; a shorter rest is dropped.
+    """Join texts and cut them into consecutive blocks, (n, T) int64; a shorter rest is dropped.
 
     Args:
         documents: the texts.
@@ -189,9 +193,9 @@ def cut_blocks(
         TextError: the text is too short for one block, or the tokenizer is not a fast one.
     """
     table = pd.DataFrame({"split": "evaluation", "text": documents})
-    # No byte-level token is shorter than a byte, so this many blocks are never reached.
-    most = len(join_documents(documents).encode())
-    return _Streams(label, table, tokenizer, block).first("evaluation", most).ids
+    # A token has at least one byte, so there are at most this many blocks.
+    max_blocks = len(join_documents(documents).encode())
+    return _Streams(label, table, tokenizer, block).first("evaluation", max_blocks).ids
 
 
 def save_blocks(blocks: Blocks, path: str | Path) -> None:
@@ -223,16 +227,12 @@ def load_blocks(path: str | Path) -> Blocks:
 _TENSORS = tuple(field.name for field in fields(Blocks) if field.name != "fingerprint")
 
 
-def _has_own_evaluation(table: pd.DataFrame) -> bool:
-    return "source" in table and bool((table["source"] == "evaluation").any())
-
-
 def _blocks(
-    calibration: torch.Tensor, lead_in: torch.Tensor, evaluation: _Stream, scored: slice
+    calibration: torch.Tensor, lead_in: torch.Tensor, evaluation: _Stream, n_skipped: int
 ) -> Blocks:
-    ids = evaluation.ids[scored]
-    # Ends alone mark the bounds: some tokenizers leave the space before a word out of its offsets.
-    spans = evaluation.ends[scored][:, [0, -1]].tolist()
+    ids = evaluation.ids[n_skipped:]
+    # From end to end: some tokenizers leave the space before a word out of its offsets.
+    spans = evaluation.ends[n_skipped:, [0, -1]].tolist()
     texts = [evaluation.text[start:end] for start, end in spans]
     tensors = {
         "calibration": calibration,
@@ -243,15 +243,6 @@ def _blocks(
         "n_bytes": torch.tensor([len(text.encode()) for text in texts]),
     }
     return Blocks(**tensors, fingerprint=_fingerprint(tensors))
-
-
-def _warn_if_fewer(name: str, split: str, found: int, wanted: int, block: int) -> None:
-    if found < wanted:
-        warnings.warn(
-            f"corpora.{name}: {split} has {found} blocks of {block} tokens, {wanted} were asked"
-            " for; using what there is",
-            stacklevel=3,
-        )
 
 
 def _fingerprint(tensors: dict[str, torch.Tensor]) -> str:

@@ -22,27 +22,27 @@ T = TypeVar("T")
 _NOTHING: Any = object()
 _Rows = list[tuple[int, str]]  # (document, text)
 
-_LARGE = 0.1  # A document with more than this share of the text is cut, so that shares come out.
-_PART = 2_000  # Characters that a part of a cut document has at least.
-_SECTION = 8_000  # The same for a section: several blocks of running text.
-_LONG_PARAGRAPH = 200  # Characters from which a repeated paragraph is not a coincidence.
+_LARGE = 0.1  # A document with a larger share of the text is cut: it could not fit into a split.
+_PART = 2_000  # The least characters of a part of a cut document.
+_SECTION = 8_000  # The least characters of a section: several blocks of running text.
+_LONG_PARAGRAPH = 200  # A repeated paragraph of so many characters is not a coincidence.
 _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
 
 
 def prepare_corpus(name: str, corpus: Corpus, seed: int) -> pd.DataFrame:
     """Read a corpus and split its documents.
 
-    A corpus with one `text` source is split by document: the documents, in an order that only
-    their text and `seed` decide, go one by one to the split that is furthest behind its share
-    (`SHARES`). A document with more than a tenth of the text is first cut, at blank lines, into
-    parts of about 2,000 characters that then count as documents. Within a split, long documents
-    are cut into sections of about 8,000 characters, and the documents take turns with theirs, so
-    that the first tokens of a split come from many documents and not from one long speech.
+    A corpus with one `text` source is split by document. The documents are ordered by a hash of
+    `seed` and their text, and each goes to the split that is furthest behind its share (`SHARES`).
+    A document with more than a tenth of the text is first cut, at blank lines, into parts of about
+    2,000 characters, which then count as documents. Within a split, long documents are cut into
+    sections of about 8,000 characters, and the documents take turns: so the first tokens of a
+    split come from many documents, not from one long speech.
 
-    A corpus with separate sources keeps their documents whole and in their order.
+    A corpus with separate sources keeps its documents uncut and in their order.
 
-    Calibration rows that repeat a paragraph of 200 or more characters of the evaluation or
-    held-out text are left out.
+    Calibration text that repeats a paragraph of 200 or more characters of the evaluation or
+    held-out text is left out.
 
     Args:
         name: the corpus, for messages.
@@ -50,9 +50,9 @@ def prepare_corpus(name: str, corpus: Corpus, seed: int) -> pd.DataFrame:
         seed: decides the splits of a single source.
 
     Returns:
-        The text, in the order in which the splits are read: `split` ("calibration", "evaluation"
-        or "heldout"), `document` (its number; in one split only), `text`, and `source` (the
-        configuration key it was read from: "text", or the name of the split).
+        One row per text, in reading order: `split` ("calibration", "evaluation" or "heldout"),
+        `document` (its number, unique to one split), `text`, and `source` (the configuration key
+        that it was read from: "text", or the name of the split).
 
     Raises:
         TextError: a source cannot be read, or there is too little text to split.
@@ -71,19 +71,19 @@ def prepare_corpus(name: str, corpus: Corpus, seed: int) -> pd.DataFrame:
 
 
 def join_documents(texts: Iterable[str]) -> str:
-    """One text: a blank line after each document, unless it ends with a line end of its own."""
+    """Join documents to one text: a blank line after each that does not end with a line end."""
     *others, last = [*texts] or [""]
     return "".join(text if text.endswith("\n") else f"{text}\n\n" for text in others) + last
 
 
 def take_turns(queues: Iterable[Iterable[T]]) -> list[T]:
-    """The first of each queue, then the second of each, and so on until all are used up."""
+    """The first of each queue, then the second of each, and so on until all are empty."""
     rounds = zip_longest(*queues, fillvalue=_NOTHING)
     return [value for values in rounds for value in values if value is not _NOTHING]
 
 
 def paragraphs(text: str) -> list[str]:
-    """The paragraphs of `text`: what blank lines part, without the space around it."""
+    """The paragraphs of `text`, which blank lines separate, without the space around them."""
     pieces = (piece.strip() for piece in _BLANK_LINES.split(text))
     return [piece for piece in pieces if piece]
 

@@ -1,4 +1,4 @@
-"""Read the documents, or the rows, of one local file."""
+"""Read the documents or the rows of one local file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from keepset.errors import TextError
 from keepset.text.wikitext import to_prose
 
 MIN_ARTICLE = 500
-"""Characters of prose below which a MediaWiki page is a stub and left out."""
+"""A MediaWiki page with fewer characters of prose is a stub and is left out."""
 
 _FORMATS = {
     ".txt": "text",
@@ -33,10 +33,10 @@ _FORMATS = {
 
 
 def format_of(path: Path, declared: str, label: str) -> str:
-    """The format of `path`: `declared`, or by the file's ending where that is "auto".
+    """The format of `path`: `declared`, or by its suffix where `declared` is "auto".
 
     Raises:
-        TextError: the ending says nothing.
+        TextError: the suffix is unknown.
     """
     if declared != "auto":
         return declared
@@ -44,12 +44,12 @@ def format_of(path: Path, declared: str, label: str) -> str:
         return _FORMATS[path.suffix.lower()]
     except KeyError:
         raise TextError(
-            f"{label}: cannot tell the format of {path} by its ending; set format"
+            f"{label}: cannot tell the format of {path} by its suffix; set format"
         ) from None
 
 
 def documents(path: Path, declared: str, label: str) -> Iterator[str]:
-    """The documents of a file that is not made of rows; see `records` for those.
+    """The documents of a file that has no rows; see `records` for files of rows.
 
     Raises:
         TextError: the file cannot be read as its format.
@@ -80,14 +80,14 @@ def pick(row: Any, fields: tuple[str, ...], where: str) -> tuple[str, ...]:
         raise TextError(f"{where}: a row must be a mapping, got {type(row).__name__}")
     for field in fields:
         if field not in row:
-            raise TextError(f"{where}: no field {field!r}; fields there: {', '.join(row)}")
+            raise TextError(f"{where}: no field {field!r}; the fields are: {', '.join(row)}")
         if not isinstance(row[field], str | None):
             raise TextError(f"{where}: field {field!r} is not text but {type(row[field]).__name__}")
     return tuple(row[field] or "" for field in fields)
 
 
 def read_text(path: Path, label: str) -> str:
-    """One UTF-8 text file, its line ends as "\\n" and a byte order mark removed.
+    """The text of a UTF-8 file, with "\\n" as line end and without a byte order mark.
 
     Raises:
         TextError: the file cannot be read, is binary, or is not UTF-8.
@@ -119,7 +119,7 @@ def _text_file(path: Path, label: str) -> Iterator[str]:
 
 
 def _python_module(path: Path, label: str) -> Iterator[str]:
-    # An empty __init__.py is ordinary, so it is no error here; the caller drops it.
+    # An empty __init__.py is normal, so it is no error; the caller drops it.
     yield read_text(path, label)
 
 
@@ -127,16 +127,16 @@ def _pydoc_topics(path: Path, label: str) -> Iterator[str]:
     """The values of the dict `topics` that a module assigns; the module is not run."""
     try:
         body = ast.parse(read_text(path, label)).body
-        found = [
+        values = [
             ast.literal_eval(node.value)
             for node in body
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "topics"
         ]
     except (SyntaxError, ValueError) as error:
         raise TextError(f"{label}: {path} is not a module of literals: {error}") from None
-    if not found or not isinstance(found[0], dict):
+    if not values or not isinstance(values[0], dict):
         raise TextError(f"{label}: {path} assigns no dict named topics (format: pydoc)")
-    yield from (str(topic) for topic in found[0].values())
+    yield from (str(topic) for topic in values[0].values())
 
 
 def _jsonl_rows(path: Path, _: tuple[str, ...], label: str) -> Iterator[tuple[int, Any]]:
@@ -157,8 +157,7 @@ def _parquet_rows(
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
-            there = table.schema_arrow.names
-            pick(dict.fromkeys(there), fields, f"{label}: {path}")
+            pick(dict.fromkeys(table.schema_arrow.names), fields, f"{label}: {path}")
             for batch in table.iter_batches(batch_size=1024, columns=list(fields)):
                 for row in batch.to_pylist():
                     number += 1
@@ -168,7 +167,7 @@ def _parquet_rows(
 
 
 def _mediawiki_articles(path: Path, label: str) -> Iterator[str]:
-    """The prose of each article of a MediaWiki XML export, streamed; redirects are left out."""
+    """Stream the prose of each article of a MediaWiki XML export, without redirects."""
     try:
         with bz2.open(path) if path.suffix == ".bz2" else path.open("rb") as dump:
             events = ElementTree.iterparse(dump, events=("start", "end"))

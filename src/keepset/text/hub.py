@@ -15,12 +15,12 @@ def hub_records(
 ) -> Iterator[tuple[str, ...]]:
     """The values of `fields` in each row of a hub dataset, or of a local folder in that form.
 
-    `datasets` reads data files only; a dataset that needs its own Python script is refused.
+    `datasets` reads data files only; it refuses a dataset that needs a Python script.
 
     Raises:
         TextError: the dataset cannot be reached or read, or a field is missing or not text.
     """
-    # Imported here: it takes seconds, and most corpora are local files.
+    # Imported here, because it takes seconds and most corpora are local files.
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
@@ -46,13 +46,13 @@ def _advice(source: TextSource) -> str:
     if source.streaming:
         return (
             "Check hub, config, split and revision. Without a network: run `hf download"
-            f" --repo-type dataset {source.hub} --local-dir FOLDER` where there is one, and set"
-            " hub to FOLDER."
+            f" --repo-type dataset {source.hub} --local-dir FOLDER` on a machine with a network,"
+            " and set hub to FOLDER."
         )
     arguments: list[Any] = [source.hub, *([source.config] if source.config else [])]
     call = f"load_dataset({', '.join(map(repr, arguments))})"
     return (
         "Check hub, config, split and revision. Without a network: run"
-        f' `python -c "from datasets import load_dataset; {call}"` where there is one, with the'
-        " same HF_HOME."
+        f' `python -c "from datasets import load_dataset; {call}"` on a machine with a network,'
+        " with the same HF_HOME."
     )

@@ -1,4 +1,4 @@
-"""Find passages whose last word can be told from the words before it."""
+"""Find passages whose last word can be predicted from the words before it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ABBREVIATION = re.compile(
 )
 _LAST_WORD = re.compile(r"(?<=\s)([A-Za-z]{4,})[.!?][\"')\]\u2019\u201d]*$")
 _WORD = re.compile(r"[^\W\d_]+")
-# Signs of code, markup, tables and footnotes; a dash of dashes is a rule.
+# Signs of code, markup, tables and footnotes; "--" is part of a ruled line.
 _NOT_PROSE = re.compile(r"[<>{}|\\^=*_`~#@\[\]\ufffd]|::|--|>>>|\.\.\.|https?:|www\.")
 _PROSE_SHARE = 0.85
 
@@ -33,35 +33,38 @@ STOP_WORDS = frozenset(
     which while whom whose will with within without would your yours yourself
     """.split()  # noqa: SIM905 - a list of words reads better as text
 )
-"""Words of four letters and more that carry grammar, not content; never a target."""
+"""Words of four or more letters that carry grammar, not content; never a target."""
 
 
 def passages(document: str, min_words: int, max_words: int) -> Iterator[tuple[str, str]]:
-    """Yield (context, target) pairs: runs of whole sentences of one paragraph, none overlapping.
+    """Yield (context, target) pairs: complete sentences of one paragraph, without overlap.
 
     A passage has `min_words` to `max_words` words. Its last word is the target: at least four
-    plain letters, not a stop word, and said before in the passage, whatever its case. The
-    punctuation after it is left out, as is the space before it. Paragraphs that are not prose
-    (fewer than 85% letters and spaces, or marks of code and markup) are passed over.
+    plain letters, not a stop word, and used before in the passage, in any case. The space before
+    the target and the punctuation after it are left out, and so are paragraphs that are not prose.
     """
-    for paragraph in paragraphs(document):
-        text = " ".join(paragraph.split())
-        if not is_prose(text):
-            continue
-        pieces = sentences(text)
+    for pieces in prose_paragraphs(document):
         start = 0
         while start < len(pieces):
-            found = _passage(pieces[start:], min_words, max_words)
-            if found is not None:
-                length, context, target = found
+            passage = _passage(pieces[start:], min_words, max_words)
+            if passage is not None:
+                length, context, target = passage
                 yield context, target
                 start += length
             else:
                 start += 1
 
 
+def prose_paragraphs(document: str) -> Iterator[list[str]]:
+    """The sentences of each paragraph of prose; other paragraphs are skipped."""
+    for paragraph in paragraphs(document):
+        text = " ".join(paragraph.split())
+        if _is_prose(text):
+            yield sentences(text)
+
+
 def sentences(text: str) -> list[str]:
-    """The sentences of one paragraph; a full stop after an abbreviation or initial ends none."""
+    """The sentences of one paragraph; the dot of an abbreviation or initial does not end one."""
     ends = [
         match.end()
         for match in _SENTENCE_END.finditer(text)
@@ -71,7 +74,7 @@ def sentences(text: str) -> list[str]:
     return [sentence for start, end in bounds if (sentence := text[start:end].strip())]
 
 
-def is_prose(text: str) -> bool:
+def _is_prose(text: str) -> bool:
     """Whether a paragraph is prose: at least 85% letters and spaces, no marks of code or markup."""
     plain = sum(character.isalpha() or character == " " for character in text)
     return bool(text) and plain >= _PROSE_SHARE * len(text) and not _NOT_PROSE.search(text)
@@ -87,11 +90,11 @@ def _passage(pieces: list[str], min_words: int, max_words: int) -> tuple[int, st
         if words >= min_words and (last := _LAST_WORD.search(sentence)):
             text = " ".join(pieces[:length])
             context = text[: len(text) - len(sentence) + last.start()].rstrip()
-            if _is_told(last[1], context):
+            if _is_predictable(last[1], context):
                 return length, context, last[1]
     return None
 
 
-def _is_told(target: str, context: str) -> bool:
-    word = target.lower()
-    return word not in STOP_WORDS and word in {found.lower() for found in _WORD.findall(context)}
+def _is_predictable(target: str, context: str) -> bool:
+    target = target.lower()
+    return target not in STOP_WORDS and target in {word.lower() for word in _WORD.findall(context)}

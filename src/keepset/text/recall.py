@@ -1,11 +1,11 @@
-"""In-context recall: facts are stated, other text follows, then one of them is asked for.
+"""In-context recall: facts are stated, other text follows, then the facts are asked for.
 
 An episode reads "Remember: Anna ring, Paul key. <other text> Recall: Paul key, Anna ring." Names
-and things are drawn at random, so that only the episode itself tells which belong together: what a
-recurrent state, or attention, is for. This is associative recall (Arora et al. 2023,
-arXiv:2312.04927) in plain words, so that pretrained models can be asked too. A thing stands right
-after its name: with words between ("Anna has the ring") small attention models did not learn to
-recall within a few million tokens, while a short convolution bridges the words at once.
+and things are drawn at random, so only the episode says which belong together, and a model needs
+its recurrent state or its attention to answer. This is associative recall (Arora et al. 2023,
+arXiv:2312.04927) in plain words, so that it works for pretrained models too. A thing directly
+follows its name: with words between ("Anna has the ring"), small attention models did not learn
+recall within a few million tokens; models with a short convolution did.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from keepset.text.corpora import paragraphs
-from keepset.text.passages import is_prose, sentences
+from keepset.text.passages import prose_paragraphs
 
 NAMES = tuple(
     """
@@ -40,32 +39,32 @@ THINGS = tuple(
 """The 64 things that names can have."""
 
 CHANCE = 1 / len(THINGS)
-"""Share of correct answers of one who does not know the episode."""
+"""Share of correct answers by guessing."""
 
-_EDGE = re.compile(r"[^\w]+$")
+_FINAL_PUNCTUATION = re.compile(r"[^\w]+$")
 
 
 @dataclass(frozen=True)
 class Episode:
-    """Facts, the other text after them, and the order in which they are asked for."""
+    """Facts, the text after them, and the order in which they are asked for."""
 
     facts: tuple[tuple[str, str], ...]
-    """(name, thing), in the order in which they are stated; no name and no thing twice."""
+    """(name, thing) in the order of statement; names and things are distinct."""
     between: str
     """The text between facts and questions; may be empty."""
     asked: tuple[int, ...]
-    """Which facts are asked for, in this order."""
+    """Indices of facts, in the order in which they are asked for."""
 
     def pieces(self) -> list[tuple[str, bool]]:
-        """The text in pieces, and whether a piece is an answer; answers start with a space."""
+        """The pieces of the text, and whether each is an answer; answers start with a space."""
         stated = ",".join(f" {name} {thing}" for name, thing in self.facts)
         between = f" {self.between}" if self.between else ""
-        found = [(f"Remember:{stated}.{between} Recall:", False)]
-        for number, at in enumerate(self.asked, start=1):
-            name, thing = self.facts[at]
+        pieces = [(f"Remember:{stated}.{between} Recall:", False)]
+        for number, fact in enumerate(self.asked, start=1):
+            name, thing = self.facts[fact]
             end = "." if number == len(self.asked) else ","
-            found += [(f" {name}", False), (f" {thing}", True), (end, False)]
-        return found
+            pieces += [(f" {name}", False), (f" {thing}", True), (end, False)]
+        return pieces
 
     def question(self) -> tuple[str, str]:
         """(context, target) of the first question."""
@@ -84,32 +83,36 @@ def draw_episode(
     """Draw an episode.
 
     Args:
-        generator: Decides everything.
+        generator: The only source of randomness.
         n_facts: Facts stated, 1 to len(names).
         distance: Words between the last fact and the questions.
-        prose: Sentences to fill the distance with; consecutive ones stay together.
+        prose: Sentences to fill the distance with, from a random start onwards.
         names: The names to draw from.
-        rounds: How often each fact is asked for; every round has an order of its own.
+        rounds: How often each fact is asked for; each round has a new order.
     """
     chosen = generator.choice(len(names), n_facts, replace=False)
     things = generator.choice(len(THINGS), n_facts, replace=False)
     facts = tuple((names[a], THINGS[b]) for a, b in zip(chosen, things, strict=True))
-    asked = tuple(int(at) for _ in range(rounds) for at in generator.permutation(n_facts))
+    asked = tuple(int(fact) for _ in range(rounds) for fact in generator.permutation(n_facts))
     return Episode(facts, _filler(generator, distance, prose), asked)
 
 
 def prose_sentences(documents: Iterable[str]) -> list[str]:
     """The sentences of the prose paragraphs of `documents`, in order."""
-    texts = (" ".join(piece.split()) for text in documents for piece in paragraphs(text))
-    return [sentence for text in texts if is_prose(text) for sentence in sentences(text)]
+    return [
+        sentence
+        for document in documents
+        for paragraph in prose_paragraphs(document)
+        for sentence in paragraph
+    ]
 
 
 def _filler(generator: np.random.Generator, distance: int, prose: Sequence[str]) -> str:
     if distance == 0:
         return ""
-    at = int(generator.integers(len(prose)))
+    sentence = int(generator.integers(len(prose)))
     words: list[str] = []
     while len(words) < distance:
-        words += prose[at % len(prose)].split()
-        at += 1
-    return _EDGE.sub("", " ".join(words[:distance])) + "."
+        words += prose[sentence % len(prose)].split()
+        sentence += 1
+    return _FINAL_PUNCTUATION.sub("", " ".join(words[:distance])) + "."

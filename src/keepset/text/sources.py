@@ -1,4 +1,4 @@
-"""Read documents from where the configuration says they are."""
+"""Read documents from the sources that the configuration names."""
 
 from __future__ import annotations
 
@@ -21,25 +21,27 @@ _WIKITEXT_TITLE = re.compile(r"^ = (?!= ).* = $", re.M)
 
 
 def read_documents(source: TextSource, label: str) -> list[str]:
-    """Read the documents of one source, in their order, each different from those before it.
+    """Read the documents of one source, in order, without duplicates.
 
     One document is one text file, Python module, pydoc topic, MediaWiki article, or row. Rows that
-    are single lines of a longer text, as in WikiText, are put together again: their text is
-    `"\\n\\n".join(rows)`, the form that perplexities on WikiText are published for, cut at the
-    titles of its articles. `max_documents` counts files, articles and rows as they are read.
+    are single lines of a longer text, as in WikiText, are joined: `"\\n\\n".join(rows)`, for which
+    perplexities on WikiText are published, is cut at the titles of its articles. `max_documents`
+    counts files, articles and rows as they are read.
 
     Args:
         source: where the text is.
         label: the configuration key, for messages, e.g. "corpora.wiki.text".
 
     Raises:
-        TextError: the source cannot be found or read, or holds no text.
+        TextError: the source cannot be found or read, or has no text.
     """
-    if source.hub is not None or _is_rows(source, label):
+    if source.hub is not None or _has_rows(source, label):
         rows = islice(read_records(source, (source.field,), label), source.max_documents)
-        texts = _whole_documents([row[0] for row in rows])
+        texts = _join_lines([row[0] for row in rows])
     else:
-        texts = list(islice(_file_documents(source, label), source.max_documents))
+        files = find_files(source, label)
+        contents = (text for path in files for text in documents(path, source.format, label))
+        texts = list(islice(contents, source.max_documents))
     distinct = [text for text in dict.fromkeys(texts) if text.strip()]
     if not distinct:
         raise TextError(f"{label}: all {len(texts)} documents are empty; give a source with text")
@@ -70,20 +72,15 @@ def find_files(source: TextSource, label: str) -> list[Path]:
     if source.package is not None and source.file is not None:
         return _match(source.file, _package_folder(source.package, label), label)
     patterns = [source.path] if isinstance(source.path, str) else source.path or []
-    found = [path for pattern in patterns for path in _match(pattern, Path(), label)]
-    return list(dict.fromkeys(found))
+    paths = (path for pattern in patterns for path in _match(pattern, Path(), label))
+    return list(dict.fromkeys(paths))
 
 
-def _is_rows(source: TextSource, label: str) -> bool:
+def _has_rows(source: TextSource, label: str) -> bool:
     formats = {format_of(path, source.format, label) for path in find_files(source, label)}
     if formats & ROW_FORMATS and formats - ROW_FORMATS:
         raise TextError(f"{label}: files of rows and of text do not mix; give one kind")
     return bool(formats & ROW_FORMATS)
-
-
-def _file_documents(source: TextSource, label: str) -> Iterator[str]:
-    for path in find_files(source, label):
-        yield from documents(path, source.format, label)
 
 
 def _match(pattern: str, folder: Path, label: str) -> list[Path]:
@@ -100,7 +97,7 @@ def _match(pattern: str, folder: Path, label: str) -> list[Path]:
 
 
 def _package_folder(package: str, label: str) -> Path:
-    """The folder of an installed package, found without importing it."""
+    """The folder of an installed package; the package is not imported."""
     if package == "stdlib":
         return Path(sysconfig.get_path("stdlib"))
     if not package.isidentifier():
@@ -111,11 +108,12 @@ def _package_folder(package: str, label: str) -> Path:
             f"{label}: package {package} is not installed; run `pip install --no-deps {package}`"
         )
     if not spec.submodule_search_locations:
-        raise TextError(f"{label}: {package} is a module, not a package with files in it")
+        raise TextError(f"{label}: {package} is a module, not a package with files")
     return Path(spec.submodule_search_locations[0])
 
 
-def _whole_documents(rows: list[str]) -> list[str]:
+def _join_lines(rows: list[str]) -> list[str]:
+    """Articles, where all rows are single lines of WikiText; otherwise the rows."""
     lines = [row for row in rows if row]
     if not lines or any(row.find("\n") != len(row) - 1 for row in lines):
         return rows

@@ -1,4 +1,4 @@
-"""Tasks: the whole last word of a text is to be predicted."""
+"""Tasks: a model predicts the last word of a passage, with all of its tokens."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,13 +33,13 @@ class Item:
     item: int
     """Its number within the task, from 0."""
     corpus: str
-    """The corpus it was built from; for loaded items, the task."""
+    """The corpus that it was built from; for loaded items, the task."""
     context: str
-    """Ends without a space."""
+    """Does not end with a space."""
     target: str
-    """What is to be predicted; starts and ends without a space."""
+    """What the model predicts; no space at either end."""
     n_facts: int | None = None
-    """recall: how many facts the context states."""
+    """recall: number of facts in the context."""
     distance: int | None = None
     """recall: words between the last fact and the question."""
 
@@ -58,9 +58,8 @@ def build_items(
 ) -> list[Item]:
     """Make items from the held-out text of the task's corpora.
 
-    Each corpus gives as many items as the others while it can; the rest come from those that
-    have more. Which passages are taken, and their order, only `seed` and their text decide.
-    See `keepset.text.passages.passages` for what makes a passage.
+    All corpora give the same number of items; where one has too few, the others fill up. A hash
+    of `seed` and their text orders the passages (see `keepset.text.passages.passages`).
 
     Args:
         name: the task, for messages.
@@ -69,24 +68,28 @@ def build_items(
         seed: decides which passages are taken.
 
     Raises:
-        TextError: a corpus is not there, or no passage fits.
+        TextError: a corpus is missing, or no passage fits.
 
     Warns:
-        UserWarning: there are fewer items than asked for.
+        UserWarning: there are fewer items than requested.
     """
-    found = {corpus: _passages(name, task, corpora, corpus, seed) for corpus in task.corpora or ()}
-    queues = ([(corpus, *pair) for pair in pairs] for corpus, pairs in found.items())
-    chosen = take_turns(queues)[: task.items]
-    counts = ", ".join(f"{corpus} {len(pairs)}" for corpus, pairs in found.items())
+    candidates = {}
+    for corpus in task.corpora or ():
+        texts = _heldout_texts(name, corpora, corpus)
+        pairs = {pair for text in texts for pair in passages(text, task.min_words, task.max_words)}
+        ordered = sorted(pairs, key=lambda pair: fingerprint(str(seed), *pair))
+        candidates[corpus] = [(corpus, *pair) for pair in ordered]
+    chosen = take_turns(candidates.values())[: task.items]
+    counts = ", ".join(f"{corpus} {len(queue)}" for corpus, queue in candidates.items())
     if not chosen:
         raise TextError(
             f"tasks.{name}: no passage of {task.min_words} to {task.max_words} words in the"
-            f" held-out text ({counts}) ends with a word said before; widen min_words and"
+            f" held-out text ({counts}) ends with a word used before; widen min_words and"
             " max_words, or add corpora of prose"
         )
     if len(chosen) < task.items:
         warnings.warn(
-            f"tasks.{name}: {task.items} items were asked for, {len(chosen)} found ({counts})",
+            f"tasks.{name}: {task.items} items were requested, {len(chosen)} found ({counts})",
             stacklevel=2,
         )
     return [Item(number, *passage) for number, passage in enumerate(chosen)]
@@ -97,7 +100,7 @@ def build_recall(
 ) -> list[Item]:
     """Make recall items: facts, held-out prose, and one question (`keepset.text.recall`).
 
-    Numbers of facts and distances are crossed, with as many items of each pair.
+    Every combination of `task.facts` and `task.distances` has the same number of items.
 
     Args:
         name: the task, for messages.
@@ -106,18 +109,13 @@ def build_recall(
         seed: decides every item.
 
     Raises:
-        TextError: a corpus is not there, or its held-out text has no prose.
+        TextError: a corpus is missing, or the held-out text has no prose.
     """
-    documents = []
-    for corpus in task.corpora or ():
-        if corpus not in corpora:
-            raise TextError(f"tasks.{name}.corpora: {corpus} is not there; prepare it first")
-        table = corpora[corpus]
-        documents += table.loc[table["split"] == "heldout", "text"].tolist()
-    prose = prose_sentences(documents)
+    corpus_texts = (_heldout_texts(name, corpora, corpus) for corpus in task.corpora or ())
+    prose = prose_sentences(chain.from_iterable(corpus_texts))
     if not prose and max(task.distances) > 0:
         raise TextError(
-            f"tasks.{name}: no prose in the held-out text to stand between facts and questions;"
+            f"tasks.{name}: no prose in the held-out text to put between facts and questions;"
             " add corpora of prose, or set distances to [0]"
         )
     pairs = [(facts, distance) for facts in task.facts for distance in task.distances]
@@ -134,11 +132,11 @@ def load_items(name: str, task: Task) -> list[Item]:
     """Read the first `task.items` items of a source.
 
     Kind "lambada": rows with a passage in `source.field`, or plain text files with one passage
-    per line; the last word, parted by white space, is the target. Kind "jsonl": rows with the
+    per line; the last word, after white space, is the target. Kind "jsonl": rows with the
     fields `context` and `target`.
 
     Raises:
-        TextError: the source cannot be read, a row has no context or no target, or none is there.
+        TextError: the source cannot be read or is empty, or a row has no context or no target.
     """
     label = f"tasks.{name}.source"
     if task.source is None:
@@ -146,14 +144,14 @@ def load_items(name: str, task: Task) -> list[Item]:
     if task.kind == "jsonl":
         pairs: Iterator[tuple[str, ...]] = read_records(task.source, ("context", "target"), label)
     else:
-        pairs = (_last_word(text) for text in _lambada_texts(task.source, label))
+        pairs = (_split_last_word(text) for text in _lambada_texts(task.source, label))
     items = []
     for number, (context, target) in enumerate(islice(pairs, task.items)):
         if not context.strip() or not target.strip():
             raise TextError(f"{label}: passage {number + 1} has no context or no target")
         items.append(Item(number, name, context.rstrip(), target.strip()))
     if not items:
-        raise TextError(f"{label}: no passages there; give a source with some")
+        raise TextError(f"{label}: the source has no passages; give one that has some")
     return items
 
 
@@ -182,36 +180,30 @@ def read_items(path: str | Path) -> list[Item]:
 def encode_items(items: Iterable[Item], tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
     """Encode items as lm-evaluation-harness encodes LAMBADA, without special tokens.
 
-    The context, and the context with the target, are encoded; what the second adds to the first
-    are the target's tokens. Where a tokenizer merges across the space between them, so that the
-    second does not begin with the first, the two parts are encoded each for itself and joined.
+    The context is encoded without and with the target; the tokens that are added are the target's.
+    Where a tokenizer merges across the space between them, so that the longer encoding does not
+    start with the shorter one, context and target are encoded separately and joined.
     """
     return [_encode(item, tokenizer) for item in items]
 
 
-def _passages(
-    name: str, task: Task, corpora: Mapping[str, pd.DataFrame], corpus: str, seed: int
-) -> list[tuple[str, str]]:
+def _heldout_texts(name: str, corpora: Mapping[str, pd.DataFrame], corpus: str) -> list[str]:
     if corpus not in corpora:
-        raise TextError(f"tasks.{name}.corpora: {corpus} is not there; prepare it first")
+        raise TextError(f"tasks.{name}.corpora: {corpus} is missing; prepare it first")
     table = corpora[corpus]
-    texts = table.loc[table["split"] == "heldout", "text"]
-    pairs = {pair for text in texts for pair in passages(text, task.min_words, task.max_words)}
-    return sorted(pairs, key=lambda pair: fingerprint(str(seed), *pair))
+    return table.loc[table["split"] == "heldout", "text"].tolist()
 
 
 def _lambada_texts(source: TextSource, label: str) -> Iterator[str]:
-    plain = source.hub is None and all(
-        format_of(path, source.format, label) == "text" for path in find_files(source, label)
-    )
-    if not plain:
+    files = [] if source.hub is not None else find_files(source, label)
+    if files and all(format_of(path, source.format, label) == "text" for path in files):
+        lines = (line for path in files for line in read_text(path, label).split("\n"))
+        yield from (line for line in lines if line.strip())
+    else:
         yield from (row[0] for row in read_records(source, (source.field,), label))
-        return
-    for path in find_files(source, label):
-        yield from (line for line in read_text(path, label).split("\n") if line.strip())
 
 
-def _last_word(passage: str) -> tuple[str, str]:
+def _split_last_word(passage: str) -> tuple[str, str]:
     *context, target = passage.rsplit(maxsplit=1) or [""]
     return "".join(context), target
 
@@ -221,7 +213,7 @@ def _encode(item: Item, tokenizer: PreTrainedTokenizerBase) -> Encoded:
         return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
     continuation = f" {item.target}"
-    context, whole = ids(item.context), ids(item.context + continuation)
-    if whole[: len(context)] != context:
-        whole = context + ids(continuation)
-    return Encoded(whole, len(context))
+    context, passage = ids(item.context), ids(item.context + continuation)
+    if passage[: len(context)] != context:
+        passage = context + ids(continuation)
+    return Encoded(passage, len(context))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 HOLE = "\x00"
-"""Stands for removed content that its paragraph cannot be read without."""
+"""Stands for removed content without which its paragraph cannot be read."""
 
 _COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.S)
 _REFERENCE = re.compile(r"<ref\b[^>]*/>|<ref\b[^>]*>(?:(?!<ref\b).)*?</ref\s*>", re.S | re.I)
@@ -117,12 +117,12 @@ def _ship(call: _Call) -> str:
     return f"{call.name} {_first(call)}"
 
 
-# Templates that only set their first value in another type, script or language.
+# Templates that only set their first value in another font, script or language.
 _VERBATIM = re.compile(
     r"lang-.*|nowrap|nobr|small|smaller|big|large|nobold|linktext|quote|blockquote|cquote|angbr"
     r"|vr|sc|smallcaps|nihongo|val|formatnum|nastaliq|abbr"
 )
-# The other templates whose text belongs to the sentence; the rest are notes, boxes, footnotes.
+# Other templates whose text belongs to the sentence; the rest are notes, boxes and footnotes.
 _TEMPLATES: dict[str, Callable[[_Call], str]] = {
     **dict.fromkeys(("convert", "cvt"), _convert),
     **dict.fromkeys(("frac", "sfrac", "fraction"), _fraction),
@@ -176,7 +176,7 @@ def _resolve(text: str) -> str:
 
 
 def _running_lines(text: str) -> list[str]:
-    """The lines outside tables, headings, lists and end matter; blank lines part paragraphs."""
+    """The lines outside tables, headings, lists and end matter; blank lines end paragraphs."""
     kept: list[str] = []
     tables = 0
     skipped_level = 0
@@ -213,7 +213,7 @@ def _is_prose(paragraph: str) -> bool:
 
 
 def to_prose(markup: str) -> str:
-    """Plain prose of one article's wiki markup: paragraphs parted by blank lines, or ""."""
+    """Plain prose of one article: paragraphs with a blank line between them, or ""."""
     text = _COMMENT.sub("", markup.replace(HOLE, ""))
     text = _REFERENCE.sub("", text)
     text = _UNREADABLE.sub(HOLE, text)

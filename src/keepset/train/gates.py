@@ -1,6 +1,6 @@
-"""What a specimen must show before it is called a success, measured on held-out text.
+"""What a specimen must show to count as a success, measured on held-out text.
 
-A specimen that misses a gate is shipped and reported as it is: its model card says so.
+A specimen that misses a gate is still shipped and reported: its model card says so.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from keepset.hold.inputs import watching
 from keepset.hold.state import StateMask, scanning
 from keepset.measure.runner import Runner, perplexity
-from keepset.sites import Site, find_sites, find_state_sites
+from keepset.sites.ffn import Site, find_ffn_sites
+from keepset.sites.state import find_state_sites
 from keepset.text import Item, encode_items
 
 RECALL = 0.80
@@ -39,7 +40,7 @@ ROUND_TRIP = 0.001
 
 
 @dataclass
-class Measured:
+class Measurement:
     """What one specimen does on held-out text."""
 
     n_parameters: int
@@ -64,13 +65,13 @@ class Gate:
     passed: bool
 
 
-def measure(
+def measure_specimen(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: Tensor,
     items: Sequence[Item],
     batch_tokens: int = 2048,
-) -> Measured:
+) -> Measurement:
     """Measure a specimen.
 
     Args:
@@ -80,10 +81,10 @@ def measure(
         items: Recall items; `n_facts` of each is set.
         batch_tokens: Tokens per forward pass.
     """
-    sites, states = find_sites(model), find_state_sites(model)
-    runner = Runner(model, sites, states=states, batch_tokens=batch_tokens)
+    sites, states = find_ffn_sites(model), find_state_sites(model)
+    runner = Runner(model, [*sites, *states], batch_tokens=batch_tokens)
     half = copy.deepcopy(model).half().float()
-    found = Measured(
+    measurement = Measurement(
         n_parameters=model.num_parameters(),
         perplexity=perplexity(runner, rows),
         perplexity_float16=perplexity(Runner(half, [], batch_tokens=batch_tokens), rows),
@@ -91,11 +92,11 @@ def measure(
         zeros=_zeros(runner, rows),
     )
     if states:
-        nothing = {s.key: torch.zeros(s.n_groups, s.n_state, dtype=torch.bool) for s in states}
-        with scanning(model, states, StateMask(nothing)):
-            found.perplexity_without_state = perplexity(runner, rows)
-            found.recall_without_state = _mean(_recall(runner, tokenizer, items))
-    return found
+        none = {s.key: torch.zeros(s.n_groups, s.n_state, dtype=torch.bool) for s in states}
+        with scanning(model, states, StateMask(none)):
+            measurement.perplexity_without_state = perplexity(runner, rows)
+            measurement.recall_without_state = _mean(_recall(runner, tokenizer, items))
+    return measurement
 
 
 def _recall(
@@ -107,12 +108,12 @@ def _recall(
 
 
 def _zeros(runner: Runner, rows: Tensor) -> dict[str, float]:
-    counts = {site.key: torch.zeros(2, dtype=torch.float64) for site in runner.sites}
+    counts = {site.key: torch.zeros(2, dtype=torch.float64) for site in runner.sites_of("ffn")}
 
     def action(site: Site, h: Tensor) -> None:
         counts[site.key] += torch.tensor([float((h == 0).sum()), float(h.numel())]).double()
 
-    with watching(runner.model, runner.sites, action):
+    with watching(runner.model, runner.sites_of("ffn"), action):
         runner.block_nll(rows)
     return {key: float(zeros / total) for key, (zeros, total) in counts.items()}
 
@@ -121,32 +122,37 @@ def _mean(shares: Mapping[str, float]) -> float:
     return sum(shares.values()) / len(shares)
 
 
-def judge(measured: Mapping[str, Measured]) -> list[Gate]:
-    """Hold every specimen against its gates.
+def check_gates(measured: Mapping[str, Measurement]) -> list[Gate]:
+    """Compare every specimen with its gates.
 
     Args:
         measured: Specimen name -> what it does. `relu`, `relu-l1` and `swiglu` are compared with
-            one another where they are there.
+            one another where they are present.
     """
     gates = []
-    for name, found in measured.items():
-        few = {n: share for n, share in found.recall.items() if int(n) <= 4}
+    for name, measurement in measured.items():
+        few = {n: share for n, share in measurement.recall.items() if int(n) <= 4}
         gates.append(_least(name, "recall with 1 to 4 facts", _mean(few), RECALL))
-        change = abs(found.perplexity_float16 / found.perplexity - 1)
+        change = abs(measurement.perplexity_float16 / measurement.perplexity - 1)
         gates.append(_most(name, "float16 changes perplexity by", change, ROUND_TRIP))
-        if found.perplexity_without_state is not None and found.recall_without_state is not None:
-            ratio = found.perplexity_without_state / found.perplexity
-            at_chance = found.recall_without_state <= CHANCE
+        if (
+            measurement.perplexity_without_state is not None
+            and measurement.recall_without_state is not None
+        ):
+            ratio = measurement.perplexity_without_state / measurement.perplexity
+            at_chance = measurement.recall_without_state <= CHANCE
             text = f"at least {STATE_COST:g}, or recall at chance ({CHANCE:g})"
             passed = ratio >= STATE_COST or at_chance
             gates.append(Gate(name, "perplexity without the state", ratio, text, passed))
             gates.append(
-                Gate(name, "recall without the state", found.recall_without_state, text, passed)
+                Gate(
+                    name, "recall without the state", measurement.recall_without_state, text, passed
+                )
             )
     return [*gates, *_ffn_gates(measured)]
 
 
-def _ffn_gates(measured: Mapping[str, Measured]) -> list[Gate]:
+def _ffn_gates(measured: Mapping[str, Measurement]) -> list[Gate]:
     gates = []
     family = {n: measured[n].perplexity for n in ("relu", "relu-l1", "swiglu") if n in measured}
     for name, value in family.items():
@@ -173,7 +179,7 @@ def _most(specimen: str, name: str, value: float, bound: float) -> Gate:
     return Gate(specimen, name, value, f"at most {bound:g}", value <= bound)
 
 
-def report(gates: Sequence[Gate]) -> str:
+def gates_text(gates: Sequence[Gate]) -> str:
     """One line per gate, with pass or fail."""
     lines = [
         f"{'pass' if gate.passed else 'FAIL'}  {gate.specimen:<8}  {gate.name}: {gate.value:.4g}"
@@ -184,9 +190,9 @@ def report(gates: Sequence[Gate]) -> str:
     return "\n".join([*lines, f"{len(gates) - missed} passed, {missed} failed"])
 
 
-def as_json(measured: Mapping[str, Measured], gates: Sequence[Gate]) -> dict[str, Any]:
+def as_json(measured: Mapping[str, Measurement], gates: Sequence[Gate]) -> dict[str, Any]:
     """Both, ready for JSON."""
     return {
-        "measured": {name: asdict(found) for name, found in measured.items()},
+        "measured": {name: asdict(measurement) for name, measurement in measured.items()},
         "gates": [asdict(gate) for gate in gates],
     }

@@ -1,9 +1,9 @@
 """Start as an induction circuit, so that small models recall within a small budget.
 
 What answers "Recall: Anna" after "Remember: Anna ring, Paul key." is an induction circuit (Olsson
-et al. 2022, arXiv:2209.11895): a first layer takes to every token what its previous token was, and
-the next one looks for the place whose previous token is the present one, and copies what stands
-there. Training finds it late, by a sudden jump. Here the weights start near it, in the manner of
+et al. 2022, arXiv:2209.11895): a first layer copies to every token what its previous token was. The
+next layer looks for the position whose previous token is the present one, and copies its token.
+Training finds the circuit late, by a sudden jump. Here the weights start near it, in the manner of
 mimetic initialisation (Trockman and Kolter 2023, arXiv:2305.09828; for state spaces Trockman et al.
 2024, arXiv:2410.11135): in attention two layers, and in Mamba-2 one, whose convolution looks one
 step back. The architecture stays as it is, and training is free to undo the start.
@@ -12,8 +12,8 @@ step back. The architecture stays as it is, and training is free to undo the sta
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -21,18 +21,20 @@ from torch import Generator, Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from keepset.errors import ConfigError
+from keepset.sites.families import FAMILIES
 
 _EMBEDDING = 0.1
 """Standard deviation of the embeddings; tied to the output, it makes logits of about one."""
 _LOOK = 8.0
-"""How far the logit of the right place stands above others, in both heads: nearly all of it."""
+"""How far the logit of the right position is above others, in both heads: it gets nearly all of
+the attention."""
 _ROTARY_FREQUENCIES = (1.0, 0.8, 0.6, 0.5, 0.4)
 """Weights of the fastest rotary frequencies; together they tell one step back from all others."""
 _POSITION = 2.0
-"""Size of the entries for positions over those for tokens, where positions are embedded."""
+"""Size of the entries for positions relative to those for tokens, where positions are embedded."""
 _CODE = 2.0
-"""Standard deviation of B and C before SiLU; one such deviation is taken off, so that few of their
-entries are far from zero and those of different tokens hardly overlap."""
+"""Standard deviation of B and C before SiLU. One such deviation is subtracted, so that few of their
+entries are far from zero, and those of different tokens hardly overlap."""
 
 
 @dataclass(frozen=True)
@@ -59,36 +61,39 @@ def start_induction(model: PreTrainedModel, seed: int) -> None:
     """Set the weights of the circuit, in place.
 
     Args:
-        model: Freshly initialised; of an architecture of `ARCHITECTURES`. One with attention alone
-            needs two layers or more, and as many key heads as query heads.
+        model: Freshly initialised; of a family whose record names a start. One with attention
+            alone needs two layers or more, and as many key heads as query heads.
         seed: Of the random directions.
 
     Raises:
-        ConfigError: the model is of another architecture, or too small.
+        ConfigError: the model's family has no start, or the model is too small.
     """
-    kind = model.config.model_type
-    if kind not in ARCHITECTURES:
+    starts = {name: family.start for name, family in FAMILIES.items() if family.start}
+    model_type = model.config.model_type
+    if model_type not in starts:
         raise ConfigError(
-            f"induction: not known for a {kind}; known for {', '.join(sorted(ARCHITECTURES))}"
+            f"induction: not known for a {model_type}; known for {', '.join(sorted(starts))}"
         )
-    ARCHITECTURES[kind](model.base_model, model.config, torch.Generator().manual_seed(seed))
+    start = resolve_name(starts[model_type])
+    start(model.base_model, model.config, torch.Generator().manual_seed(seed))
 
 
-def _mamba2(body: Any, _: PreTrainedConfig, generator: Generator) -> None:
-    _state(body.layers[0].mixer, generator)
+def start_mamba2(body: Any, _: PreTrainedConfig, generator: Generator) -> None:
+    """The first layer's state."""
+    _start_state(body.layers[0].mixer, generator)
 
 
-def _zamba2(body: Any, _: PreTrainedConfig, generator: Generator) -> None:
-    """The first Mamba-2 layer; the shared block starts silent, lest its noise drown the rest."""
+def start_zamba2(body: Any, _: PreTrainedConfig, generator: Generator) -> None:
+    """The first Mamba-2 layer. The shared block starts at zero: its noise would hide the rest."""
     layers = body.layers
     for layer in layers:
         if hasattr(layer, "linear"):
             layer.linear.weight.zero_()
     first = layers[0]
-    _state(first.mamba_decoder.mamba if hasattr(first, "linear") else first.mamba, generator)
+    _start_state(first.mamba_decoder.mamba if hasattr(first, "linear") else first.mamba, generator)
 
 
-def _state(mixer: Any, generator: Generator) -> None:
+def _start_state(mixer: Any, generator: Generator) -> None:
     """Write under the previous token, read under the present one."""
     project, convolution = mixer.in_proj.weight, mixer.conv1d
     inner = mixer.intermediate_size
@@ -105,10 +110,10 @@ def _state(mixer: Any, generator: Generator) -> None:
 
 
 def _check(config: PreTrainedConfig) -> None:
-    """Whether two layers of attention can be set.
+    """Refuse a model whose first two layers of attention cannot hold the circuit.
 
     Raises:
-        ConfigError: they cannot.
+        ConfigError: what to change.
     """
     if config.num_hidden_layers < 2:
         raise ConfigError("induction: takes two layers; raise num_hidden_layers")
@@ -119,31 +124,32 @@ def _check(config: PreTrainedConfig) -> None:
         raise ConfigError("induction: takes two attention heads or more, of an even width")
 
 
-def _qwen2(body: Any, config: PreTrainedConfig, generator: Generator) -> None:
+def start_qwen2(body: Any, config: PreTrainedConfig, generator: Generator) -> None:
     """Rotary positions: biases of queries and keys alone make a head look one step back."""
     _check(config)
+    heads = config.num_attention_heads
     first, second = (
-        _Attention(at.q_proj, at.k_proj, at.v_proj, at.o_proj, config.num_attention_heads)
-        for at in (layer.self_attn for layer in body.layers[:2])
+        _Attention(layer.q_proj, layer.k_proj, layer.v_proj, layer.o_proj, heads)
+        for layer in (layer.self_attn for layer in body.layers[:2])
     )
     body.embed_tokens.weight.normal_(0.0, _EMBEDDING, generator=generator)
     theta = config.rope_parameters["rope_theta"]
     q, k = _rotary_step(first.head, theta, config.max_position_embeddings)
     first.q.bias.copy_(q.repeat(first.heads))
     first.k.bias.copy_(k.repeat(first.heads))
-    body.layers[0].mlp.down_proj.weight.zero_()  # its noise would drown the rest
+    body.layers[0].mlp.down_proj.weight.zero_()  # its noise would hide the rest
     _finish(first, second, torch.ones(first.width), _EMBEDDING, generator)
 
 
-def _opt(body: Any, config: PreTrainedConfig, generator: Generator) -> None:
-    """Embedded positions: sinusoids in entries of their own, which the first layer's heads read."""
+def start_opt(body: Any, config: PreTrainedConfig, generator: Generator) -> None:
+    """Embedded positions: sinusoids in separate entries, which the first layer's heads read."""
     _check(config)
     if config.word_embed_proj_dim != config.hidden_size:
         raise ConfigError("induction: word_embed_proj_dim must equal hidden_size")
     decoder = body.decoder
     first, second = (
-        _Attention(at.q_proj, at.k_proj, at.v_proj, at.out_proj, at.num_heads)
-        for at in (layer.self_attn for layer in decoder.layers[:2])
+        _Attention(layer.q_proj, layer.k_proj, layer.v_proj, layer.out_proj, layer.num_heads)
+        for layer in (layer.self_attn for layer in decoder.layers[:2])
     )
     n, width = first.head, first.width
     tokens = torch.ones(width)
@@ -151,32 +157,32 @@ def _opt(body: Any, config: PreTrainedConfig, generator: Generator) -> None:
     deviation = _EMBEDDING * math.sqrt(width / (width - n))
     decoder.embed_tokens.weight.normal_(0.0, deviation, generator=generator).mul_(tokens)
     norm = _sinusoidal_step(first, decoder.embed_positions.weight)
-    decoder.layers[0].fc2.weight.zero_()  # its noise would drown the rest
+    decoder.layers[0].fc2.weight.zero_()  # its noise would hide the rest
     _finish(first, second, tokens, norm, generator)
 
 
 def _finish(
     first: _Attention, second: _Attention, tokens: Tensor, norm: float, generator: Generator
 ) -> None:
-    """What the first layer takes along, and the second layer whole.
+    """Set what the first layer copies, and all of the second layer's attention.
 
     Args:
         first: Looks one step back.
         second: The next layer.
-        tokens: (width,) 1 where an entry stands for tokens, 0 where for positions.
-        norm: Root mean square of what the first layer normalises.
+        tokens: (width,) 1 where an entry represents tokens, 0 where it represents positions.
+        norm: Root mean square of the first layer's input.
         generator: Of the directions.
     """
     width = first.width
-    inside = tokens.bool()
-    # The previous token is turned, so that it cannot be taken for the present one.
+    entries = tokens.bool().nonzero()
+    # The previous token is rotated, so that it is not confused with the present one.
     turn = torch.zeros(width, width)
-    turn[inside.nonzero(), inside.nonzero().T] = _orthogonal(int(inside.sum()), generator)
+    turn[entries, entries.T] = _orthogonal(len(entries), generator)
     mix = math.sqrt(norm) * _orthogonal(width, generator)
     first.v.weight.copy_(mix)
     first.o.weight.copy_(turn @ mix.T)
     look = _orthogonal(width, generator) * tokens
-    # Of a normalised sum of two, |part|^2 = width / 2, of which every head sees its share.
+    # Each part of a normalised sum of two has |part|^2 = width / 2; a head sees a share of it.
     look *= math.sqrt(_LOOK * math.sqrt(second.head) / (second.head / 2))
     second.q.weight.copy_(look)
     second.k.weight.copy_(look @ turn.T)
@@ -199,7 +205,7 @@ def _rotary_step(head: int, theta: float, positions: int) -> tuple[Tensor, Tenso
 
 
 def _sinusoidal_step(first: _Attention, table: Tensor) -> float:
-    """Set the positions, and the heads that look one step back by them.
+    """Set the embedding of positions, and the heads that use it to look one step back.
 
     Args:
         first: The first layer.
@@ -221,27 +227,19 @@ def _sinusoidal_step(first: _Attention, table: Tensor) -> float:
 
 
 def _sinusoids(positions: int, n: int) -> tuple[Tensor, Tensor]:
-    """(positions, n) sines and cosines, and (n, n) what turns a position's into the one before."""
+    """(positions, n) sines and cosines, and the (n, n) rotation to the position before."""
     pairs = n // 2
     frequencies = math.pi / 2 * (2 / positions) ** (torch.arange(pairs) / max(1, pairs - 1))
     angles = torch.arange(positions)[:, None] * frequencies
     back = torch.zeros(n, n)
-    at = torch.arange(pairs)
-    back[at, at] = back[at + pairs, at + pairs] = frequencies.cos()
-    back[at, at + pairs] = -frequencies.sin()
-    back[at + pairs, at] = frequencies.sin()
+    sine = torch.arange(pairs)
+    cosine = sine + pairs
+    back[sine, sine] = back[cosine, cosine] = frequencies.cos()
+    back[sine, cosine] = -frequencies.sin()
+    back[cosine, sine] = frequencies.sin()
     return torch.cat([angles.sin(), angles.cos()], dim=1), back
 
 
 def _orthogonal(n: int, generator: Generator) -> Tensor:
     """(n, n) a random rotation or reflection."""
     return torch.linalg.qr(torch.randn(n, n, generator=generator)).Q
-
-
-ARCHITECTURES: dict[str, Callable[[Any, PreTrainedConfig, Generator], None]] = {
-    "mamba2": _mamba2,
-    "opt": _opt,
-    "qwen2": _qwen2,
-    "zamba2": _zamba2,
-}
-"""Model types of transformers for which the start is known."""

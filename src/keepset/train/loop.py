@@ -1,11 +1,11 @@
-"""Train one specimen, from a checkpoint where there is one."""
+"""Train one specimen; resume from its checkpoint if there is one."""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,9 +22,9 @@ from keepset.files import store
 from keepset.hold.inputs import watching
 from keepset.kernels.dispatch import torch_scans
 from keepset.settings import Specimen, Training
-from keepset.sites import Site, find_sites
+from keepset.sites.ffn import Site, find_ffn_sites
 from keepset.train.induction import start_induction
-from keepset.train.loss import linear_cross_entropy
+from keepset.train.loss import weighted_loss
 from keepset.train.rows import Batch, Rows
 
 logger = logging.getLogger("keepset.train")
@@ -35,18 +35,16 @@ CHECKPOINT = "checkpoint.pt"
 def build_model(
     name: str, specimen: Specimen, tokenizer: PreTrainedTokenizerFast, seed: int
 ) -> PreTrainedModel:
-    """A freshly initialised model of a Hugging Face architecture, weights in float32.
+    """A newly initialized model of a Hugging Face architecture, weights in float32.
 
     Raises:
-        ConfigError: transformers does not know the architecture, or a key of its configuration;
-            or `induction` is asked of an architecture for which it is not known.
+        ConfigError: transformers does not know the architecture or a key of its configuration,
+            or the architecture has no start for `induction`.
     """
-    end = tokenizer.eos_token_id
-    tokens = {"vocab_size": len(tokenizer), "bos_token_id": end, "eos_token_id": end}
+    tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eos_token_id)
+    arguments = {"vocab_size": len(tokenizer), **tokens, **specimen.config}
     try:
-        config = AutoConfig.for_model(
-            specimen.model_type, **{**tokens, "pad_token_id": end, **specimen.config}
-        )
+        config = AutoConfig.for_model(specimen.model_type, **arguments)
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config)
     except (ValueError, TypeError, KeyError) as error:
@@ -62,77 +60,37 @@ def build_model(
 
 
 @dataclass
-class Loss:
-    """What one step's loss is made of."""
-
-    total: Tensor
-    """What is minimised."""
-    text: float
-    """Mean over the predicted tokens of text rows, in nats."""
-    answers: float
-    """Mean over the answers of recall rows, in nats; NaN where there is none."""
-    correct: float
-    """Share of answer tokens that are the most likely ones."""
-
-
-def weighted_loss(
-    hidden: Tensor, head: Tensor, batch: Batch, answer_weight: float, dtype: torch.dtype
-) -> Loss:
-    """Mean negative log-likelihood, answers weighing `answer_weight` and all other tokens 1.
-
-    Args:
-        hidden: (rows, tokens, width), the last hidden states.
-        head: (vocabulary, width), the output embedding.
-        batch: The rows, on the same device.
-        answer_weight: Weight of an answer's token.
-        dtype: What the logits are computed in.
-    """
-    answers = batch.answers[:, 1:]
-    weights = 1.0 + (answer_weight - 1.0) * answers
-    total, nll, right = linear_cross_entropy(
-        hidden[:, :-1].flatten(0, 1),
-        head,
-        batch.ids[:, 1:].flatten(),
-        (weights / weights.sum()).flatten(),
-        dtype,
-    )
-    nll, right = nll.view(answers.shape), right.view(answers.shape)
-    found = (nll[~batch.recall].mean(), nll[answers].mean(), right[answers].float().mean())
-    return Loss(total, *(float(value) for value in found))
-
-
-@dataclass
 class Activity:
-    """What the FFN sites do in one forward pass."""
+    """The activations of the FFN sites in one forward pass."""
 
     l1: list[Tensor] = field(default_factory=list)
-    """Per site: sum over units of |h|, mean over tokens."""
+    """Per site: sum of |h| over units, mean over tokens."""
     zeros: list[Tensor] = field(default_factory=list)
     """Per site: share of activations that are exactly zero."""
 
 
 @contextmanager
 def _observing(model: PreTrainedModel, sites: list[Site]) -> Iterator[Activity]:
-    found = Activity()
+    activity = Activity()
 
     def action(_: Site, h: Tensor) -> None:
-        found.l1.append(h.abs().sum(dim=-1).mean())
-        found.zeros.append((h.detach() == 0).float().mean())
+        activity.l1.append(h.abs().sum(dim=-1).mean())
+        activity.zeros.append((h.detach() == 0).float().mean())
 
     with watching(model, sites, action):
-        yield found
+        yield activity
 
 
 def learning_rate(step: int, training: Training) -> float:
     """The rate of a step: linear warm-up, then linear decay to `final` times the peak."""
     if step < training.warmup:
         return training.learning_rate * (step + 1) / training.warmup
-    done = (step - training.warmup) / max(1, training.steps - training.warmup)
-    return training.learning_rate * (1 - (1 - training.final) * min(1.0, done))
+    progress = (step - training.warmup) / max(1, training.steps - training.warmup)
+    return training.learning_rate * (1 - (1 - training.final) * min(1.0, progress))
 
 
 class Trainer:
-    """One specimen in training."""
+    """The training of one specimen."""
 
     def __init__(
         self,
@@ -153,7 +111,7 @@ class Trainer:
             training: The schedule.
             rows: The training data.
             tokenizer: The shared tokenizer.
-            heldout: (rows, tokens) int64, text to follow the loss on.
+            heldout: (rows, tokens) int64, text for the held-out loss.
             device: Where to train.
             dtype: bfloat16 or float16 for autocast; float32 for none.
         """
@@ -164,9 +122,9 @@ class Trainer:
         self.heldout = heldout
         self.device = device
         self.dtype = dtype
-        model = build_model(name, specimen, tokenizer, training.seed)
-        self.model = _for_training(name, model.to(device))
-        self.sites = find_sites(self.model)
+        self.model = build_model(name, specimen, tokenizer, training.seed).to(device)
+        _prepare(name, self.model)
+        self.sites = find_ffn_sites(self.model)
         if specimen.l1 > 0 and not self.sites:
             raise ConfigError(f"training.specimens.{name}.l1: the architecture has no FFN")
         self.optimizer = torch.optim.AdamW(
@@ -181,67 +139,58 @@ class Trainer:
         self._compiled = torch.compile(self.model.base_model) if training.compile else None
 
     def run(self, folder: Path, until: int | None = None) -> pd.DataFrame:
-        """Train to the end, or to step `until`; a checkpoint in `folder` is gone on from.
+        """Train to the end or to step `until`; resumes from a checkpoint in `folder`.
 
         Returns:
             The loss curve: step, tokens, split ("training", "heldout"), text_nll, answer_nll
-            (nats per token), answer_accuracy, zeros (mean and smallest over sites), penalty
+            (nats per token), answer_accuracy, zeros_mean and zeros_min (over sites), penalty
             (nats), learning_rate, seconds (of training so far).
         """
         self.resume(folder)
         training = self.training
-        last = training.steps if until is None else min(until, training.steps)
-        begun, self._before = time.monotonic(), self.seconds
-        with self._paths():
-            while self.step < last:
-                done = self.step + 1 == last
-                logged = done or (self.step + 1) % training.log_every == 0
-                record = self._train_step(observed=logged)
+        n_steps = training.steps if until is None else min(until, training.steps)
+        start = time.monotonic() - self.seconds
+        # On a CPU, keepset's scan is faster than that of transformers; on a GPU, mamba-ssm is.
+        with torch_scans(self.model) if self.device.type == "cpu" else nullcontext():
+            while self.step < n_steps:
+                is_last = self.step + 1 == n_steps
+                is_logged = is_last or (self.step + 1) % training.log_every == 0
+                record = self._train_step(observed=is_logged)
                 self.step += 1
-                self.seconds = self._before + time.monotonic() - begun
-                if logged:
+                self.seconds = time.monotonic() - start
+                if is_logged:
                     self._record(record)
-                if done or self.step % training.checkpoint_every == 0:
+                if is_last or self.step % training.checkpoint_every == 0:
                     self._record({"split": "heldout", "text_nll": self.heldout_nll()})
                     self.save(folder)
         return pd.DataFrame(self.records)
 
-    def _paths(self) -> AbstractContextManager[Any]:
-        """On a CPU keepset's scan is the faster one; on a GPU mamba-ssm is, where it is there."""
-        return torch_scans(self.model) if self.device.type == "cpu" else nullcontext()
-
     def _record(self, record: dict[str, Any]) -> None:
         tokens = self.step * self.rows.batch_tokens
-        head = {"specimen": self.name, "step": self.step, "tokens": tokens}
-        row = {**head, **record, "seconds": self.seconds}
+        position = {"specimen": self.name, "step": self.step, "tokens": tokens}
+        row = {**position, **record, "seconds": self.seconds}
         self.records.append(row)
-        logger.info(
-            "%s",
-            " ".join(
-                f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()
-            ),
-        )
+        texts = (f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items())
+        logger.info("%s", " ".join(texts))
 
-    def _train_step(self, observed: bool = True) -> dict[str, Any]:
-        """One step. What the sites do is seen where `observed`, or where a penalty needs it."""
+    def _train_step(self, observed: bool) -> dict[str, Any]:
+        """One step. The sites are observed if `observed`, or if a penalty needs it."""
         training, batch = self.training, self._batch()
         rate = learning_rate(self.step, training)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
-        activity = Activity()
-        if observed or self.specimen.l1 > 0 or self._compiled is None:
-            with _observing(self.model.base_model, self.sites) as activity, self._autocast():
-                hidden = self._hidden(self.model.base_model, batch.ids)
-        else:
-            with self._autocast():
-                hidden = self._hidden(self._compiled, batch.ids)
+        body, sites = self.model.base_model, self.sites
+        if self._compiled is not None and not observed and self.specimen.l1 == 0:
+            body, sites = self._compiled, []
+        with _observing(self.model.base_model, sites) as activity, self._autocast():
+            hidden = body(input_ids=batch.ids, use_cache=False).last_hidden_state
         head = self.model.get_output_embeddings().weight
         loss = weighted_loss(hidden, head, batch, training.recall.answer_weight, self.dtype)
         total, penalty = loss.total, 0.0
         if self.specimen.l1 > 0:
-            grown = min(1.0, (self.step + 1) / max(1, training.warmup))
-            term = grown * self.specimen.l1 * torch.stack(activity.l1).mean()
+            warmth = min(1.0, (self.step + 1) / max(1, training.warmup))
+            term = warmth * self.specimen.l1 * torch.stack(activity.l1).mean()
             total, penalty = total + term, float(term.detach())
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
@@ -259,10 +208,6 @@ class Trainer:
             "learning_rate": rate,
         }
 
-    def _hidden(self, body: Callable[..., Any], ids: Tensor) -> Tensor:
-        hidden: Tensor = body(input_ids=ids, use_cache=False).last_hidden_state
-        return hidden
-
     def _batch(self) -> Batch:
         batch = self.rows.batch(self.step)
         return Batch(*(part.to(self.device) for part in (batch.ids, batch.answers, batch.recall)))
@@ -276,19 +221,18 @@ class Trainer:
     def heldout_nll(self) -> float:
         """Mean negative log-likelihood of the held-out rows, in nats per token."""
         self.model.eval()
-        sums = 0.0
+        total = 0.0
         for rows in self.heldout.split(8):
             ids = rows.to(self.device)
             with self._autocast():
                 logits = self.model(input_ids=ids, use_cache=False).logits
             targets = ids[:, 1:].flatten()
-            sums += float(
-                cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets, reduction="sum")
-            )
-        return sums / (self.heldout.shape[0] * (self.heldout.shape[1] - 1))
+            logits = logits[:, :-1].flatten(0, 1).float()
+            total += float(cross_entropy(logits, targets, reduction="sum"))
+        return total / (self.heldout.shape[0] * (self.heldout.shape[1] - 1))
 
-    def identity(self) -> str:
-        """What a checkpoint belongs to: architecture, schedule and data settings."""
+    def fingerprint(self) -> str:
+        """SHA-256 of what a checkpoint belongs to: architecture, schedule and data."""
         training = self.training.model_dump_json(
             exclude={"specimens", "checkpoint_every", "compile"}
         )
@@ -297,7 +241,7 @@ class Trainer:
     def save(self, folder: Path) -> None:
         """Write the checkpoint, atomically."""
         state = {
-            "identity": self.identity(),
+            "identity": self.fingerprint(),
             "step": self.step,
             "seconds": self.seconds,
             "records": self.records,
@@ -308,14 +252,14 @@ class Trainer:
             torch.save(state, temporary)
 
     def resume(self, folder: Path) -> None:
-        """Go on from the checkpoint in `folder`; one of other settings is set aside, not used."""
+        """Resume from the checkpoint in `folder`; one of other settings is renamed, not used."""
         path = folder / CHECKPOINT
         if not path.is_file():
             return
         state = torch.load(path, map_location=self.device, weights_only=True)
-        if state["identity"] != self.identity():
+        if state["identity"] != self.fingerprint():
             path.replace(path.with_suffix(".pt.other"))
-            logger.warning("%s is of other settings; kept as %s.other", path, path.name)
+            logger.warning("%s has other settings; renamed to %s.other", path, path.name)
             return
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -323,17 +267,17 @@ class Trainer:
         logger.info("%s: resumed at step %d", self.name, self.step)
 
 
-def _for_training(name: str, model: PreTrainedModel) -> PreTrainedModel:
-    """Choose the attention that is faster to train, and check that the loss is the model's own.
+def _prepare(name: str, model: PreTrainedModel) -> None:
+    """Choose the attention that trains faster, and check that `weighted_loss` fits the model.
 
     Raises:
-        ConfigError: the logits are not the product of hidden states and output embedding alone.
+        ConfigError: the logits are not the product of hidden states and output embedding.
     """
     if (
         next(model.parameters()).device.type == "cpu"
         and model.config._attn_implementation == "sdpa"
     ):
-        # The backward pass of fused attention is several times slower than two products here.
+        # On a CPU, the backward pass of fused attention is several times slower than two products.
         model.set_attn_implementation("eager")
     ids = torch.arange(4, device=model.device)[None]
     with torch.no_grad():
@@ -343,13 +287,12 @@ def _for_training(name: str, model: PreTrainedModel) -> PreTrainedModel:
     if not torch.allclose(hidden @ head.weight.T, expected, rtol=1e-3, atol=1e-4):
         raise ConfigError(
             f"training.specimens.{name}.model_type: {model.config.model_type} scales or shifts its"
-            " logits, which the training does not know; choose another architecture"
+            " logits, which the training does not support; choose another architecture"
         )
-    return model
 
 
 def _parameter_groups(model: PreTrainedModel, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; vectors (biases, norms, time constants) do not."""
+    """Weight decay for matrices, none for vectors (biases, norms, time constants)."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     return [

@@ -1,19 +1,62 @@
-"""The loss of a step, without ever holding all logits.
+"""The loss of a step, without storing all logits.
 
 Logits of 2,048 tokens and 4,096 entries are 34 MB in float32, and a plain cross-entropy reads and
-writes them a dozen times. Here rows are taken a few at a time, while they are in the cache, and
-their gradient with them, in the manner of Liger-Kernel's fused linear cross-entropy (Hsu et al.
-2024, arXiv:2410.10989).
+writes them a dozen times. Here loss and gradient are computed for a few rows at a time, while these
+are in the cache, as in Liger-Kernel's fused linear cross-entropy (Hsu et al. 2024,
+arXiv:2410.10989).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from keepset.train.rows import Batch
+
 _ROWS = 256
+
+
+@dataclass
+class Loss:
+    """The loss of one step and its parts."""
+
+    total: Tensor
+    """What is minimised."""
+    text: float
+    """Mean over the predicted tokens of text rows, in nats."""
+    answers: float
+    """Mean over the answers of recall rows, in nats; NaN where there are none."""
+    correct: float
+    """Share of the answer tokens that are the most likely ones."""
+
+
+def weighted_loss(
+    hidden: Tensor, head: Tensor, batch: Batch, answer_weight: float, dtype: torch.dtype
+) -> Loss:
+    """Weighted mean of the negative log-likelihood: answers by `answer_weight`, other tokens by 1.
+
+    Args:
+        hidden: (rows, tokens, width), the last hidden states.
+        head: (vocabulary, width), the output embedding.
+        batch: The rows, on the same device.
+        answer_weight: Weight of an answer's token.
+        dtype: What the logits are computed in.
+    """
+    answers = batch.answers[:, 1:]
+    weights = 1.0 + (answer_weight - 1.0) * answers
+    total, nll, correct = linear_cross_entropy(
+        hidden[:, :-1].flatten(0, 1),
+        head,
+        batch.ids[:, 1:].flatten(),
+        (weights / weights.sum()).flatten(),
+        dtype,
+    )
+    nll, correct = nll.view(answers.shape), correct.view(answers.shape)
+    text, answer = nll[~batch.recall].mean(), nll[answers].mean()
+    return Loss(total, float(text), float(answer), float(correct[answers].float().mean()))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -22,26 +65,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor, Tensor]:
         low, table = hidden.to(dtype), head.to(dtype)
+        # `to_x`: the gradient with respect to x.
         to_hidden = torch.empty_like(hidden, dtype=torch.float32)
         to_head = torch.zeros_like(head, dtype=torch.float32)
         nll = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
-        right = torch.empty(len(hidden), dtype=torch.bool, device=hidden.device)
+        correct = torch.empty(len(hidden), dtype=torch.bool, device=hidden.device)
         for start in range(0, len(hidden), _ROWS):
-            at = slice(start, start + _ROWS)
-            target = targets[at, None]
-            logits = (low[at] @ table.T).float()
-            own = logits.gather(1, target)
-            total = logits.logsumexp(dim=1, keepdim=True)
-            nll[at] = (total - own)[:, 0]
-            right[at] = (logits <= own).all(dim=1)
-            gradient = logits.sub_(total).exp_()
-            gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1.0))
-            part = gradient.mul_(weights[at, None]).to(dtype)
-            to_hidden[at] = part @ table
-            to_head += part.T @ low[at]
+            rows = slice(start, start + _ROWS)
+            target = targets[rows, None]
+            logits = (low[rows] @ table.T).float()
+            target_logit = logits.gather(1, target)
+            log_sum = logits.logsumexp(dim=1, keepdim=True)
+            nll[rows] = (log_sum - target_logit)[:, 0]
+            correct[rows] = (logits <= target_logit).all(dim=1)
+            to_logits = logits.sub_(log_sum).exp_()
+            to_logits.scatter_add_(1, target, to_logits.new_full(target.shape, -1.0))
+            weighted = to_logits.mul_(weights[rows, None]).to(dtype)
+            to_hidden[rows] = weighted @ table
+            to_head += weighted.T @ low[rows]
         ctx.save_for_backward(to_hidden.to(hidden.dtype), to_head.to(head.dtype))
-        ctx.mark_non_differentiable(nll, right)
-        return (nll * weights).sum(), nll, right
+        ctx.mark_non_differentiable(nll, correct)
+        return (nll * weights).sum(), nll, correct
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
@@ -62,7 +106,7 @@ def linear_cross_entropy(
         dtype: What the matrix products are computed in.
 
     Returns:
-        The sum of weights x nll, which has a gradient; per row the nll in nats and whether the
-        target is (one of) the most likely, which have none.
+        The sum of weights x nll, with a gradient; without one, per row: the nll in nats, and
+        whether no token is more likely than the target.
     """
     return _LinearCrossEntropy.apply(hidden, head, targets, weights, dtype)

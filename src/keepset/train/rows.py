@@ -1,7 +1,6 @@
 """The training data: rows of text and of recall, a pure function of seed and step.
 
-Every specimen sees the same rows in the same order, and a run that was interrupted goes on with
-the rows that it would have seen.
+Every specimen sees the same rows in the same order, and so does a run that was interrupted.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from keepset.files import store
 from keepset.settings import Recall
 from keepset.text.recall import NAMES, draw_episode
 
-_RECALL_STREAM = 1  # keeps the random numbers of recall rows apart from those of text rows
+_RECALL_STREAM = 1  # recall rows draw other random numbers than text rows
 
 
 @dataclass(frozen=True)
 class TrainingText:
-    """Tokenized documents, one after the other, each ended by the end-of-text token."""
+    """Tokenized documents in sequence; each ends with the end-of-text token."""
 
     tokens: NDArray[np.uint16]
     bounds: NDArray[np.int64]
@@ -35,7 +34,7 @@ class TrainingText:
     repeats: NDArray[np.int64]
     """How often document i is read in one epoch."""
     prose: tuple[str, ...]
-    """Sentences to stand between the facts and the questions of recall rows."""
+    """Sentences to put between the facts and the questions of recall rows."""
 
     @cached_property
     def epoch_tokens(self) -> int:
@@ -65,7 +64,7 @@ def encode_documents(
 
     Args:
         documents: Source -> its documents.
-        repeats: Source -> how often its documents are read per epoch; 1 where it is missing.
+        repeats: Source -> how often its documents are read per epoch; 1 by default.
         prose: Sentences for recall rows.
         tokenizer: The specimens' tokenizer, of at most 65,536 entries.
     """
@@ -103,7 +102,7 @@ class Rows:
             recall: How recall rows are made, and how many there are.
             rows: Rows per batch.
             sequence: Tokens per row.
-            steps: Steps of the whole training, for the curriculum.
+            steps: Steps of the complete training, for the curriculum.
             seed: Decides the order of the documents and every episode.
 
         Raises:
@@ -135,7 +134,7 @@ class Rows:
 
     @cached_property
     def fingerprint(self) -> str:
-        """What the rows are made of; settings of the training not included."""
+        """SHA-256 of the text that the rows are made of, without settings."""
         text = self._text
         parts = (text.tokens, text.bounds, text.repeats)
         return store.fingerprint(*(part.tobytes() for part in parts), "\n".join(text.prose))
@@ -147,20 +146,23 @@ class Rows:
         n_text = n - (after - before)
         ids = np.zeros((n, self._sequence), dtype=np.int64)
         answers = np.zeros(ids.shape, dtype=bool)
-        for at in range(n_text):
-            ids[at] = self._text_row(step * n - before + at)
-        for at in range(n_text, n):
-            ids[at], answers[at] = self._recall_row(step, at)
+        for row in range(n_text):
+            ids[row] = self._text_row(step * n - before + row)
+        for row in range(n_text, n):
+            ids[row], answers[row] = self._recall_row(step, row)
         recall = torch.arange(n) >= n_text
         return Batch(torch.from_numpy(ids), torch.from_numpy(answers), recall)
 
     def _recall_rows(self, step: int) -> int:
-        """Rows of recall in all steps before `step`: their share falls evenly during the lead."""
+        """Rows of recall in all steps before `step`.
+
+        During the lead, the share of recall rows falls linearly from 1 to `recall.share`.
+        """
         recall = self._recall
         lead = recall.lead * self._steps
-        led = min(step, lead)
-        fallen = led * led / (2 * lead) if lead else 0.0
-        shares = led - (1 - recall.share) * fallen + (step - led) * recall.share
+        lead_steps = min(step, lead)
+        decline = lead_steps * lead_steps / (2 * lead) if lead else 0.0
+        shares = lead_steps - (1 - recall.share) * decline + (step - lead_steps) * recall.share
         return math.floor(shares * self._rows + 1e-9) if recall.share else 0
 
     def _text_row(self, number: int) -> NDArray[np.uint16]:
@@ -178,7 +180,7 @@ class Rows:
         return np.concatenate([text.tokens[text.bounds[i] : text.bounds[i + 1]] for i in order])
 
     def _recall_row(self, step: int, row: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Episodes until the row is full; no name twice in a row, while there are names."""
+        """Episodes until the row is full; names repeat only after all have been used."""
         generator = np.random.default_rng([self._seed, _RECALL_STREAM, step, row])
         recall = self._recall
         facts, words = self._limits(step)
@@ -203,7 +205,7 @@ class Rows:
         return np.array(ids[: self._sequence]), np.array(answers[: self._sequence])
 
     def _limits(self, step: int) -> tuple[int, int]:
-        """Most facts and most words between, at a step: both grow evenly during the curriculum."""
+        """Most facts and most words between; both grow linearly during the curriculum."""
         recall = self._recall
-        grown = min(1.0, (step + 1) / max(1.0, recall.curriculum * self._steps))
-        return max(1, round(grown * recall.facts)), round(grown * recall.words)
+        progress = min(1.0, (step + 1) / max(1.0, recall.curriculum * self._steps))
+        return max(1, round(progress * recall.facts)), round(progress * recall.words)

@@ -1,4 +1,4 @@
-"""The tokenizer that all specimens share: byte-level BPE, in the manner of GPT-2."""
+"""The tokenizer that all specimens share: byte-level BPE, as for GPT-2."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, seed: int) -> PreTrai
 
     Args:
         texts: Documents.
-        vocabulary: Entries, the 256 bytes and the special token among them.
+        vocabulary: Entries, including the 256 bytes and the special token.
         seed: Decides the episodes.
 
     Raises:
-        TextError: there is too little text for so many entries.
+        TextError: the text is too short for this vocabulary.
     """
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -43,13 +43,13 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, seed: int) -> PreTrai
     if bpe.get_vocab_size() != vocabulary:
         raise TextError(
             f"training.vocabulary: the text gives only {bpe.get_vocab_size()} entries,"
-            f" {vocabulary} were asked for; give more text or ask for fewer"
+            f" {vocabulary} were requested; give more text or request fewer"
         )
     return wrap_tokenizer(bpe)
 
 
 def wrap_tokenizer(bpe: Tokenizer) -> PreTrainedTokenizerFast:
-    """A tokenizer as transformers uses it; `END` ends, begins and pads."""
+    """Wrap a tokenizer for transformers; `END` ends, begins and pads a text."""
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe, bos_token=END, eos_token=END, pad_token=END, unk_token=END
     )

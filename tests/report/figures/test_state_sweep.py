@@ -4,7 +4,8 @@ import pytest
 from clean import assert_clean, legend, titles
 
 from keepset.errors import KeepsetError
-from keepset.report.figures import scores, state_sweep, static_dynamic, style
+from keepset.report.figures import score_lines, scores, state_sweep, static_dynamic, style
+from keepset.rules.scores import CHANNEL_SCORES, static_names
 
 
 @pytest.mark.parametrize("models", [1, 3])
@@ -29,8 +30,10 @@ def test_draws_what_the_table_says(state_ratios):
 
 
 def test_every_score_has_a_name(state_ratios):
-    names = [*state_sweep.LOOKS][:-1]
-    assert legend(state_sweep.draw(state_ratios))[:-2] == names
+    static = static_names(CHANNEL_SCORES)
+    names = [name for name in score_lines.looks("state") if name in static]
+    shown = legend(state_sweep.draw(state_ratios))[:-1]
+    assert [label.split(" (")[0] for label in shown] == names
 
 
 def test_figures_of_neurons_and_of_states_do_not_mix(state_ratios):

@@ -17,9 +17,8 @@ from keepset.analyse.claims.runs import DENSE, Key, Run, Setting, find_runs, key
 from keepset.analyse.effects import Effect, Sampling, log_ratio
 from keepset.errors import KeepsetError
 from keepset.settings import Statistics
+from keepset.sites.families import FAMILIES
 
-HYBRIDS = frozenset({"bamba", "falcon_h1", "granitemoehybrid", "jamba", "nemotron_h", "zamba2"})
-RECURRENT = frozenset({"falcon_mamba", "mamba", "mamba2"})
 SWIGLU = frozenset({"silu", "swish"})
 
 
@@ -34,9 +33,8 @@ def traits(info: Mapping[str, Any], *, l1: bool = False) -> dict[str, Any]:
         A row of `Evidence.models`: model, origin, architecture (transformer, hybrid, recurrent),
         ffn (relu, swiglu, other, none), l1.
     """
-    kind = info["model_type"]
-    known = {**dict.fromkeys(HYBRIDS, "hybrid"), **dict.fromkeys(RECURRENT, "recurrent")}
-    architecture = known.get(kind, "transformer")
+    family = FAMILIES.get(info["model_type"])
+    architecture = family.architecture if family is not None else "transformer"
     activation = info["activation"]
     ffn = "relu" if activation == "relu" else "swiglu" if activation in SWIGLU else "other"
     return {

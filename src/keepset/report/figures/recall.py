@@ -10,8 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from keepset.report.figures import style
-from keepset.report.figures.state_sweep import LOOKS
+from keepset.report.figures import score_lines, style
 
 _SHOWN = 3  # of the static sparsities of states, the largest
 
@@ -84,12 +83,12 @@ def _ffn(part: pd.DataFrame) -> Iterator[tuple[str, list[Series]]]:
 
 def _state(part: pd.DataFrame) -> Iterator[tuple[str, list[Series]]]:
     rules = style.of_site(part, "state")
-    static = rules[rules["method"] == "static"]
+    static, looks = rules[rules["method"] == "static"], score_lines.looks("state")
     for sparsity in sorted(static["sparsity"].unique())[-_SHOWN:]:
         rows = static[static["sparsity"] == sparsity]
         yield (
             f"state cut, {style.percent(sparsity)}",
-            [(f"state {score}", LOOKS[score], one) for (score,), one in style.split(rows, "score")],
+            [(f"state {score}", looks[score], one) for (score,), one in style.split(rows, "score")],
         )
     held = rules[rules["method"].isin(["dynamic", "windowed"])]
     for (sparsity,), rows in style.split(held, "sparsity"):

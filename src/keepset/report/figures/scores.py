@@ -3,22 +3,9 @@
 from __future__ import annotations
 
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from keepset.report.figures import style
-
-_SCORES = ("magnitude", "impact", "taylor", "weight", "random")
-_LOOK = {
-    name: (colour, marker)
-    for name, colour, marker in zip(
-        _SCORES,
-        (style.BLUE, style.ORANGE, style.GREEN, style.PURPLE, style.GREY),
-        style.MARKERS,
-        strict=False,
-    )
-}
+from keepset.report.figures import score_lines, style
 
 
 @style.styled
@@ -31,7 +18,7 @@ def draw(ratios: pd.DataFrame) -> Figure:
 
     Returns:
         The figure: a row per model and corpus, static on the left and dynamic on the right.
-        Lines have intervals over blocks; the band of the random score is the range of its seeds.
+        Lines have intervals over blocks; the band of a random score is the range of its seeds.
 
     Raises:
         KeepsetError: there is no static or dynamic run.
@@ -42,38 +29,16 @@ def draw(ratios: pd.DataFrame) -> Figure:
     several = table.groupby(["model", "corpus"])["score"].transform("nunique") > 1
     table = table[several] if several.any() else table
     table = table.assign(panel=table["model"] + ", " + table["corpus"])
-    sparsities = sorted(table["sparsity"].unique())
+    labels = {value: style.percent(value) for value in sorted(table["sparsity"].unique())}
     methods = [m for m in ("static", "dynamic") if (table["method"] == m).any()]
     keys = [(panel, method) for panel in style.in_order(table["panel"]) for method in methods]
     figure, axes = style.panels(keys, share_y=False)
     for (panel, method), ax in axes.items():
-        own = table[(table["panel"] == panel) & (table["method"] == method)]
-        _panel(ax, own, sparsities)
+        rows = table[(table["panel"] == panel) & (table["method"] == method)]
+        score_lines.draw_lines(ax, "ffn", rows, "sparsity", labels)
         ax.set_title(f"{panel}: {method}")
     style.ratio_axes(axes.values())
     figure.supylabel("token perplexity / dense", fontsize=8)
     figure.supxlabel("sparsity (share of neurons left out)", fontsize=8)
-    scores = [s for s in _SCORES if (table["score"] == s).any()]
-    style.legend(figure, [_handle(s) for s in scores], table)
+    style.legend(figure, score_lines.handles("ffn", table), table)
     return figure
-
-
-def _panel(ax: Axes, table: pd.DataFrame, sparsities: list[float]) -> None:
-    for (score,), rows in style.split(table, "score"):
-        colour, marker = _LOOK[score]
-        rows = rows.sort_values("sparsity")
-        at = [sparsities.index(s) for s in rows["sparsity"]]
-        look = style.marks(style.any_specimen(rows), colour)
-        style.interval(
-            ax, at, rows["ratio"], rows["ci_low"], rows["ci_high"], marker=marker, **look
-        )
-        if (rows["seeds"] > 1).any():
-            spread = (rows["ratio_min"], rows["ratio_max"])
-            ax.fill_between(at, *spread, color=colour, alpha=0.25, linewidth=0)
-    ax.set_xticks(range(len(sparsities)), [style.percent(s) for s in sparsities])
-
-
-def _handle(score: str) -> Line2D:
-    colour, marker = _LOOK[score]
-    label = "random (band: range of seeds)" if score == "random" else score
-    return Line2D([], [], color=colour, marker=marker, label=label)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from keepset.report.figures import style
-from keepset.report.figures.state_sweep import LOOKS, handle
+from keepset.report.figures import score_lines, style
 
 
 @style.styled
@@ -29,31 +27,17 @@ def draw(lengths: pd.DataFrame) -> Figure:
     shares = sorted(lengths["sparsity"].unique())[-3:]
     table = lengths[lengths["sparsity"].isin(shares)]
     table = table.assign(panel=table["model"] + ", " + table["corpus"])
-    sizes = sorted(table["length"].unique())
+    labels = {length: str(length) for length in sorted(table["length"].unique())}
     pairs = set(zip(table["panel"], table["sparsity"], strict=True))
-    rows = style.in_order(table["panel"])
-    keys = [(panel, share) for panel in rows for share in shares if (panel, share) in pairs]
+    panels = style.in_order(table["panel"])
+    keys = [(panel, share) for panel in panels for share in shares if (panel, share) in pairs]
     figure, axes = style.panels(keys, height=1.8)
     for (panel, share), ax in axes.items():
-        _panel(ax, table[(table["panel"] == panel) & (table["sparsity"] == share)], sizes)
+        rows = table[(table["panel"] == panel) & (table["sparsity"] == share)]
+        score_lines.draw_lines(ax, "state", rows, "length", labels)
         ax.set_title(f"{panel}: {style.percent(share)} cut")
     style.ratio_axes(axes.values())
     figure.supylabel("token perplexity / dense", fontsize=8)
     figure.supxlabel("length of the passages evaluated (tokens)", fontsize=8)
-    scores = [score for score in LOOKS if (table["score"] == score).any()]
-    style.legend(figure, [handle(score) for score in scores], table)
+    style.legend(figure, score_lines.handles("state", table), table)
     return figure
-
-
-def _panel(ax: Axes, table: pd.DataFrame, sizes: list[int]) -> None:
-    for (score,), rows in style.split(table, "score"):
-        colour, marker, dash = LOOKS[score]
-        rows = rows.sort_values("length")
-        at = [sizes.index(n) for n in rows["length"]]
-        look = style.marks(style.any_specimen(rows), colour)
-        ends = (rows["ratio"], rows["ci_low"], rows["ci_high"])
-        style.interval(ax, at, *ends, marker=marker, linestyle=dash, **look)
-        if (rows["seeds"] > 1).any():
-            spread = (rows["ratio_min"], rows["ratio_max"])
-            ax.fill_between(at, *spread, color=colour, alpha=0.25, linewidth=0)
-    ax.set_xticks(range(len(sizes)), [str(n) for n in sizes])

@@ -1,19 +1,34 @@
-"""The sites of a model, found by the layouts of `keepset.sites.families`."""
+"""Find the feed-forward (FFN) sites of a causal language model.
+
+Layouts come from `keepset.sites.families`. What to know before hooking a site (transformers 5.23):
+
+- OPT flattens batch and time before its FFN: h is (batch * tokens, n_units) there, and
+  (batch, tokens, n_units) elsewhere. Never count on three dimensions.
+- A hook on `down` sees what the layer really multiplies, after any dropout or scaling of h.
+- Zamba2 repeats `num_mem_blocks` FFNs over depth. The modules are distinct and the *parameters*
+  are tied (`site.down.weight is other.down.weight`), so a change to one depth's weights changes
+  all of its copies. Other releases share the module object itself; then one hook on `down` fires
+  `n_calls` times in a forward pass, and `call` says which of them a site is. Count calls from
+  the start of each forward pass. Gradient checkpointing breaks the count: it calls twice.
+- Zamba2 adds a low-rank adapter to gate and up at every depth: h cannot be sliced through
+  `gate_up_proj` alone, hence `up` is empty.
+- Bloom's `slow_but_exact` reads the weight of the down projection without calling it. Hooks
+  would never fire, so such a model is refused.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from keepset.errors import ModelError
-from keepset.sites.families import ADAPTERS, LAYOUTS, WITHOUT_FFN, Layout
+from keepset.sites.families import ACTIVATION_KEYS, FAMILIES, Layout, known_layouts
 
-_ACTIVATION_KEYS = ("hidden_act", "hidden_activation", "activation_function", "activation")
 _EXPERT_WORDS = ("expert", "router", "moe")
 
 
@@ -33,13 +48,13 @@ class Projection:
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """A place in the model that holds units.
+    """A site whose units are the inputs of a linear map, as FFN neurons are.
 
     Attributes:
-        kind: "ffn" (units are FFN neurons) or "state" (state channels of an SSM mixer).
+        kind: name of the kind of site, "ffn" for FFN neurons.
         layer: index of the decoder layer, counted from 0 in order of execution.
-        name: module path of the down projection, e.g. "model.layers.3.mlp.down_proj".
-        down: the down projection; its input (..., n_units) is h.
+        name: module path of the linear map, e.g. "model.layers.3.mlp.down_proj".
+        down: the linear map (for neurons the down projection); its input (..., n_units) is h.
         n_units: number of units.
         call: which call of `down` within one forward pass this site is.
         n_calls: calls of `down` within one forward pass; 1 unless depths share the module.
@@ -48,7 +63,7 @@ class Site:
         up: what produces h; empty when unknown or not sliceable.
     """
 
-    kind: Literal["ffn", "state"]
+    kind: str
     layer: int
     name: str
     down: nn.Module
@@ -71,7 +86,7 @@ class Site:
         return weight if isinstance(self.down, Conv1D) else weight.T
 
 
-def find_sites(model: PreTrainedModel) -> list[Site]:
+def find_ffn_sites(model: PreTrainedModel) -> list[Site]:
     """The FFN sites of `model`, in order of execution.
 
     An unknown family is accepted when every decoder layer holds exactly one known layout, with
@@ -88,7 +103,8 @@ def find_sites(model: PreTrainedModel) -> list[Site]:
         ModelError: no site is known for the model, or its modules do not fit the layout.
     """
     config = model.config.get_text_config()
-    if config.model_type in WITHOUT_FFN:
+    family = FAMILIES.get(config.model_type)
+    if family is not None and family.architecture == "recurrent":
         return []
     prefix, layers = _decoder_layers(model, config)
     layouts = _layouts(config, layers)
@@ -109,7 +125,7 @@ def find_sites(model: PreTrainedModel) -> list[Site]:
             n_units=n_units,
             call=seen[id(down)],
             n_calls=n_calls[id(down)],
-            activation=layout.activation or _activation(config),
+            activation=(family and family.activation) or _activation(config),
             gated=layout.gated,
             up=up,
         )
@@ -136,17 +152,19 @@ def _decoder_layers(model: PreTrainedModel, config: Any) -> tuple[str, nn.Module
 
 def _layouts(config: Any, layers: nn.ModuleList) -> dict[int, Layout]:
     """The layout of every layer that holds an FFN, by layer index."""
-    if adapt := ADAPTERS.get(config.model_type):
-        found = ((index, adapt(layer, config)) for index, layer in enumerate(layers))
-        return {index: layout for index, layout in found if layout is not None}
-    if layout := LAYOUTS.get(config.model_type):
-        return dict.fromkeys(range(len(layers)), layout)
+    family = FAMILIES.get(config.model_type)
+    ffn = family.ffn if family is not None else None
+    if isinstance(ffn, Layout):
+        return dict.fromkeys(range(len(layers)), ffn)
+    if ffn is not None:
+        adapted = {index: ffn(layer, config) for index, layer in enumerate(layers)}
+        return {index: layout for index, layout in adapted.items() if layout is not None}
     _refuse_experts(config, layers)
-    for layout in dict.fromkeys(LAYOUTS.values()):
+    for layout in known_layouts():
         if all(_holds_exactly(layer, layout) for layer in layers):
             for layer in layers:
                 _projections(config, layer, layout, _linear(config, layer, layout.down))
-            return dict.fromkeys(range(len(layers)), replace(layout, up=(), activation=None))
+            return dict.fromkeys(range(len(layers)), replace(layout, up=()))
     return {}
 
 
@@ -218,12 +236,12 @@ def _projections(
 
 
 def _activation(config: Any) -> str:
-    names = (getattr(config, key, None) for key in _ACTIVATION_KEYS)
+    names = (getattr(config, key, None) for key in ACTIVATION_KEYS)
     return next((name for name in names if isinstance(name, str)), "unknown")
 
 
 def _unknown(config: Any, layer: nn.Module) -> ModelError:
-    wanted = sorted({"+".join((*at.up, at.down)) for at in LAYOUTS.values()})
+    wanted = sorted({"+".join((*layout.up, layout.down)) for layout in known_layouts()})
     children = [
         f"{name} ({type(module).__name__})"
         for name, module in layer.named_modules()
@@ -232,6 +250,5 @@ def _unknown(config: Any, layer: nn.Module) -> ModelError:
     return ModelError(
         f"{config.model_type}: no FFN was recognised. Looked for {'; '.join(wanted)}."
         f" The decoder layer, {type(layer).__name__}, holds {', '.join(children)}."
-        " To add the family, give it a line in _FAMILIES of keepset/sites/families.py, or a"
-        " function registered there with @adapter"
+        " To add the family, give it a record in keepset/sites/families.py"
     )

@@ -1,0 +1,115 @@
+"""The state channels that every static setting keeps, chosen on calibration text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from keepset.calibrate.channels import Scorer, Sums
+from keepset.errors import ConfigError
+from keepset.rules.masks import Masks, top_mask
+from keepset.rules.rule import Rule, n_kept
+from keepset.rules.scores import CHANNEL_SCORES, need_gradients, site_seed, static_names
+from keepset.sites.state import StateSite
+
+
+def channel_rule(score: str, sparsity: float, seed: int) -> Rule:
+    """The static rule on state channels."""
+    return Rule(score, sparsity, "corpus", seed=seed, site="state", access="both")
+
+
+def allocate(scores: Mapping[str, Tensor], sparsity: float, *, uniform: bool) -> Masks:
+    """Choose the channels that are kept.
+
+    The groups of a layer keep the same number of channels, since a smaller state has one size per
+    layer: ranked together are the layers' k-th best channels, in the root mean square over groups.
+
+    Args:
+        scores: Site key -> (n_groups, n_state), larger is kept first, in order of execution.
+        sparsity: Share left out.
+        uniform: Whether every layer keeps the same share; else one threshold serves all layers.
+            A layer keeps one channel per group at least.
+
+    Returns:
+        Site key -> (n_groups, n_state) bool; ties go to the earlier layer and lower channel.
+    """
+    counts = {key: n_kept(score.shape[1], sparsity) for key, score in scores.items()}
+    if not uniform:
+        counts = _global_counts(scores, sparsity)
+    return {key: top_mask(score.float(), counts[key]) for key, score in scores.items()}
+
+
+def _global_counts(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, int]:
+    slots = {
+        key: score.double().sort(dim=1, descending=True).values.square().mean(dim=0).sqrt()
+        for key, score in scores.items()
+    }
+    # As many as if every layer kept its share, so that both ways save the same memory.
+    total = sum(n_kept(len(values), sparsity) for values in slots.values())
+    rest = torch.cat([values[1:] for values in slots.values()])
+    chosen = torch.zeros(len(rest), dtype=torch.bool)
+    if (most := total - len(slots)) > 0:
+        chosen[torch.argsort(rest, descending=True, stable=True)[:most]] = True
+    parts = chosen.split([len(values) - 1 for values in slots.values()])
+    return {key: 1 + int(part.sum()) for key, part in zip(slots, parts, strict=True)}
+
+
+def random_scores(sites: Sequence[StateSite], seed: int) -> dict[str, Tensor]:
+    """One number per channel, seeded: site key -> (n_groups, n_state) float64."""
+    scores = {}
+    for site in sites:
+        generator = torch.Generator().manual_seed(site_seed(seed, site.key))
+        shape = site.n_groups, site.n_state
+        scores[site.key] = torch.rand(shape, generator=generator, dtype=torch.float64)
+    return scores
+
+
+def keep_sets(
+    scorer: Scorer, scores: Sequence[str], sparsities: Sequence[float], seeds: Sequence[int]
+) -> tuple[dict[Rule, Masks], dict[str, Sums]]:
+    """The channels that every static setting keeps.
+
+    Args:
+        scorer: The model and its calibration text.
+        scores: Names of `CHANNEL_SCORES` that can choose once.
+        sparsities: Shares left out.
+        seeds: Seeds of seeded scores; the first stands for all other scores.
+
+    Returns:
+        Rule -> masks; and the sums of the unpruned model.
+
+    Raises:
+        ConfigError: a score is unknown.
+    """
+    known = static_names(CHANNEL_SCORES)
+    if unknown := [name for name in scores if name not in known]:
+        raise ConfigError(
+            f"unknown score of a state {', '.join(unknown)}; known: {', '.join(known)}"
+        )
+    entries = [CHANNEL_SCORES[name] for name in scores]
+    dense = scorer.one_shot()
+    if need_gradients(CHANNEL_SCORES, scores):
+        for key, gradient in scorer.gradients().items():
+            dense[key].taylor = gradient
+    sets: dict[Rule, Masks] = {}
+    for sparsity in sparsities:
+        in_order: dict[Callable[..., Tensor], dict[str, Sums]] = {}
+        for score in entries:
+            for seed in seeds if score.seeded else seeds[:1]:
+                if score.static is None:
+                    values = random_scores(scorer.sites, seed)
+                elif score.in_order:
+                    if score.static not in in_order:
+                        in_order[score.static] = scorer.in_order(sparsity, score.static)
+                    values = _apply(score.static, in_order[score.static])
+                else:
+                    values = _apply(score.static, dense)
+                rule = channel_rule(score.name, sparsity, seed)
+                sets[rule] = allocate(values, sparsity, uniform=score.uniform)
+    return sets, dense
+
+
+def _apply(function: Callable[..., Tensor], sums: Mapping[str, Sums]) -> dict[str, Tensor]:
+    return {key: function(site) for key, site in sums.items()}

@@ -1,0 +1,26 @@
+"""Locks on open files: the system drops them when a process ends, in a crash too."""
+
+from __future__ import annotations
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+def lock(handle: int) -> bool:
+    """Take the exclusive lock; False if another process has one, or locks are not supported."""
+    return fcntl is not None and _flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def share(handle: int) -> bool:
+    """Wait for a shared lock; False if the file system does not support locks."""
+    return fcntl is not None and _flock(handle, fcntl.LOCK_SH)
+
+
+def _flock(handle: int, operation: int) -> bool:
+    try:
+        fcntl.flock(handle, operation)
+    except OSError:
+        return False
+    return True

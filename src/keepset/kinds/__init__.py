@@ -1,0 +1,130 @@
+"""What a kind of site does. One module per kind; `keepset.rules.kinds` lists them as data.
+
+Nothing outside a kind's module asks for a kind by its name: the runner, the steps and the tables
+ask `of(rule.site)`, or go through `KINDS`.
+"""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from keepset.errors import ConfigError
+from keepset.hold.windows import Windowed
+from keepset.rules.kinds import KINDS
+from keepset.rules.masks import KeepSets, Masks
+from keepset.rules.rule import Rule
+from keepset.sites import AnySite
+
+
+class SiteKind(Protocol):
+    """What the module of a kind defines. Its functions take the sites that its `find` returned."""
+
+    def find(self, model: PreTrainedModel) -> Sequence[AnySite]:
+        """The sites in `model`, in order of execution; none where it has none of this kind.
+
+        Raises:
+            ModelError: the model has such sites, but they cannot be read.
+        """
+
+    def hold_static(
+        self, model: nn.Module, sites: Sequence[Any], masks: Masks
+    ) -> AbstractContextManager[None]:
+        """Hold one keep set for every token. Everything is put back on exit."""
+
+    def hold_windows(
+        self,
+        model: nn.Module,
+        sites: Sequence[Any],
+        rule: Rule,
+        *,
+        lead_in: Mapping[str, Tensor] | None = None,
+        stream: bool = True,
+    ) -> AbstractContextManager[Windowed]:
+        """Hold a windowed or dynamic rule; the arguments are those of `Windowed`.
+
+        Raises:
+            ConfigError: the rule's score cannot be taken per token, or its access is unknown.
+        """
+
+    def lead_in_scores(
+        self, model: nn.Module, sites: Sequence[Any], rule: Rule, lead_in: Tensor
+    ) -> dict[int, dict[str, Tensor]]:
+        """Score the end of the text before the first block, for a causal rule.
+
+        Args:
+            model: The model, or its body: no logits are needed.
+            sites: The sites to score.
+            rule: A causal rule; gives the score, its seed and the window.
+            lead_in: (1, tokens) int64.
+
+        Returns:
+            Number of last tokens -> site key -> mean score per unit. The rule's window is among
+            the numbers; others may be there where the same pass gives them.
+        """
+
+    def sets_identity(
+        self, identity: Mapping[str, Any], settings: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """What the file of static keep sets belongs to.
+
+        Args:
+            identity: Model, text and dtype.
+            settings: What the sets were chosen with; the kind takes what matters to it.
+        """
+
+    def load_sets(self, path: Path, identity: Mapping[str, Any]) -> KeepSets:
+        """The static keep sets in a file (`Kind.sets`).
+
+        Raises:
+            CacheError: the file is damaged, or belongs to something else.
+        """
+
+    def cut(self, model: PreTrainedModel, masks: Masks) -> None:
+        """Cut the units that are not kept out of the weights, in place.
+
+        Raises:
+            ModelError: the masks do not fit the model, or units of this kind cannot be cut.
+        """
+
+
+def of(name: str) -> SiteKind:
+    """The module of a kind.
+
+    Raises:
+        ConfigError: no kind has this name.
+    """
+    if name not in KINDS:
+        raise ConfigError(f"unknown kind of site {name!r}; known: {', '.join(KINDS)}")
+    return cast(SiteKind, import_module(KINDS[name].module))
+
+
+def find_sites(model: PreTrainedModel, kinds: Iterable[str] | None = None) -> list[Any]:
+    """The sites of a model, kind by kind, each kind's in order of execution.
+
+    Args:
+        model: A causal language model; its weights are not read.
+        kinds: Names of kinds; all kinds if left out.
+
+    Raises:
+        ModelError: the model's family is not known, or its modules do not fit.
+    """
+    return [site for name in (KINDS if kinds is None else kinds) for site in of(name).find(model)]
+
+
+def load_sets(
+    files: Mapping[str, str | Path], identity: Mapping[str, Any], settings: Mapping[str, Any]
+) -> KeepSets:
+    """The static keep sets of several kinds as one: kind -> its file; see `SiteKind.load_sets`."""
+    sets = []
+    for name, path in files.items():
+        kind = of(name)
+        sets.append(kind.load_sets(Path(path), kind.sets_identity(identity, settings)))
+    return ChainMap(*sets)  # type: ignore[arg-type]  # it is only read
