@@ -24,6 +24,15 @@ class RankedSets:
 
     Units are ranked once per score and seed; one ranking serves every sparsity, since the sets are
     nested. A rule on another kind of site, or one that is not static, is no key.
+
+    Example:
+        >>> from keepset import RankedSets, Rule, collect_moments, cut_blocks, find_sites, load
+        >>> model, tokenizer = load("specimens/relu", dtype="float32")
+        >>> blocks = cut_blocks(["The river is long. " * 40], tokenizer, block=32)
+        >>> keep_sets = RankedSets(collect_moments(model, find_sites(model), blocks))
+        >>> masks = keep_sets[Rule("magnitude", 0.9, "corpus")]
+        >>> int(masks["ffn.000"].sum())  # of 512 neurons
+        52
     """
 
     def __init__(self, moments: Mapping[str, Moments], site: str = "ffn") -> None:

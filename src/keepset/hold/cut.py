@@ -35,6 +35,15 @@ def prune_states(model: PreTrainedModel, masks: Masks) -> None:
 
     Raises:
         ModelError: a site has no mask, a mask has another shape, or groups keep unlike numbers.
+
+    Example:
+        >>> import torch
+        >>> from keepset import find_sites, load, prune_states
+        >>> model, _ = load("specimens/mamba2", dtype="float32")
+        >>> masks = {site.key: torch.arange(64)[None] < 32 for site in find_sites(model)}
+        >>> prune_states(model, masks)  # keeps the first half of the 64 channels of every layer
+        >>> find_sites(model)[0].n_state
+        32
     """
     sites = find_state_sites(model)
     for site in sites:
@@ -111,6 +120,15 @@ def save_pruned(model: PreTrainedModel, tokenizer: Any, folder: str | Path) -> N
 
     One state size for all layers loads in plain transformers; sizes that differ load through
     `load_pruned`.
+
+    Example:
+        >>> import tempfile
+        >>> from keepset import load, load_pruned, save_pruned
+        >>> model, tokenizer = load("specimens/mamba2", dtype="float32")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_pruned(model, tokenizer, f"{folder}/small")
+        ...     load_pruned(f"{folder}/small").num_parameters() == model.num_parameters()
+        True
     """
     models.save(model, tokenizer, folder)
 
@@ -122,6 +140,11 @@ def load_pruned(
 
     Raises:
         ModelError: the folder is no checkpoint, or its weights are not those of its configuration.
+
+    Example:
+        >>> from keepset import load_pruned
+        >>> load_pruned("specimens/mamba2").config.state_size  # a dense checkpoint loads too
+        64
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():

@@ -115,6 +115,14 @@ def find_sites(model: PreTrainedModel, kinds: Iterable[str] | None = None) -> li
 
     Raises:
         ModelError: the model's family is not known, or its modules do not fit.
+
+    Example:
+        >>> from keepset import find_sites, load
+        >>> model, _ = load("specimens/hybrid", dtype="float32")
+        >>> [site.key for site in find_sites(model)]
+        ['ffn.001', 'ffn.003', 'state.000', 'state.001', 'state.002', 'state.003']
+        >>> find_sites(model, ["ffn"])[0].n_units
+        312
     """
     return [site for name in (KINDS if kinds is None else kinds) for site in of(name).find(model)]
 

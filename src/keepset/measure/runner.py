@@ -30,7 +30,17 @@ _LOGIT_ROWS = 128
 
 
 class Runner:
-    """A model, its sites and what static rules keep; loaded once per job."""
+    """A model, its sites and what static rules keep; loaded once per job.
+
+    Example:
+        >>> from keepset import Rule, Runner, cut_blocks, find_sites, load
+        >>> model, tokenizer = load("specimens/relu", dtype="float32")
+        >>> blocks = cut_blocks(["The river is long. " * 40], tokenizer, block=32)
+        >>> runner = Runner(model, find_sites(model))
+        >>> nll = runner.block_nll(blocks, Rule("magnitude", sparsity=0.9, window=1))
+        >>> nll.shape == (len(blocks),), nll.dtype
+        (True, torch.float64)
+    """
 
     def __init__(
         self,
@@ -296,6 +306,16 @@ def _nll(logits: Tensor, ids: Tensor) -> Tensor:
 
 
 def perplexity(runner: Runner, blocks: Tensor, rule: Rule | None = None) -> float:
-    """Token perplexity of blocks (n_blocks, tokens) under a rule that needs no lead-in."""
+    """Token perplexity of blocks (n_blocks, tokens) under a rule that needs no lead-in.
+
+    Example:
+        >>> from keepset import Rule, Runner, cut_blocks, find_sites, load, perplexity
+        >>> model, tokenizer = load("specimens/relu-l1", dtype="float32")
+        >>> blocks = cut_blocks(["The river is long. " * 40], tokenizer, block=32)
+        >>> runner = Runner(model, find_sites(model))
+        >>> rule = Rule("magnitude", sparsity=0.9, window=1)
+        >>> round(perplexity(runner, blocks, rule) / perplexity(runner, blocks), 2)
+        1.0
+    """
     nll = runner.block_nll(blocks, rule)
     return float((nll.sum() / (blocks.shape[0] * (blocks.shape[1] - 1))).exp())

@@ -39,6 +39,11 @@ class Rule:
     Raises:
         ConfigError: sparsity outside [0, 1), or a window that is neither a positive number of
             tokens nor "sequence" nor "corpus".
+
+    Example:
+        >>> from keepset import Rule
+        >>> [Rule("magnitude", 0.9, window).method for window in (1, 16, "corpus")]
+        ['dynamic', 'windowed', 'static']
     """
 
     score: str
@@ -82,7 +87,15 @@ class Rule:
 
 
 def describe(rule: Rule | None) -> str:
-    """A rule in words: "dense", "static magnitude 0.9", "windowed magnitude 0.9 W=8 causal"."""
+    """A rule in words.
+
+    Example:
+        >>> from keepset import Rule, describe
+        >>> describe(Rule("magnitude", 0.9, 8, "causal"))
+        'windowed magnitude 0.9 W=8 causal'
+        >>> describe(None)
+        'dense'
+    """
     if rule is None:
         return "dense"
     text = f"{rule.method} {rule.score} {rule.sparsity:g}"

@@ -179,7 +179,7 @@ def make_blocks(
 
 
 def cut_blocks(
-    documents: list[str], tokenizer: PreTrainedTokenizerBase, block: int, label: str
+    documents: list[str], tokenizer: PreTrainedTokenizerBase, block: int, label: str = "text"
 ) -> torch.Tensor:
     """Join texts and cut them into consecutive blocks, (n, T) int64; a shorter rest is dropped.
 
@@ -191,6 +191,13 @@ def cut_blocks(
 
     Raises:
         TextError: the text is too short for one block, or the tokenizer is not a fast one.
+
+    Example:
+        >>> from keepset import cut_blocks, load
+        >>> _, tokenizer = load("specimens/relu", dtype="float32")
+        >>> blocks = cut_blocks(["The river is long. " * 40], tokenizer, block=32)
+        >>> blocks.shape[1], tokenizer.decode(blocks[0, :4])
+        (32, 'The river is')
     """
     table = pd.DataFrame({"split": "evaluation", "text": documents})
     # A token has at least one byte, so there are at most this many blocks.

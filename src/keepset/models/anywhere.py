@@ -1,0 +1,57 @@
+"""Load a model from wherever it is, in one call, without a configuration."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from keepset.models import loading
+from keepset.models.devices import resolve_device, resolve_dtype
+from keepset.settings import Model
+
+
+def source_of(text: str | Path) -> Model:
+    """Where a model comes from, as one word says it.
+
+    Args:
+        text: A checkpoint folder, a .gguf file, PACKAGE:FILE (a file inside an installed Python
+            package), or else a Hugging Face hub id.
+    """
+    text = str(text)
+    if Path(text).expanduser().exists():
+        return Model(path=text)
+    package, colon, file = text.partition(":")
+    return Model(package=package, file=file) if colon else Model(hub=text)
+
+
+def load(
+    source: str | Path, *, device: str = "auto", dtype: str = "auto"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal language model and its tokenizer for inference.
+
+    The model is in eval mode, and no parameter requires a gradient. GGUF files are dequantised,
+    and checkpoints are checked first: one that is damaged or incomplete is refused.
+
+    Args:
+        source: A checkpoint folder, a .gguf file, PACKAGE:FILE, or a Hugging Face hub id.
+        device: auto, cpu, cuda or cuda:N; auto takes a GPU where there is one.
+        dtype: auto, float32, bfloat16 or float16; auto takes bfloat16 where it is faster.
+
+    Returns:
+        The model and its tokenizer.
+
+    Raises:
+        ModelError: the model is missing, incomplete or unknown; the message says what to do.
+
+    Example:
+        >>> from keepset import load
+        >>> model, tokenizer = load("specimens/relu", dtype="float32")
+        >>> model.config.model_type, model.num_parameters()
+        ('opt', 1350656)
+    """
+    where = resolve_device(device)
+    with tempfile.TemporaryDirectory() as folder:
+        info = loading.prepare("model", source_of(source), folder)
+        return loading.load(info, where, resolve_dtype(dtype, where))
