@@ -7,8 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from made_prose import make_prose
 from safetensors.torch import load_file, save_file
 from tokenizers import processors
