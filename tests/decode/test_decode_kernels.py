@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from decoding import DEVICE, prompt, reference, sums
-from keepset.decode import generate as gen
-from keepset.decode import sparse_decoding
+from keepset.decode import generate as gen, sparse_decoding
 from keepset.decode.block import ffn_weights
 from keepset.errors import ConfigError
 from keepset.kernels import naive, selection, triton_ffn

@@ -3,8 +3,7 @@ import torch
 
 from decoding import prompt, reference, sums
 from keepset.calibrate import activations
-from keepset.decode import generate as gen
-from keepset.decode import sparse_decoding
+from keepset.decode import generate as gen, sparse_decoding
 from keepset.errors import CacheError, ConfigError, ModelError
 from keepset.hold.inputs import watching
 from keepset.kernels.selection import Selection

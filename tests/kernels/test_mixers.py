@@ -7,8 +7,7 @@ import torch
 from transformers.models.mamba2 import modeling_mamba2
 
 from decoding import DEVICE, prompt, reference
-from keepset.decode import generate as gen
-from keepset.decode import sparse_decoding
+from keepset.decode import generate as gen, sparse_decoding
 from keepset.errors import ConfigError, KernelError
 from keepset.hold.cut import prune_states
 from keepset.kernels import triton_state
