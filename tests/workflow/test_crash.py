@@ -53,6 +53,14 @@ def _commands(folder: Path) -> Iterator[tuple[int, str]]:
                 continue  # it has ended
 
 
+def rules_of(command: str) -> set[str]:
+    """The rule whose script a process runs, by the log that Snakemake wrote into the script."""
+    scripts = re.findall(r"\S+/\.snakemake/scripts/\S+\.py", command)
+    with suppress(OSError):  # it has just ended
+        return set(re.findall(r"/logs/(\w+)", Path(scripts[0]).read_text()))
+    return set()
+
+
 def kill_at_random(study, chance: random.Random, how: str, longest: float) -> set[str]:
     """Run, kill, and say which rules ran then; none if the run ended before it could be killed."""
     process = study.start("tables")
@@ -64,7 +72,7 @@ def kill_at_random(study, chance: random.Random, how: str, longest: float) -> se
         return set()
     jobs = jobs_in(study.folder)
     commands = [command for number, command in _commands(study.folder) if number in jobs]
-    rules = {found[1] for command in commands if (found := re.search(r"\.(\w+)\.py", command))}
+    rules = set().union(*map(rules_of, commands))
     if how == "job" and jobs:
         with suppress(ProcessLookupError):  # it has just ended
             os.kill(chance.choice(jobs), signal.SIGKILL)
