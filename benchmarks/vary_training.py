@@ -60,7 +60,7 @@ def ratio_rows(folder: Path, blocks: text.Blocks) -> Iterator[dict[str, float]]:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model.eval().requires_grad_(False)
     sites = find_ffn_sites(model)
-    moments = activations.record(
+    moments = activations.collect_moments(
         model, sites, blocks.calibration, gradients=False, batch_tokens=1024
     )
     runner = Runner(model, sites, keep_sets=RankedSets(moments))

@@ -19,7 +19,7 @@ def prompt(tokens=6, seed=1, device="cpu"):
 def sums(model):
     sites = find_ffn_sites(model)
     blocks = prompt(24, seed=9)
-    return activations.record(model, sites, blocks, gradients=False, batch_tokens=64)
+    return activations.collect_moments(model, sites, blocks, gradients=False, batch_tokens=64)
 
 
 def reference(model, ids, tokens, rule, moments):

@@ -80,7 +80,7 @@ def test_generates_the_masked_references_tokens(
 ):
     model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
     info = models.prepare("model", settings.Model(path=str(tiny_checkpoint)), tmp_path)
-    moments = activations.record(
+    moments = activations.collect_moments(
         model, find_ffn_sites(model), torch.arange(4, 68)[None], gradients=False, batch_tokens=64
     )
     cache = tmp_path / "activations.safetensors"

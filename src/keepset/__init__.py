@@ -18,6 +18,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from keepset.calibrate.activations import collect_moments as collect_moments
+    from keepset.calibrate.choice import choose_channels as choose_channels
+    from keepset.calibrate.sets import RankedSets as RankedSets
     from keepset.decode import sparse_decoding as sparse_decoding
     from keepset.decode.generate import (
         compare as compare,
@@ -40,8 +43,11 @@ __version__ = "0.2.0"
 
 _HOME = {
     "KeepsetError": "errors",
+    "RankedSets": "calibrate.sets",
     "Rule": "rules.rule",
     "Runner": "measure.runner",
+    "choose_channels": "calibrate.choice",
+    "collect_moments": "calibrate.activations",
     "compare": "decode.generate",
     "cut_blocks": "text",
     "describe": "rules.rule",

@@ -26,7 +26,7 @@ def test_moments_match_plain_sums(tiny_model, family):
     seen = {}
     with watching(model, sites, lambda site, h: seen.update({site.key: h})), torch.no_grad():
         model(input_ids=blocks())
-    moments = activations.record(model, sites, blocks(), gradients=False, batch_tokens=8)
+    moments = activations.collect_moments(model, sites, blocks(), gradients=False, batch_tokens=8)
     for site in sites:
         h = seen[site.key].double().flatten(0, 1)
         norm = site.down_weight().double().norm(dim=1)
@@ -46,7 +46,7 @@ def test_taylor_is_the_directional_derivative_of_the_loss(tiny_model, family):
     """sum_t h_j dL/dh_j is dL/ds at s = 1 when unit j is scaled by s."""
     model = tiny_model(family).double()
     sites = find_ffn_sites(model)
-    moments = activations.record(model, sites, blocks(), gradients=True, batch_tokens=8)
+    moments = activations.collect_moments(model, sites, blocks(), gradients=True, batch_tokens=8)
     site, unit, step = sites[1], 7, 1e-5
 
     def scaled(by):
@@ -63,7 +63,7 @@ def test_taylor_is_the_directional_derivative_of_the_loss(tiny_model, family):
 
 def test_recording_leaves_no_gradient_and_no_hook(tiny_model):
     model = tiny_model("llama")
-    activations.record(model, find_ffn_sites(model), blocks(), gradients=True, batch_tokens=8)
+    activations.collect_moments(model, find_ffn_sites(model), blocks(), gradients=True, batch_tokens=8)
     for module in model.modules():
         assert not module._forward_hooks
         assert not module._forward_pre_hooks
@@ -73,7 +73,7 @@ def test_recording_leaves_no_gradient_and_no_hook(tiny_model):
 @pytest.fixture
 def cache(tiny_model, tmp_path):
     model = tiny_model("llama")
-    moments = activations.record(
+    moments = activations.collect_moments(
         model, find_ffn_sites(model), blocks(), gradients=True, batch_tokens=8
     )
     path = tmp_path / "activations.safetensors"

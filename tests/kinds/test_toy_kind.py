@@ -46,7 +46,7 @@ def ids(rows=3, tokens=12, seed=2):
 
 def moments_of(model):
     sites = kinds.of("attention").find(model)
-    return activations.record(model, sites, ids(seed=5), gradients=True, batch_tokens=96)
+    return activations.collect_moments(model, sites, ids(seed=5), gradients=True, batch_tokens=96)
 
 
 def runner(model, tmp_path):

@@ -26,7 +26,7 @@ def blocks(rows=3, tokens=12, seed=2):
 
 def runner(model, batch_tokens=24):
     sites = find_ffn_sites(model)
-    moments = activations.record(model, sites, blocks(seed=5), gradients=False, batch_tokens=24)
+    moments = activations.collect_moments(model, sites, blocks(seed=5), gradients=False, batch_tokens=24)
     return Runner(model, sites, keep_sets=RankedSets(moments), batch_tokens=batch_tokens)
 
 
@@ -90,7 +90,7 @@ def test_nan_names_the_layer(tiny_model):
     with pytest.raises(ModelError, match=r"NaN.*model\.layers\.1\.mlp\.down_proj"):
         run.block_nll(blocks())
     with pytest.raises(ModelError, match=r"layers\.1\.mlp\.down_proj"):
-        activations.record(model, run.sites, blocks(), gradients=False, batch_tokens=24)
+        activations.collect_moments(model, run.sites, blocks(), gradients=False, batch_tokens=24)
 
 
 def items():

@@ -25,7 +25,7 @@ def prompt(tokens=8):
 
 
 def test_every_rule_is_timed_over_whole_windows(model):
-    sums = activations.record(
+    sums = activations.collect_moments(
         model, find_ffn_sites(model), prompt(32), gradients=False, batch_tokens=64
     )
     rules = benchmark_rules(SETTING)

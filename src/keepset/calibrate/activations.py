@@ -84,20 +84,20 @@ def _differentiable_input(model: Any) -> Iterator[None]:
         handle.remove()
 
 
-def record(
+def collect_moments(
     model: nn.Module,
     sites: Sequence[Site],
     blocks: Tensor,
     *,
-    gradients: bool,
-    batch_tokens: int,
+    gradients: bool = False,
+    batch_tokens: int = 1024,
     progress: Progress | None = None,
 ) -> dict[str, dict[str, Tensor]]:
-    """Run the calibration blocks once and sum up what every later step needs.
+    """Run calibration text once and sum up, for every unit, what every later step needs.
 
     Args:
         model: A causal language model in eval mode.
-        sites: Its sites.
+        sites: Its sites that are inputs of linear maps.
         blocks: (n_blocks, tokens) int64 calibration token ids.
         gradients: Also take the true gradient of the loss (Taylor); about three times the work.
         batch_tokens: Tokens per forward pass, at least one block.
@@ -109,6 +109,14 @@ def record(
     Raises:
         ModelError: NaN or infinity in an activation, the message names the layer; or blocks are
             longer than the model's positions.
+
+    Example:
+        >>> from keepset import collect_moments, cut_blocks, find_sites, load
+        >>> model, tokenizer = load("specimens/relu", dtype="float32")
+        >>> blocks = cut_blocks(["The river is long. " * 40], tokenizer, block=32)
+        >>> moments = collect_moments(model, find_sites(model, ["ffn"]), blocks)
+        >>> moments["ffn.000"]["abs_sum"].shape  # the sum of |h| of each of 512 neurons
+        torch.Size([512])
     """
     check_length(model, blocks.shape[1], "blocks", "text.block")
     sums = {site.key: _Sums(site) for site in sites}
@@ -149,7 +157,7 @@ def save(
     """Write the cache, whole or not at all.
 
     Args:
-        moments: What `record` returned.
+        moments: What `collect_moments` returned.
         path: The .safetensors file.
         identity: What the cache belongs to (model, corpus, settings); checked by `load`.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from keepset.calibrate.channels import Scorer, Sums
 from keepset.errors import ConfigError
@@ -109,6 +109,39 @@ def keep_sets(
                 rule = channel_rule(score.name, sparsity, seed)
                 sets[rule] = allocate(values, sparsity, uniform=score.uniform)
     return sets, dense
+
+
+def choose_channels(
+    model: nn.Module,
+    sites: Sequence[StateSite],
+    blocks: Tensor,
+    rule: Rule,
+    batch_tokens: int = 1024,
+) -> Masks:
+    """The channels that one static rule keeps, chosen on calibration text.
+
+    Args:
+        model: A causal language model in eval mode.
+        sites: Its states.
+        blocks: (n_blocks, tokens) int64 calibration text.
+        rule: A static rule on state channels.
+        batch_tokens: Tokens per forward pass, at least one block.
+
+    Raises:
+        ConfigError: the score is unknown.
+
+    Example:
+        >>> from keepset import Rule, choose_channels, cut_blocks, find_sites, load
+        >>> model, tokenizer = load("specimens/mamba2", dtype="float32")
+        >>> blocks = cut_blocks(["The river is long. " * 40], tokenizer, block=32)
+        >>> rule = Rule("ghost-uniform", 0.5, "corpus", site="state", access="both")
+        >>> masks = choose_channels(model, find_sites(model), blocks, rule)
+        >>> int(masks["state.000"].sum())  # of 64 channels
+        32
+    """
+    scorer = Scorer(model, sites, blocks, batch_tokens)
+    sets, _ = keep_sets(scorer, [rule.score], [rule.sparsity], [rule.seed])
+    return sets[rule]
 
 
 def _apply(function: Callable[..., Tensor], sums: Mapping[str, Sums]) -> dict[str, Tensor]:

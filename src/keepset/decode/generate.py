@@ -35,6 +35,11 @@ def parse_keep(text: str, score: str = "magnitude") -> Rule:
 
     Raises:
         ConfigError: another form, or a sparsity or window that a rule refuses.
+
+    Example:
+        >>> from keepset import describe, parse_keep
+        >>> describe(parse_keep("windowed:16:0.9"))
+        'windowed magnitude 0.9 W=16 causal'
     """
     name, *numbers = text.split(":")
     try:
@@ -120,6 +125,13 @@ def generate(
     Raises:
         ConfigError: an empty prompt, no tokens asked for, or a rule that cannot be decoded under.
         ModelError: prompt and new tokens exceed the model's positions.
+
+    Example:
+        >>> from keepset import generate, load, parse_keep
+        >>> model, tokenizer = load("specimens/relu", dtype="float32")
+        >>> prompt = tokenizer("The river", return_tensors="pt").input_ids
+        >>> generate(model, prompt, 4, parse_keep("dynamic:0.9"), kernels="torch").tokens.shape
+        torch.Size([4])
     """
     with sparse_decoding(model, rule, moments=moments, kernels=kernels) as session:
         (run,) = _take_turns([_Decoder(model, session, stop)], ids, tokens)
@@ -148,6 +160,15 @@ def compare(
 
     Returns:
         Dense, sparse.
+
+    Example:
+        >>> from keepset import compare, load, parse_keep
+        >>> model, tokenizer = load("specimens/relu-l1", dtype="float32")
+        >>> prompt = tokenizer("The river", return_tensors="pt").input_ids
+        >>> dense, sparse = compare(model, prompt, 4, parse_keep("dynamic:0.9"), kernels="torch")
+        >>> dense.tokens.tolist() == sparse.tokens.tolist()  # nothing is lost in this model
+        True
+        >>> speedup = sparse.rate / dense.rate
     """
     other = twin(model)
     sets, text = (None, None) if replay is None else (replay.sets, replay.tokens)

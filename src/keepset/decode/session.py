@@ -78,6 +78,15 @@ def sparse_decoding(
     Raises:
         ConfigError: the rule cannot be decoded under (the message says why), a static rule has
             no moments, or an implementation that is chosen by name cannot run here.
+
+    Example:
+        >>> from keepset import Rule, load, sparse_decoding
+        >>> model, tokenizer = load("specimens/relu", dtype="float32")
+        >>> prompt = tokenizer("The river", return_tensors="pt")
+        >>> with sparse_decoding(model, Rule("magnitude", 0.9, 1), kernels="torch") as session:
+        ...     ids = model.generate(**prompt, max_new_tokens=4, do_sample=False)
+        >>> sum(session.paths.values()) > 0  # tokens x layers, by the path that ran
+        True
     """
     _check(rule, moments, given)
     sites = find_ffn_sites(model) if sites is None else sites

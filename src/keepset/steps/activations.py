@@ -27,7 +27,7 @@ def cache_activations(
     loaded = load(model, setup)
     label = f"{identity['model']} {identity['corpus']} cache_activations"
     progress = Progress(label, tokens.calibration.numel())
-    moments = activations.record(
+    moments = activations.collect_moments(
         loaded.runner.model,
         [site for kind in kinds for site in loaded.runner.sites_of(kind)],
         tokens.calibration,
