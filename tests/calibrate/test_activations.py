@@ -63,7 +63,9 @@ def test_taylor_is_the_directional_derivative_of_the_loss(tiny_model, family):
 
 def test_recording_leaves_no_gradient_and_no_hook(tiny_model):
     model = tiny_model("llama")
-    activations.collect_moments(model, find_ffn_sites(model), blocks(), gradients=True, batch_tokens=8)
+    activations.collect_moments(
+        model, find_ffn_sites(model), blocks(), gradients=True, batch_tokens=8
+    )
     for module in model.modules():
         assert not module._forward_hooks
         assert not module._forward_pre_hooks

@@ -26,7 +26,9 @@ def blocks(rows=3, tokens=12, seed=2):
 
 def runner(model, batch_tokens=24):
     sites = find_ffn_sites(model)
-    moments = activations.collect_moments(model, sites, blocks(seed=5), gradients=False, batch_tokens=24)
+    moments = activations.collect_moments(
+        model, sites, blocks(seed=5), gradients=False, batch_tokens=24
+    )
     return Runner(model, sites, keep_sets=RankedSets(moments), batch_tokens=batch_tokens)
 
 
