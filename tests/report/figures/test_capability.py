@@ -4,8 +4,7 @@ import pytest
 from clean import assert_clean, legend, texts, titles
 
 from keepset.errors import KeepsetError
-from keepset.report.figures import capability as figure_of
-from keepset.report.figures import style
+from keepset.report.figures import capability as figure_of, style
 
 
 @pytest.mark.parametrize("models", [1, 3, 8])
