@@ -1,4 +1,4 @@
-"""Tables that set settings side by side: score against score, memory against scratch."""
+"""Tables that compare settings: score against score, memory against scratch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from keepset.errors import KeepsetError
 from keepset.settings import Statistics
 
 RIVALS = ("magnitude", "taylor", "random")
-"""What GHOST is set against."""
+"""What GHOST is compared with."""
 
 POOLED = -1
 """The distance of rows over all distances, as layer -1 is for correlations."""
@@ -53,7 +53,7 @@ def recall_table(capability: pd.DataFrame, statistics: Statistics, chance: float
     """Accuracy in recall by number of facts and distance, under every setting.
 
     Args:
-        capability: The `capability` table; tasks without numbers of facts are passed over.
+        capability: The `capability` table; tasks without numbers of facts are ignored.
         statistics: The level of the intervals.
         chance: Accuracy of one who does not know the facts.
 
@@ -109,7 +109,7 @@ def state_pairs(
         capability: The `capability` table; may be empty.
         statistics: Level and resamples.
         seed: Seed of the bootstrap.
-        score: The score that is set against the others.
+        score: The score that is compared with the others.
 
     Returns:
         One row per model, text, rival and sparsity. Perplexity: value and value_rival are
@@ -214,7 +214,7 @@ def length_ratios(lengths: pd.DataFrame, statistics: Statistics, seed: int) -> p
         seed: Seed of the bootstrap.
 
     Returns:
-        Rows as in the `ratios` table, one per setting and length in tokens; each is set against
+        Rows as in the `ratios` table, one per setting and length in tokens; each is compared with
         dense at its own length. p_holm is over one model and corpus, all lengths together.
     """
     rows = (

@@ -118,8 +118,8 @@ def cells(
 ) -> Iterator[tuple[Row, pd.DataFrame, pd.DataFrame]]:
     """Each model, text and site: its name, its dense rows by `unit`, its other rows.
 
-    A model runs dense once, whatever the site: dense rows of the same model and text serve every
-    site, be they under that site, under "none" or under another.
+    A model runs dense once: dense rows of the same model and text serve every site, whichever site
+    they are stored under.
 
     Raises:
         KeepsetError: there is no dense row, or one appears twice.

@@ -12,7 +12,13 @@ from keepset.analyse.claims.evidence import Evidence
 
 Scale = Literal["ratio", "difference", "correlation", "share"]
 Scope = Literal["value", "direction"]
-Family = Literal["two ways", "ghost", "twell", "keepset"]
+
+STUDY = "Two ways to slim a model"
+GHOST = "GHOST (arXiv:2602.11408)"
+TWELL = "Sparser, Faster, Lighter (arXiv:2603.23198)"
+OURS = "keepset"
+FAMILIES = {STUDY: "two ways", GHOST: "ghost", TWELL: "twell", OURS: "keepset"}
+"""Source -> the claims whose p-values are adjusted together."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,6 @@ class Claim:
         paper: Its value, filled from papers.csv.
         test: What is compared with which bound, by which test, and what is tested in a specimen.
         needs: What the value asks for.
-        family: Claims whose p-values are adjusted together.
         rule: Turns tables into cases.
     """
 
@@ -76,5 +81,9 @@ class Claim:
     paper: str
     test: str
     needs: str
-    family: Family
     rule: Callable[[Evidence], Findings]
+
+    @property
+    def family(self) -> str:
+        """The claims whose p-values are adjusted together: those of one source."""
+        return FAMILIES[self.source]

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 from keepset.analyse.claims import dial, feedforward, skills, state
-from keepset.analyse.claims.case import Claim
+from keepset.analyse.claims.case import GHOST, OURS, STUDY, TWELL, Claim
 
-STUDY = "Two ways to slim a model"
-GHOST = "GHOST (arXiv:2602.11408)"
-TWELL = "Sparser, Faster, Lighter (arXiv:2603.23198)"
-OURS = "keepset"
-UNASKED = "not in the papers"
-
+_UNASKED = "not in the papers"
 _RELU = "a pretrained ReLU transformer such as OPT-1.3B, on a GPU"
 _SWIGLU = "a pretrained SwiGLU transformer"
 _HYBRID = "a pretrained hybrid such as Zamba2-1.2B, on a GPU"
@@ -28,7 +23,6 @@ CLAIMS: tuple[Claim, ...] = (
         "correlation {C1:dense}",
         "0 < Spearman(mean |h|, ||w||) < 0.5; t-test over layers; specimen: above 0",
         _SWIGLU,
-        "two ways",
         feedforward.weak_agreement,
     ),
     Claim(
@@ -39,7 +33,6 @@ CLAIMS: tuple[Claim, ...] = (
         "within {C1:spread} of each other, three corpora",
         "difference between any two corpora within 0.1; TOST over layers, BCa interval",
         _SWIGLU + ", and two corpora",
-        "two ways",
         feedforward.same_on_corpora,
     ),
     Claim(
@@ -50,7 +43,6 @@ CLAIMS: tuple[Claim, ...] = (
         "correlation {C3:dense} (Zamba2-1.2B)",
         "Spearman(weight norm product, energy) < 0; t-test over layers",
         _STATE,
-        "two ways",
         state.negative_agreement,
     ),
     Claim(
@@ -62,7 +54,6 @@ CLAIMS: tuple[Claim, ...] = (
         "{C4:static 0.90} times dense",
         f"static magnitude 90% / dense > 100; {_BLOCKS}; specimen: > 1",
         _SWIGLU,
-        "two ways",
         feedforward.static_collapse,
     ),
     Claim(
@@ -75,7 +66,6 @@ CLAIMS: tuple[Claim, ...] = (
         "dynamic magnitude 95% / dense within the perplexity margin; TOST over blocks, BCa"
         " interval; specimen: costs less than for the SwiGLU specimen (Welch)",
         _RELU,
-        "two ways",
         feedforward.relu_lossless,
     ),
     Claim(
@@ -86,7 +76,6 @@ CLAIMS: tuple[Claim, ...] = (
         "{C6:dynamic 0.95} times dense",
         f"dynamic magnitude 95% / dense above the margin; {_BLOCKS}; specimen: > 1",
         _SWIGLU,
-        "two ways",
         feedforward.swiglu_costly,
     ),
     Claim(
@@ -99,7 +88,6 @@ CLAIMS: tuple[Claim, ...] = (
         "accuracy within the accuracy margin of dense; TOST on Tango's score; specimen: loses less"
         " than the SwiGLU specimen (Welch)",
         _RELU + ", and a task that it does",
-        "two ways",
         skills.relu_keeps,
     ),
     Claim(
@@ -111,7 +99,6 @@ CLAIMS: tuple[Claim, ...] = (
         "accuracy below dense by more than the margin; Tango's score; specimen: below dense, exact"
         " McNemar",
         _SWIGLU + ", and a task that it does",
-        "two ways",
         skills.swiglu_loses,
     ),
     Claim(
@@ -123,7 +110,6 @@ CLAIMS: tuple[Claim, ...] = (
         "{C9:static 0.90} static, {C9:dynamic 0.95} dynamic, times dense",
         f"both / dense < 2; {_BLOCKS}; specimen: costs less than for the SwiGLU specimen (Welch)",
         _HYBRID,
-        "two ways",
         feedforward.hybrid_mild,
     ),
     Claim(
@@ -136,7 +122,6 @@ CLAIMS: tuple[Claim, ...] = (
         "at 50% and 90%: Page's test over blocks; against it, a step that falls (paired t-test,"
         " Bonferroni over steps)",
         "a model with windowed runs",
-        "two ways",
         dial.monotone,
     ),
     Claim(
@@ -147,7 +132,6 @@ CLAIMS: tuple[Claim, ...] = (
         "in words",
         f"static Taylor 90% / dynamic magnitude 90% > 1; {_BLOCKS}",
         "a transformer with static Taylor runs",
-        "two ways",
         feedforward.gradient_no_rescue,
     ),
     Claim(
@@ -160,7 +144,6 @@ CLAIMS: tuple[Claim, ...] = (
         " random {C12:random 0.5@Mamba2-1.3B}, dense {C12:dense@Mamba2-1.3B} (Mamba2-1.3B)",
         f"GHOST / each < 1 at 50%; {_BLOCKS}; specimen: at 70% and 90%",
         _MAMBA,
-        "ghost",
         state.ghost_wins,
     ),
     Claim(
@@ -173,7 +156,6 @@ CLAIMS: tuple[Claim, ...] = (
         "dynamic magnitude 99% / dense within the perplexity margin; TOST over blocks, BCa"
         " interval; specimen: costs less than without the penalty (Welch)",
         "a pretrained transformer trained with an L1 penalty",
-        "twell",
         feedforward.l1_lossless,
     ),
     Claim(
@@ -186,7 +168,6 @@ CLAIMS: tuple[Claim, ...] = (
         "both shares within 5 points of 20%; TOST over layers; specimen: disagreement above 25%,"
         " nearer to chance (50%) than to agreement",
         _MAMBA,
-        "ghost",
         state.quadrants,
     ),
     Claim(
@@ -197,7 +178,6 @@ CLAIMS: tuple[Claim, ...] = (
         "{C15:ghost 0.5} points of LAMBADA at 50%",
         "accuracy under GHOST 50% below dense; exact McNemar; specimen: recall at 90%",
         _MAMBA + ", and a task that it does",
-        "ghost",
         skills.recall_pays,
     ),
     Claim(
@@ -208,7 +188,6 @@ CLAIMS: tuple[Claim, ...] = (
         "{C16:ghost} GB against {C16:taylor} GB or more",
         "peak memory of GHOST / Taylor < 1/3, measured; specimen: < 1",
         _MAMBA,
-        "ghost",
         state.forward_memory,
     ),
     Claim(
@@ -217,10 +196,9 @@ CLAIMS: tuple[Claim, ...] = (
         "For memory, dynamic is not the cheap end: what is re-chosen at every token and forgotten"
         " where not kept costs more than one GHOST set for all text.",
         OURS,
-        UNASKED,
+        _UNASKED,
         f"dynamic 90% (write), by size and by impact / static GHOST 90% > 1; {_BLOCKS}",
         _STATE,
-        "keepset",
         state.rechoice_forgets,
     ),
     Claim(
@@ -229,10 +207,9 @@ CLAIMS: tuple[Claim, ...] = (
         "At the same sparsity, a state that forgets what is not kept loses more than one that only"
         " does not read it.",
         OURS,
-        UNASKED,
+        _UNASKED,
         f"dynamic 90%: write / read > 1, by size and by impact; {_BLOCKS}",
         _STATE,
-        "keepset",
         state.forgetting_costs,
     ),
     Claim(
@@ -241,10 +218,9 @@ CLAIMS: tuple[Claim, ...] = (
         "A keep set chosen on the window before, which can be deployed, costs more than the"
         " paper's, which is chosen on the window itself.",
         OURS,
-        UNASKED,
+        _UNASKED,
         f"windowed magnitude 90%: causal / oracle > 1 at every W; {_BLOCKS}",
         "a model with oracle and causal windows",
-        "keepset",
         dial.causal_costs_more,
     ),
     Claim(
@@ -253,11 +229,10 @@ CLAIMS: tuple[Claim, ...] = (
         "Of the notions of impact, first-order Taylor ranks units most as their measured change of"
         " the loss does.",
         OURS,
-        UNASKED,
+        _UNASKED,
         "Spearman with |loss change|: Taylor above magnitude, weight and output; bootstrap over"
         " units, BCa interval",
         "a model with single-unit ablations and gradients",
-        "keepset",
         dial.taylor_predicts,
     ),
 )
