@@ -45,8 +45,8 @@ report: study
 	touch $@
 
 lint: .venv/.test
-	ruff check src tests workflow/scripts benchmarks
-	ruff format --check src tests workflow/scripts benchmarks
+	ruff check src tests workflow/scripts benchmarks examples
+	ruff format --check src tests workflow/scripts benchmarks examples
 	snakefmt --check Snakefile workflow/rules
 	mypy
 	lint-imports
