@@ -18,6 +18,7 @@ if not workflow.overwrite_configfiles:
     configfile: "config.yaml"
 
 
+# A rule that begins with `use rule` states only what differs from the rule that it names.
 include: "workflow/rules/common.smk"
 include: "workflow/rules/prepare.smk"
 include: "workflow/rules/activations.smk"

@@ -27,7 +27,7 @@ rule cache_activations:
         "../scripts/run_step.py"
 
 
-rule correlate_size_impact:
+use rule cache_activations as correlate_size_impact with:
     input:
         model=MODEL,
         blocks=f"{FOLDER}/blocks.safetensors",
@@ -39,16 +39,13 @@ rule correlate_size_impact:
         f"{LOGS}/correlate_size_impact/{{model}}.{{corpus}}.log",
     benchmark:
         f"{BENCHMARKS}/correlate_size_impact/{{model}}.{{corpus}}.tsv"
-    conda:
-        "../../envs/study.yaml"
+    priority: 0
     resources:
         **bill("correlate_size_impact", mem_mb=2500, runtime=60),
     params:
         **given("correlate_size_impact"),
     message:
         "Correlating size and impact of {wildcards.model} on {wildcards.corpus}"
-    script:
-        "../scripts/run_step.py"
 
 
 rule activations:

@@ -34,7 +34,7 @@ rule benchmark_kernels:
         "../scripts/run_step.py"
 
 
-rule benchmark_model:
+use rule benchmark_kernels as benchmark_model with:
     input:
         model=MODEL,
         blocks=f"{RESULTS}/{{model}}/{TIMED}/blocks.safetensors",
@@ -46,9 +46,6 @@ rule benchmark_model:
         f"{LOGS}/benchmark_model/{{model}}.log",
     benchmark:
         f"{BENCHMARKS}/benchmark_model/{{model}}.tsv"
-    conda:
-        "../../envs/study.yaml"
-    threads: TIMED_THREADS
     resources:
         mem_mb=memory(4000),
         runtime=60,
@@ -58,11 +55,9 @@ rule benchmark_model:
         **given("benchmark_model"),
     message:
         "Timing {wildcards.model} decoding"
-    script:
-        "../scripts/run_step.py"
 
 
-rule join_benchmarks:
+use rule join_perplexity as join_benchmarks with:
     input:
         f"{RESULTS}/kernels/shapes.parquet",
         expand(f"{RESULTS}/{{model}}/kernels.parquet", model=TIMED_MODELS),
@@ -74,17 +69,10 @@ rule join_benchmarks:
         f"{LOGS}/join_benchmarks.log",
     benchmark:
         f"{BENCHMARKS}/join_benchmarks.tsv"
-    conda:
-        "../../envs/study.yaml"
-    resources:
-        mem_mb=memory(500),
-        runtime=5,
     params:
         **given("join_benchmarks"),
     message:
         "Joining the measured times"
-    script:
-        "../scripts/run_step.py"
 
 
 rule benchmarks:

@@ -5,7 +5,7 @@
 #          significance/claims.parquet (which the figure is drawn from).
 
 
-rule judge_claims:
+use rule test_significance as judge_claims with:
     input:
         models=expand(MODEL, model=MODELS),
         perplexity=per_corpus("perplexity.parquet"),
@@ -38,17 +38,10 @@ rule judge_claims:
         f"{LOGS}/judge_claims.log",
     benchmark:
         f"{BENCHMARKS}/judge_claims.tsv"
-    conda:
-        "../../envs/study.yaml"
-    resources:
-        mem_mb=memory(1000),
-        runtime=15,
     params:
         **given("judge_claims"),
     message:
         "Judging the claims"
-    script:
-        "../scripts/run_step.py"
 
 
 rule claims:

@@ -92,7 +92,7 @@ rule join_perplexity:
         "../scripts/run_step.py"
 
 
-rule evaluate_capability:
+use rule evaluate_dense as evaluate_capability with:
     input:
         model=MODEL,
         sets=lambda wildcards: results(outputs.static_sets(CONFIG, wildcards.model)),
@@ -106,16 +106,12 @@ rule evaluate_capability:
     benchmark:
         f"{BENCHMARKS}/evaluate_capability/{{model}}.{{task}}.tsv"
     priority: 20
-    conda:
-        "../../envs/study.yaml"
     resources:
         **bill("evaluate_capability", mem_mb=2500, runtime=120),
     params:
         **given("evaluate_capability"),
     message:
         "Running task {wildcards.task} with {wildcards.model}"
-    script:
-        "../scripts/run_step.py"
 
 
 rule perplexity:

@@ -24,7 +24,7 @@ rule prepare_model:
         "../scripts/run_step.py"
 
 
-rule prepare_corpus:
+use rule prepare_model as prepare_corpus with:
     output:
         f"{RESULTS}/corpora/{{corpus}}.parquet",
         f"{RESULTS}/corpora/{{corpus}}.json",
@@ -32,8 +32,6 @@ rule prepare_corpus:
         f"{LOGS}/prepare_corpus/{{corpus}}.log",
     benchmark:
         f"{BENCHMARKS}/prepare_corpus/{{corpus}}.tsv"
-    conda:
-        "../../envs/study.yaml"
     resources:
         mem_mb=memory(2000),
         runtime=60,
@@ -41,8 +39,6 @@ rule prepare_corpus:
         **given("prepare_corpus"),
     message:
         "Reading corpus {wildcards.corpus}"
-    script:
-        "../scripts/run_step.py"
 
 
 use rule prepare_corpus as prepare_task with:
@@ -63,7 +59,7 @@ use rule prepare_corpus as prepare_task with:
         "Preparing task {wildcards.task}"
 
 
-rule tokenize_corpus:
+use rule prepare_model as tokenize_corpus with:
     input:
         model=MODEL,
         corpus=f"{RESULTS}/corpora/{{corpus}}.parquet",
@@ -73,8 +69,6 @@ rule tokenize_corpus:
         f"{LOGS}/tokenize_corpus/{{model}}.{{corpus}}.log",
     benchmark:
         f"{BENCHMARKS}/tokenize_corpus/{{model}}.{{corpus}}.tsv"
-    conda:
-        "../../envs/study.yaml"
     resources:
         mem_mb=memory(2000),
         runtime=30,
@@ -82,8 +76,6 @@ rule tokenize_corpus:
         **given("tokenize_corpus"),
     message:
         "Cutting {wildcards.corpus} into blocks of {wildcards.model}'s tokens"
-    script:
-        "../scripts/run_step.py"
 
 
 rule models:

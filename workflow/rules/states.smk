@@ -5,10 +5,7 @@
 #          correlation-state.parquet; on `snakemake pruned`, pruned/ and pruned.json.
 
 
-rule score_state:
-    input:
-        model=MODEL,
-        blocks=f"{FOLDER}/blocks.safetensors",
+use rule cache_activations as score_state with:
     output:
         sets=f"{FOLDER}/state.safetensors",
         channels=f"{FOLDER}/channels.parquet",
@@ -18,20 +15,15 @@ rule score_state:
         f"{LOGS}/score_state/{{model}}.{{corpus}}.log",
     benchmark:
         f"{BENCHMARKS}/score_state/{{model}}.{{corpus}}.tsv"
-    priority: 100
-    conda:
-        "../../envs/study.yaml"
     resources:
         **bill("score_state", mem_mb=3500, runtime=120),
     params:
         **given("score_state"),
     message:
         "Scoring the state of {wildcards.model} on {wildcards.corpus}"
-    script:
-        "../scripts/run_step.py"
 
 
-rule evaluate_state_lengths:
+use rule evaluate_dense as evaluate_state_lengths with:
     input:
         model=MODEL,
         blocks=f"{FOLDER}/blocks.safetensors",
@@ -43,16 +35,12 @@ rule evaluate_state_lengths:
         f"{LOGS}/evaluate_state_lengths/{{model}}.{{corpus}}.log",
     benchmark:
         f"{BENCHMARKS}/evaluate_state_lengths/{{model}}.{{corpus}}.tsv"
-    conda:
-        "../../envs/study.yaml"
     resources:
         **bill("evaluate_state_lengths", mem_mb=2500, runtime=120),
     params:
         **given("evaluate_state_lengths"),
     message:
         "Evaluating longer passages with {wildcards.model} on {wildcards.corpus}"
-    script:
-        "../scripts/run_step.py"
 
 
 use rule evaluate_state_lengths as prune_state with:
@@ -71,7 +59,7 @@ use rule evaluate_state_lengths as prune_state with:
         "Pruning the state of {wildcards.model} by {wildcards.corpus}"
 
 
-rule correlate_state:
+use rule join_perplexity as correlate_state with:
     input:
         channels=f"{FOLDER}/channels.parquet",
     output:
@@ -81,8 +69,6 @@ rule correlate_state:
         f"{LOGS}/correlate_state/{{model}}.{{corpus}}.log",
     benchmark:
         f"{BENCHMARKS}/correlate_state/{{model}}.{{corpus}}.tsv"
-    conda:
-        "../../envs/study.yaml"
     resources:
         mem_mb=memory(1000),
         runtime=15,
@@ -90,8 +76,6 @@ rule correlate_state:
         **given("correlate_state"),
     message:
         "Correlating the state channels of {wildcards.model} on {wildcards.corpus}"
-    script:
-        "../scripts/run_step.py"
 
 
 rule states:

@@ -3,7 +3,7 @@
 # Outputs: significance/*.parquet, tables/*.csv and *.tex.
 
 
-rule test_significance:
+use rule join_perplexity as test_significance with:
     input:
         perplexity=per_corpus("perplexity.parquet"),
         capability=results(outputs.capabilities(CONFIG)),
@@ -15,8 +15,6 @@ rule test_significance:
         f"{LOGS}/test_significance.log",
     benchmark:
         f"{BENCHMARKS}/test_significance.tsv"
-    conda:
-        "../../envs/study.yaml"
     resources:
         mem_mb=memory(1000),
         runtime=15,
@@ -24,8 +22,6 @@ rule test_significance:
         **given("test_significance"),
     message:
         "Testing significance"
-    script:
-        "../scripts/run_step.py"
 
 
 use rule join_perplexity as join_correlations with:
@@ -84,7 +80,7 @@ use rule join_perplexity as sort_channels with:
 TABLES = outputs.printed_tables(CONFIG)
 
 
-rule write_tables:
+use rule join_perplexity as write_tables with:
     input:
         **{
             source: f"{RESULTS}/significance/{source}.parquet"
@@ -101,17 +97,10 @@ rule write_tables:
         f"{LOGS}/write_tables.log",
     benchmark:
         f"{BENCHMARKS}/write_tables.tsv"
-    conda:
-        "../../envs/study.yaml"
-    resources:
-        mem_mb=memory(500),
-        runtime=5,
     params:
         **given("write_tables"),
     message:
         "Writing tables"
-    script:
-        "../scripts/run_step.py"
 
 
 rule tables:

@@ -4,7 +4,8 @@
 #          training/{specimen}/model/ (a checkpoint folder) and losses.parquet, training/gates.json.
 
 # A training takes hours. Its rules rerun when a setting of it changes, not when code or a file's
-# time does; --forcerun train_specimen runs them anyway.
+# time does; --forcerun train_specimen runs them anyway. `use rule` would pass on the parameter
+# `code`, so the first of them is written out.
 SPECIMENS = list(CONFIG.training.specimens) if CONFIG.training else []
 TRAINING_TEXTS = expand(
     f"{RESULTS}/corpora/{{corpus}}.parquet",
@@ -40,7 +41,7 @@ rule prepare_training:
         "../scripts/run_step.py"
 
 
-rule train_specimen:
+use rule prepare_training as train_specimen with:
     input:
         ancient(f"{RESULTS}/training/tokenizer.json"),
         ancient(f"{RESULTS}/training/sources.json"),
@@ -53,8 +54,6 @@ rule train_specimen:
         f"{LOGS}/train_specimen/{{specimen}}.log",
     benchmark:
         f"{BENCHMARKS}/train_specimen/{{specimen}}.tsv"
-    conda:
-        "../../envs/study.yaml"
     resources:
         mem_mb=memory(3000),
         runtime=720,
@@ -63,11 +62,9 @@ rule train_specimen:
         **given("train_specimen"),
     message:
         "Training specimen {wildcards.specimen}"
-    script:
-        "../scripts/run_step.py"
 
 
-rule measure_specimens:
+use rule prepare_training as measure_specimens with:
     input:
         checkpoints=expand(f"{RESULTS}/training/{{specimen}}/model", specimen=SPECIMENS),
         tokens=ancient(f"{RESULTS}/training/text.safetensors"),
@@ -78,8 +75,6 @@ rule measure_specimens:
         f"{LOGS}/measure_specimens.log",
     benchmark:
         f"{BENCHMARKS}/measure_specimens.tsv"
-    conda:
-        "../../envs/study.yaml"
     resources:
         mem_mb=memory(3000),
         runtime=30,
@@ -87,8 +82,6 @@ rule measure_specimens:
         **given("measure_specimens"),
     message:
         "Holding the specimens against their gates"
-    script:
-        "../scripts/run_step.py"
 
 
 rule train_specimens:
