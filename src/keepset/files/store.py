@@ -16,6 +16,8 @@ import pandas as pd
 
 from keepset.files.lock import lock
 
+PathLike = str | Path
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:

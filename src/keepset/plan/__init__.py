@@ -6,42 +6,22 @@ everything that the workflow imports at its start, it does without torch.
 """
 
 from keepset.plan.cost import (
-    LOAD,
-    MARGIN,
-    SPEEDS,
-    START_S,
-    Cost,
-    Kind,
-    Speed,
-    cost,
-    device_kind,
-    resources,
+    LOAD as LOAD,
+    SPEEDS as SPEEDS,
+    START_S as START_S,
+    Cost as Cost,
+    Kind as Kind,
+    Speed as Speed,
+    cost as cost,
+    device_kind as device_kind,
+    resources as resources,
 )
-from keepset.plan.jobs import Job, jobs
+from keepset.plan.jobs import (
+    Job as Job,
+    jobs as jobs,
+)
 from keepset.plan.work import (
-    PASSAGE_WORDS,
-    TOKENS_PER_WORD,
-    Work,
-    item_tokens,
-    work,
+    PASSAGE_WORDS as PASSAGE_WORDS,
+    TOKENS_PER_WORD as TOKENS_PER_WORD,
+    work as work,
 )
-
-__all__ = [
-    "LOAD",
-    "MARGIN",
-    "PASSAGE_WORDS",
-    "SPEEDS",
-    "START_S",
-    "TOKENS_PER_WORD",
-    "Cost",
-    "Job",
-    "Kind",
-    "Speed",
-    "Work",
-    "cost",
-    "device_kind",
-    "item_tokens",
-    "jobs",
-    "resources",
-    "work",
-]

@@ -4,90 +4,35 @@ The pydantic models of this package are the single source of the configuration's
 `workflow/schemas/config.schema.yaml` is generated from them (`keepset schema`).
 """
 
-from keepset.settings.base import (
-    Access,
-    Choice,
-    Device,
-    DialWindow,
-    Dtype,
-    Name,
-    ScoreName,
-    SiteKind,
-    Sparsity,
-    StateScoreName,
-    TextFormat,
-    TokenScoreName,
-    Window,
-)
+from keepset.settings.base import Choice as Choice
 from keepset.settings.config import (
-    RESERVED_NAMES,
-    Config,
-    Corpus,
-    find_specimens,
-    from_mapping,
-    json_schema,
-    load,
+    Config as Config,
+    Corpus as Corpus,
+    find_specimens as find_specimens,
+    from_mapping as from_mapping,
+    json_schema as json_schema,
+    load as load,
 )
 from keepset.settings.grids import (
-    Ablation,
-    Capability,
-    Dial,
-    DynamicGrid,
-    Grid,
-    GridOverride,
-    State,
-    StateDial,
-    StatePrune,
-    StateStaticGrid,
-    StaticGrid,
+    Ablation as Ablation,
+    Capability as Capability,
+    State as State,
+    StateStaticGrid as StateStaticGrid,
 )
-from keepset.settings.measuring import Benchmark, Kernels, Shape, Statistics
-from keepset.settings.sources import Model, Task, Text, TextSource
-from keepset.settings.training import Recall, Specimen, Training, TrainingData, TrainingSource
-
-__all__ = [
-    "RESERVED_NAMES",
-    "Ablation",
-    "Access",
-    "Benchmark",
-    "Capability",
-    "Choice",
-    "Config",
-    "Corpus",
-    "Device",
-    "Dial",
-    "DialWindow",
-    "Dtype",
-    "DynamicGrid",
-    "Grid",
-    "GridOverride",
-    "Kernels",
-    "Model",
-    "Name",
-    "Recall",
-    "ScoreName",
-    "Shape",
-    "SiteKind",
-    "Sparsity",
-    "Specimen",
-    "State",
-    "StateDial",
-    "StatePrune",
-    "StateScoreName",
-    "StateStaticGrid",
-    "StaticGrid",
-    "Statistics",
-    "Task",
-    "Text",
-    "TextFormat",
-    "TextSource",
-    "TokenScoreName",
-    "Training",
-    "TrainingData",
-    "TrainingSource",
-    "Window",
-    "find_specimens",
-    "from_mapping",
-    "json_schema",
-    "load",
-]
+from keepset.settings.measuring import (
+    Benchmark as Benchmark,
+    Kernels as Kernels,
+    Shape as Shape,
+    Statistics as Statistics,
+)
+from keepset.settings.sources import (
+    Model as Model,
+    Task as Task,
+    TextSource as TextSource,
+)
+from keepset.settings.training import (
+    Recall as Recall,
+    Specimen as Specimen,
+    Training as Training,
+    TrainingData as TrainingData,
+)

@@ -20,21 +20,10 @@ from keepset.settings.sources import Model, Task, Text, TextSource
 from keepset.settings.training import Training
 from keepset.sites.families import FAMILIES
 
-RESERVED_NAMES = frozenset(
-    {
-        *(
-            "benchmarks",
-            "corpora",
-            "figures",
-            "kernels",
-            "logs",
-            "records",
-            "significance",
-            "tables",
-        ),
-        *("tasks", "training"),
-    }
-)
+RESERVED_NAMES = frozenset({
+    "benchmarks", "corpora", "figures", "kernels", "logs", "records", "significance", "tables",
+    "tasks", "training",
+})  # fmt: skip
 
 
 class Corpus(Strict):

@@ -24,6 +24,7 @@ from keepset.settings.grid import benchmark_rules
 from keepset.speed import decoding, timing
 from keepset.speed.blocks import time_shape
 from keepset.steps.common import PathLike, Run, load, load_moments
+from keepset.steps.tables import read_tables
 
 logger = logging.getLogger("keepset")
 
@@ -141,7 +142,7 @@ def _device(device: torch.device) -> str:
 
 def join_benchmarks(inputs: Sequence[PathLike], outputs: Mapping[str, PathLike]) -> None:
     """One `kernels` table, as Parquet with the facts of every part, and as CSV."""
-    table = pd.concat([pd.read_parquet(part) for part in inputs], ignore_index=True)
+    table = read_tables(inputs)
     facts = {Path(part).parent.name: store.read_json(store.sidecar(part)) for part in inputs}
     store.write_table(table, outputs["table"], facts)
     with store.replacing(outputs["csv"]) as temporary:

@@ -13,11 +13,11 @@ from keepset.analyse.claims import Evidence
 from keepset.analyse.significance import with_access
 from keepset.errors import KeepsetError
 from keepset.files import store
+from keepset.files.store import PathLike
 from keepset.report import ledger
 from keepset.run import provenance
 from keepset.settings import Statistics
-
-PathLike = str | Path
+from keepset.steps.tables import read_tables, stack
 
 
 def judge_claims(
@@ -59,9 +59,11 @@ def gather(inputs: Mapping[str, Sequence[PathLike]], settings: Mapping[str, Any]
         models=pd.DataFrame(
             [claims.traits(info, l1=info["name"] in settings["l1"]) for info in infos]
         ),
-        perplexity=with_access(_read(inputs.get("perplexity", ()))),
-        capability=_of_tasks(with_access(_read(inputs.get("capability", ()))), settings["tasks"]),
-        correlation=_read(correlation),
+        perplexity=with_access(read_tables(inputs.get("perplexity", ()))),
+        capability=_of_tasks(
+            with_access(read_tables(inputs.get("capability", ()))), settings["tasks"]
+        ),
+        correlation=read_tables(correlation),
         ablations=_ablations(correlation, origins),
         channels=_read_named(inputs.get("channels", ()), origins),
         memory=_read_named(inputs.get("memory", ()), origins),
@@ -76,11 +78,6 @@ def _of_tasks(capability: pd.DataFrame, tasks: Mapping[str, str]) -> pd.DataFram
     return capability[capability["task"].isin(list(tasks))] if len(capability) else capability
 
 
-def _read(paths: Sequence[PathLike]) -> pd.DataFrame:
-    tables = [pd.read_parquet(path) for path in paths]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-
-
 def _named(table: pd.DataFrame, path: Path, origins: Mapping[str, str]) -> pd.DataFrame:
     """A table of one model and corpus, .../MODEL/CORPUS/name.parquet, with their names."""
     model, corpus = path.parts[-3:-1]
@@ -88,8 +85,7 @@ def _named(table: pd.DataFrame, path: Path, origins: Mapping[str, str]) -> pd.Da
 
 
 def _read_named(paths: Sequence[PathLike], origins: Mapping[str, str]) -> pd.DataFrame:
-    tables = [_named(pd.read_parquet(path), Path(path), origins) for path in paths]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    return stack(_named(pd.read_parquet(path), Path(path), origins) for path in paths)
 
 
 def _ablations(paths: Sequence[PathLike], origins: Mapping[str, str]) -> pd.DataFrame:
@@ -99,7 +95,7 @@ def _ablations(paths: Sequence[PathLike], origins: Mapping[str, str]) -> pd.Data
         units = store.read_json(store.sidecar(path)).get("ablations")
         if units:
             tables.append(_named(pd.DataFrame(units), Path(path), origins))
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    return stack(tables)
 
 
 def read_ledger(folder: PathLike) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -12,13 +11,12 @@ from torch import Tensor
 from keepset import kinds, models, text
 from keepset.calibrate import activations
 from keepset.files import store
+from keepset.files.store import PathLike as PathLike
 from keepset.kernels.mixers import provider_for
 from keepset.measure.runner import Runner
 from keepset.rules.masks import KeepSets
 from keepset.run import provenance
 from keepset.settings import Kernels
-
-PathLike = str | Path
 
 
 @dataclass(frozen=True)

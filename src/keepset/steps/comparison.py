@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from keepset.analyse import comparisons, quadrants
 from keepset.files import store
+from keepset.files.store import PathLike
 from keepset.run import provenance
 from keepset.settings import Statistics
+from keepset.steps.tables import read_tables
 from keepset.text.recall import CHANCE
-
-PathLike = str | Path
 
 
 def compare_settings(
@@ -28,7 +25,7 @@ def compare_settings(
     `inputs` maps perplexity, capability, ratios and lengths to tables; `outputs` maps recall,
     state_pairs, side_by_side and lengths to files.
     """
-    measured = {name: _joined(paths) for name, paths in inputs.items()}
+    measured = {name: read_tables(paths) for name, paths in inputs.items()}
     perplexity, capability = measured["perplexity"], measured["capability"]
     settings = Statistics.model_validate(statistics)
     compared = {
@@ -45,11 +42,6 @@ def compare_settings(
 def sort_channels(inputs: Sequence[PathLike], outputs: Mapping[str, PathLike]) -> None:
     """Join the channels of all models; outputs: channels, with their quadrants, and quadrants."""
     sidecars = {str(path): store.read_json(store.sidecar(path)) for path in inputs}
-    table = quadrants.with_quadrants(_joined(inputs))
+    table = quadrants.with_quadrants(read_tables(inputs))
     store.write_table(table, outputs["channels"], sidecars)
     store.write_table(quadrants.shares(table), outputs["quadrants"], sidecars)
-
-
-def _joined(paths: Sequence[PathLike]) -> pd.DataFrame:
-    tables = [pd.read_parquet(path) for path in paths]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()

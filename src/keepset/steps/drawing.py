@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from keepset.files.store import PathLike
 from keepset.report.figures import style
-
-PathLike = str | Path
 
 
 def draw(

@@ -10,9 +10,8 @@ import pandas as pd
 
 from keepset import models, text
 from keepset.files import store
+from keepset.files.store import PathLike
 from keepset.settings import Model
-
-PathLike = str | Path
 
 
 def prepare_model(name: str, source: Mapping[str, Any], output: PathLike) -> None:

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from keepset.files.store import PathLike
 from keepset.report import tables
-
-PathLike = str | Path
 
 
 def write_tables(

@@ -13,12 +13,11 @@ from transformers import AutoModelForCausalLM
 
 from keepset import models, text
 from keepset.files import store
+from keepset.files.store import PathLike
 from keepset.run import provenance
 from keepset.settings import Task, Training
 from keepset.steps.training import load_rows, load_tokenizer
 from keepset.train import gates
-
-PathLike = str | Path
 
 
 def measure_specimens(

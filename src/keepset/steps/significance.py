@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from keepset.analyse import significance
 from keepset.files import store
+from keepset.files.store import PathLike
 from keepset.run import provenance
 from keepset.settings import Statistics
-
-PathLike = str | Path
+from keepset.steps.tables import read_tables
 
 
 def test_significance(
@@ -25,10 +22,8 @@ def test_significance(
 ) -> None:
     """Test every setting against dense; `outputs` maps ratios, capability and trend to files."""
     tables = significance.test_significance(
-        pd.concat([pd.read_parquet(path) for path in perplexity], ignore_index=True),
-        pd.concat([pd.read_parquet(path) for path in capability], ignore_index=True)
-        if capability
-        else pd.DataFrame(),
+        read_tables(perplexity),
+        read_tables(capability),
         Statistics.model_validate(statistics),
         seed,
     )

@@ -10,9 +10,8 @@ import pandas as pd
 
 from keepset import text
 from keepset.files import store
+from keepset.files.store import PathLike
 from keepset.settings import Corpus, Task
-
-PathLike = str | Path
 
 
 def prepare_corpus(name: str, source: Mapping[str, Any], seed: int, output: PathLike) -> None:

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from keepset import models
 from keepset.errors import CacheError
 from keepset.files import store
+from keepset.files.store import PathLike
 from keepset.run import provenance
 from keepset.settings import Training, TrainingData
 from keepset.text import read_documents
@@ -25,8 +26,6 @@ from keepset.text.recall import prose_sentences
 from keepset.train.loop import Trainer
 from keepset.train.rows import Rows, TrainingText, encode_documents
 from keepset.train.tokenizer import train_tokenizer, wrap_tokenizer
-
-PathLike = str | Path
 
 _HELDOUT_ROWS = 8  # per corpus: enough to follow a loss
 
