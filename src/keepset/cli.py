@@ -82,42 +82,31 @@ def _verify(arguments: argparse.Namespace) -> int:
     return int(bool(findings))
 
 
-def _model(text: str) -> settings.Model:
-    package, colon, file = text.partition(":")
-    if colon and not Path(text).exists():
-        return settings.Model(package=package, file=file)
-    return settings.Model(path=text) if Path(text).exists() else settings.Model(hub=text)
-
-
 def _perplexity(arguments: argparse.Namespace) -> None:
     # torch and transformers take seconds to import; the other commands do without.
-    from keepset import models, text
+    from keepset import text
     from keepset.kinds import find_sites
     from keepset.measure.runner import Runner
+    from keepset.models import anywhere
     from keepset.rules.rule import Rule, describe
     from keepset.run.job import limit_threads
 
     rule = None
     if arguments.sparsity is not None:
         window = arguments.window
-        rule = Rule(
-            arguments.score,
-            arguments.sparsity,
-            int(window) if window.isdigit() else window,
-        )
+        held = int(window) if window.isdigit() else window
+        rule = Rule(arguments.score, arguments.sparsity, held)
         if rule.window == "corpus":
             raise ConfigError("--window corpus needs calibration text: run the workflow")
     limit_threads(arguments.threads)
-    device = models.resolve_device(arguments.device)
     source = settings.TextSource(path=arguments.text)
     documents = text.read_documents(source, arguments.text)
-    with tempfile.TemporaryDirectory() as folder:
-        info = models.prepare("model", _model(arguments.model), Path(folder))
-        dtype = models.resolve_dtype(arguments.dtype, device)
-        model, tokenizer = models.load(info, device, dtype)
-        blocks = text.cut_blocks(documents, tokenizer, arguments.block, arguments.text)
-        runner = Runner(model, find_sites(model), batch_tokens=arguments.batch_tokens)
-        nll = runner.block_nll(blocks, rule)
+    model, tokenizer = anywhere.load(
+        arguments.model, device=arguments.device, dtype=arguments.dtype
+    )
+    blocks = text.cut_blocks(documents, tokenizer, arguments.block, arguments.text)
+    runner = Runner(model, find_sites(model), batch_tokens=arguments.batch_tokens)
+    nll = runner.block_nll(blocks, rule)
     predicted = blocks.shape[0] * (blocks.shape[1] - 1)
     mean = float(nll.sum()) / predicted
     print(
@@ -136,11 +125,11 @@ def _claims(arguments: argparse.Namespace) -> None:
     if arguments.claim is None:
         sys.stdout.write(ledger.text(rows, colour=colour))
         return
-    own = rows[rows["claim"] == arguments.claim.upper()]
-    if not len(own):
+    asked = rows[rows["claim"] == arguments.claim.upper()]
+    if not len(asked):
         known = ", ".join(rows["claim"])
         raise KeepsetError(f"--claim {arguments.claim}: no such claim; known: {known}")
-    sys.stdout.write(ledger.text(own, colour=colour, total=False) + "\n")
+    sys.stdout.write(ledger.text(asked, colour=colour, total=False) + "\n")
     sys.stdout.write(ledger.cases_text(cases, arguments.claim.upper()))
 
 
@@ -149,6 +138,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     from keepset.decode import generate
     from keepset.kernels.clock import clock_name
     from keepset.kernels.selection import Selection
+    from keepset.models.anywhere import source_of
     from keepset.rules.rule import describe
     from keepset.run.job import limit_threads
 
@@ -156,7 +146,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     limit_threads(arguments.threads)
     device = models.resolve_device(arguments.device)
     with tempfile.TemporaryDirectory() as folder:
-        info = models.prepare("model", _model(arguments.model), Path(folder))
+        info = models.prepare("model", source_of(arguments.model), folder)
         moments = None
         if arguments.activations is not None:
             moments = generate.read_moments(arguments.activations, info["fingerprint"])

@@ -5,6 +5,16 @@
 #          significance/claims.parquet (which the figure is drawn from).
 
 
+def ledger(file, label):
+    """A file of the ledger, with its place in the report."""
+    return report(
+        f"{RESULTS}/{file}",
+        caption="../report/caption.rst",
+        category="Claims",
+        labels={"claims": label},
+    )
+
+
 use rule test_significance as judge_claims with:
     input:
         models=expand(MODEL, model=MODELS),
@@ -14,24 +24,9 @@ use rule test_significance as judge_claims with:
         memory=per_corpus("memory.parquet", "state"),
         capability=results(outputs.capabilities(CONFIG)),
     output:
-        csv=report(
-            f"{RESULTS}/claims.csv",
-            caption="../report/caption.rst",
-            category="Claims",
-            labels={"claims": "ledger, every column"},
-        ),
-        cases=report(
-            f"{RESULTS}/claims_cases.csv",
-            caption="../report/caption.rst",
-            category="Claims",
-            labels={"claims": "cases"},
-        ),
-        html=report(
-            f"{RESULTS}/claims.html",
-            caption="../report/caption.rst",
-            category="Claims",
-            labels={"claims": "ledger, to read"},
-        ),
+        csv=ledger("claims.csv", "ledger, every column"),
+        cases=ledger("claims_cases.csv", "cases"),
+        html=ledger("claims.html", "ledger, to read"),
         tex=f"{RESULTS}/tables/claims.tex",
         parquet=f"{RESULTS}/significance/claims.parquet",
     log:

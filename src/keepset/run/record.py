@@ -123,8 +123,7 @@ def read_record(path: Path) -> dict[str, Any]:
         content = store.read_json(path)
         if not isinstance(content["inputs"], dict) or not isinstance(content["outputs"], dict):
             raise TypeError("inputs and outputs are not mappings")
-        return {key: content[key] for key in ("rule", "wildcards", "code", "settings")} | {
-            key: content[key] for key in ("inputs", "outputs")
-        }
+        keys = ("rule", "wildcards", "code", "settings", "inputs", "outputs")
+        return {key: content[key] for key in keys}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecordError(f"{path}: not a record ({error})") from None

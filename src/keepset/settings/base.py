@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -52,10 +51,3 @@ class Strict(BaseModel):
     """A section: unknown keys are refused, values do not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-def exactly_one(source: BaseModel, keys: Iterable[str]) -> None:
-    """Check that one of `keys`, and no other, is given."""
-    given = [key for key in keys if getattr(source, key) is not None]
-    if len(given) != 1:
-        raise ValueError(f"give exactly one of {', '.join(keys)}; got {given or 'none'}")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from keepset.settings.base import Dtype, Name, SiteKind, Strict, TextFormat, exactly_one, unique
+from keepset.settings.base import Dtype, Name, SiteKind, Strict, TextFormat, unique
 
 
 class Model(Strict):
@@ -36,9 +36,7 @@ class Model(Strict):
 
     @model_validator(mode="after")
     def _source(self) -> Model:
-        exactly_one(self, ("hub", "path", "package"))
-        if (self.package is None) != (self.file is None):
-            raise ValueError("package and file go together")
+        _check_source(self)
         if self.revision is not None and self.hub is None:
             raise ValueError("revision is for hub models only")
         return self
@@ -61,12 +59,20 @@ class TextSource(Strict):
 
     @model_validator(mode="after")
     def _source(self) -> TextSource:
-        exactly_one(self, ("hub", "path", "package"))
-        if (self.package is None) != (self.file is None):
-            raise ValueError("package and file go together")
+        _check_source(self)
         if self.hub is not None and self.split is None:
             raise ValueError("a hub dataset needs its split")
         return self
+
+
+def _check_source(source: Model | TextSource) -> None:
+    """Check that one of the places, and no other, is given; a package with its file."""
+    keys = ("hub", "path", "package")
+    given = [key for key in keys if getattr(source, key) is not None]
+    if len(given) != 1:
+        raise ValueError(f"give exactly one of {', '.join(keys)}; got {given or 'none'}")
+    if (source.package is None) != (source.file is None):
+        raise ValueError("package and file go together")
 
 
 class Text(Strict):

@@ -1,5 +1,12 @@
 """The steps of the study: each reads files, calls the library, and writes one result.
 
 The workflow's scripts call these and nothing else; so can a person, from Python. One module per
-stage, so that a change of code reruns the stages that use it and no other.
+stage, so that a change of code reruns the stages that use it and no other. Arguments of several:
+
+    model: model.json, as `prepare_model` wrote it.
+    blocks: What `tokenize_corpus` wrote.
+    run: How the model is run, the fields of `common.Run`.
+    identity: The leading columns of the table.
+    statistics, seed: The keys of these names in the configuration.
+    output, outputs: Where the result is written; by name, where there are several.
 """

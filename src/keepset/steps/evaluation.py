@@ -29,11 +29,6 @@ def evaluate_rules(
     """Perplexity per block under every rule of one part of a grid, or dense.
 
     Args:
-        model: What `prepare_model` wrote.
-        blocks: What `tokenize_corpus` wrote.
-        run: How the model is run (`Run`).
-        identity: Leading columns.
-        output: The table.
         rules: The arguments of `part_rules`; dense where there are none.
         sets: What static keep sets are read from (`Kind.sets`).
         chosen: What they must have been chosen with.
@@ -96,15 +91,11 @@ def evaluate_capability(
     """Accuracy in a task: dense, and under the rules of every kind of site that is studied.
 
     Args:
-        model: What `prepare_model` wrote.
         passages: What `prepare_task` wrote.
         blocks: Text of the corpus whose calibration chose the static sets.
         sets: What static sets are read from, in the order of `kinds`.
-        run: How the model is run (`Run`).
         kinds: Kind -> tasks and seeds, the arguments of `task_rules`; and chosen, what its static
             sets must have been chosen with.
-        identity: Leading columns.
-        output: The table.
     """
     tokens, setup = text.load_blocks(blocks), Run(**run)
     files = dict(zip(kinds, sets, strict=True))

@@ -39,11 +39,7 @@ def score_state(
     """Score every channel and choose what every static setting keeps.
 
     Args:
-        model: What `prepare_model` wrote.
-        blocks: What `tokenize_corpus` wrote.
-        run: How the model is run (`Run`).
         chosen: What is chosen by: static (a `StateStaticGrid`) and seeds.
-        identity: Leading columns.
         outputs: sets, channels, memory -> files.
     """
     tokens = text.load_blocks(blocks)

@@ -154,9 +154,9 @@ def _describe_data(data: PathLike, settings: Training) -> str:
     """What was trained on, in words."""
     sources = store.read_json(_Files(data).sources)["sources"]
     parts = ", ".join(
-        f"{name} ({at['documents']} documents, {at['characters'] / 1e6:.1f} million characters,"
-        f" read {at['repeats']} times per epoch)"
-        for name, at in sources.items()
+        f"{name} ({read['documents']} documents, {read['characters'] / 1e6:.1f} million characters,"
+        f" read {read['repeats']} times per epoch)"
+        for name, read in sources.items()
     )
     recall = settings.recall
     return (
