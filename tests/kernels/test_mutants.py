@@ -88,7 +88,7 @@ MISTAKES = [
     # the down projection alone
     ("ffn", "return torch.zeros(cdiv", "return torch.ones(cdiv", down),
     ("ffn", "rows, n, value.stride(0), kept", "rows, n - 9, value.stride(0), kept", down),
-    ("ffn", "value = rows.index_select(1, kept)", "value = rows[:, : len(kept)].clone()",
+    ("ffn", "value = part.index_select(1, kept)", "value = part[:, : len(kept)].clone()",
      down_shared),
     # exact top-k
     ("topk", "<= wanted", "< wanted", top),

@@ -25,7 +25,6 @@ from keepset.kernels.launch import (
     check,
     check_ffn,
     launch,
-    output,
     power_of_two,
     rows_of,
     workspace,
@@ -256,7 +255,6 @@ def shared_set_ffn(
     ffn: FfnWeights,
     keep: Tensor,
     *,
-    out: Tensor | None = None,
     config: GemmConfig | None = None,
 ) -> Tensor:
     """Run the FFN with one known keep set for any number of tokens.
@@ -265,7 +263,6 @@ def shared_set_ffn(
         x: (..., d); float32, float16 or bfloat16, the dtype of the weights.
         ffn: The layer's weights on the device of x.
         keep: (k,) int32 or int64 indices below n, each once.
-        out: Where to write, contiguous; new memory otherwise.
         config: Block sizes instead of `gemm_config`'s; with it, few rows stay here as well.
 
     Returns:
@@ -277,10 +274,10 @@ def shared_set_ffn(
     rows = rows_of(x, ffn.d)
     tokens, n_kept = rows.shape[0], keep.shape[0]
     if tokens <= MAX_ROWS and config is None:
-        return shared_set_decode(x, ffn, keep, out=out)
+        return shared_set_decode(x, ffn, keep)
     check_keep(keep, ffn.n, x)
     check_ffn(rows, ffn)
-    y = output(out, rows, ffn.d)
+    y = workspace(tuple(rows.shape), x.dtype, x)
     config = config or gemm_config(tokens, ffn.gate is not None)
     gate = ffn.up if ffn.gate is None else ffn.gate
     value = workspace((tokens, n_kept), x.dtype, x)
@@ -313,7 +310,6 @@ def compacted_prefill(
     *,
     threshold: float = 0.0,
     capacity: int = 16,
-    out: Tensor | None = None,
     config: GemmConfig | None = None,
 ) -> Tensor:
     """Run the FFN with each token's own few neurons: those whose score exceeds the threshold.
@@ -327,7 +323,6 @@ def compacted_prefill(
         threshold: Keep scores above it.
         capacity: Slots per token and tile of neurons. Fuller tiles are computed again, so the
             result does not depend on it.
-        out: Where to write, contiguous; new memory otherwise.
         config: Block sizes instead of `gemm_config`'s.
 
     Returns:
@@ -340,7 +335,8 @@ def compacted_prefill(
     check_ffn(rows, ffn)
     check(ffn.d <= MAX_WIDTH, f"compacted_prefill takes widths up to {MAX_WIDTH}, not {ffn.d}")
     check(capacity >= 1, f"capacity must be at least 1, got {capacity}")
-    y, tokens, d = output(out, rows, ffn.d), rows.shape[0], ffn.d
+    tokens, d = rows.shape
+    y = workspace((tokens, d), x.dtype, x)
     config = config or GemmConfig(tokens=128, units=128, outputs=128)
     tile = config.units
     tiles = cdiv(ffn.n, tile)

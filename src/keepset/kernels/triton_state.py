@@ -19,14 +19,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from keepset.kernels.launch import (
-    DTYPES,
-    cdiv,
-    check,
-    launch,
-    power_of_two,
-    workspace,
-)
+from keepset.kernels.launch import DTYPES, cdiv, check, launch, power_of_two, workspace
 
 # isort: split
 import torch
@@ -145,7 +138,6 @@ def state_step(
     z: Tensor | None = None,
     kept: Tensor | None = None,
     index: Tensor | None = None,
-    out: Tensor | None = None,
     config: StateConfig | None = None,
 ) -> Tensor:
     """Update the state in place and read it out (`keepset.kernels.naive.state_step`).
@@ -169,7 +161,6 @@ def state_step(
         kept: (groups,) int32, how many channels each group holds, at most n. The state's other
             channels are neither read nor written.
         index: (groups, n) int32, which channels of B and C they are.
-        out: Where to write, contiguous; new memory otherwise.
         config: Block sizes instead of `state_config`'s.
 
     Returns:
@@ -193,9 +184,7 @@ def state_step(
     for name, tensor, shape in (("kept", kept, (groups,)), ("index", index, (groups, n))):
         _check_whole(name, tensor, shape, state)
     check(state.dtype in DTYPES, f"state is {state.dtype}; use float32, float16 or bfloat16")
-    check(out is None or (out.shape == x.shape and out.is_contiguous() and out.dtype == x.dtype),
-          f"out must be contiguous, {tuple(x.shape)} and {x.dtype}")  # fmt: skip
-    y = workspace((batch, heads, head_dim), x.dtype, x) if out is None else out
+    y = workspace((batch, heads, head_dim), x.dtype, x)
     if y.numel():
         config = config or state_config(n, head_dim, batch * heads)
         z_strides = (0, 0) if z is None else z.stride()[:2]
