@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from functools import cache
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -98,11 +99,11 @@ class Selection:
                     f"kernels.{key}: {reason}; or choose kernels.{key}: torch or auto"
                 )
 
-    def triton_ffn(self, device: torch.device) -> bool:
-        """Whether Triton's paths of feed-forward blocks are among the candidates on `device`."""
-        if self.wanted.ffn == "auto":
-            return device.type == "cuda" and why_not_triton(device) is None
-        return self.wanted.ffn == "triton" and why_not_triton(device) is None
+    def may_use_triton(self, key: Literal["ffn", "state"], device: torch.device) -> bool:
+        """Whether Triton's kernels for `key` are among the candidates on `device`."""
+        wanted = getattr(self.wanted, key)
+        chosen = wanted == "triton" or (wanted == "auto" and device.type == "cuda")
+        return chosen and why_not_triton(device) is None
 
     def forced_among(self, candidates: Collection[str]) -> str | None:
         """The candidate that is forced, if any."""
