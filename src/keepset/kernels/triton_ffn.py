@@ -9,16 +9,8 @@
 rows go to `keepset.kernels.triton_prefill`. Nothing waits for the device and every workspace has
 a size that the shapes alone decide, so the calls can be captured in a CUDA graph.
 
-How it works. A program of `up_compact` computes a tile of neurons for all rows, applies the
-activation, and writes the kept ones to the front of the tile's slots: values, indices and a count.
-`rows_down` cuts the list of all kept neurons into equal shares, finds each share's slots by a
-running sum of the counts, and adds up rows of down_t. With several rows the list is the union of
-their keep sets, and a row that does not keep a neuron holds a zero there. The shares' sums are
-added in a fixed order by the program that finishes last: equal inputs give equal bits.
-
-With a gate there are two rules. choose="hidden" scores h itself, as the study's rules do: gate and
-up are dense and only the down projection is sparse. choose="gate" scores act(gate) before up is
-computed: both up and down read kept rows only, but it is another rule with other results.
+Equal inputs give equal bits. docs/KERNELS.md, "Layout" and "Decode", says how the kernels work
+together, and what each rule saves.
 """
 
 from __future__ import annotations
@@ -117,7 +109,8 @@ def sparse_decode(
         ffn: The layer's weights on the device of x.
         threshold: Keep scores above it; 0 is exact for ReLU.
         k: Or keep the k largest of each row, ties to the lowest index; two more launches.
-        choose: What is scored, where the layer has a gate.
+        choose: What is scored, where the layer has a gate: h itself, as the study's rules do, or
+            act(gate), before up is computed; that is another rule with other results.
         norms: (n,) ||w_j||_2, for the score `impact`.
         config: Block sizes instead of `decode_config`'s.
 

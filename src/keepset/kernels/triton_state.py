@@ -98,11 +98,11 @@ def _state_step(
         b = tl.load(B + batch * b_batch + group * b_group + where, mask=live, other=0.0)
         r = tl.load(C + batch * c_batch + group * c_group + where, mask=live, other=0.0)
         mask = inside[:, None] & live[None, :]
-        at = rows + c[None, :] * s_chan
-        h = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+        pointers = rows + c[None, :] * s_chan
+        h = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
         h = h * decay + written * b.to(tl.float32)[None, :]
         y += h * r.to(tl.float32)[None, :]
-        tl.store(at, h.to(state.dtype.element_ty), mask=mask)
+        tl.store(pointers, h.to(state.dtype.element_ty), mask=mask)
     total = tl.sum(y, axis=1)
     if SKIP:
         total += v * tl.load(D + head).to(tl.float32)
@@ -110,8 +110,8 @@ def _state_step(
         g = tl.load(z + batch * z_batch + head * z_head + p, mask=inside, other=0.0)
         g = g.to(tl.float32)
         total *= g / (1.0 + tl.exp(-g))
-    at = out + (batch * heads + head) * head_dim + p
-    tl.store(at, total.to(out.dtype.element_ty), mask=inside)
+    pointers = out + (batch * heads + head) * head_dim + p
+    tl.store(pointers, total.to(out.dtype.element_ty), mask=inside)
 
 
 def new_state(
