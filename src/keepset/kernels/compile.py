@@ -105,7 +105,7 @@ def _state_cases(model: str, heads: int, head_dim: int) -> Iterator[Case]:
     dt, per_head = _meta(batch, heads, dtype=activations), _meta(heads, dtype=torch.float32)
     channels = _meta(batch, 1, 128, dtype=activations)
 
-    def case(label: str, state: Tensor, bc: Tensor, **by_group: Tensor) -> Case:
+    def case(label: str, state: Tensor, bc: Tensor, **by_group: Any) -> Case:
         vectors: dict[str, Any] = {"D": per_head, "dt_bias": per_head, "dt_softplus": True}
         call = partial(state_step, state, x, dt, per_head, bc, bc, **vectors, **by_group)
         return Case(model, f"{label}, N = {state.shape[-1]}", state.dtype, call)

@@ -76,11 +76,7 @@ def down_paths(
 ) -> dict[str, DownPath]:
     """Every path of a sparse down projection that may run, by name: torch's, and Triton's.
 
-    Args:
-        selection: Which kernels may run.
-        device: Where.
-        rows: Rows at a time.
-        set_per_row: Whether each row has a keep set of its own.
+    `rows` are projected at a time; `set_per_row` says whether each has a keep set of its own.
     """
     # One program holds the sets of all rows; prompts have too many.
     too_many = set_per_row and rows > MAX_ROWS
