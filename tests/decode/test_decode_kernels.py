@@ -156,7 +156,7 @@ def test_two_decodings_with_different_kernels_do_not_see_each_other(model_of):
 
 def test_the_faster_one_is_taken(model_of, monkeypatch):
     """Without a name the clock decides, here between torch and the interpreter."""
-    monkeypatch.setattr(Selection, "triton_ffn", lambda *_: True)
+    monkeypatch.setattr(Selection, "may_use_triton", lambda *_: True)
     model, ids, timed = model_of("opt"), prompt(4, device=DEVICE), Selection(rounds=1)
     moments = sums(model)
     for rule in (DYNAMIC, WINDOWED, STATIC):

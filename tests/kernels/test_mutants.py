@@ -71,10 +71,11 @@ MISTAKES = [
     ("device", "before = ends[None, :] <=", "before = ends[None, :] <", decode),
     # kept rows up
     ("decode", "range(program * BLOCK_K, total, PROGRAMS", "range(0, total, 2 * PROGRAMS", gate),
-    ("decode", "h = u * tl.load(at", "h = u + tl.load(at", gate),
+    ("decode", "h = u * tl.load(pointers", "h = u + tl.load(pointers", gate),
     ("decode", "h = activate(g, ACT) * u", "h = g * u", shared_gated),
-    ("decode", "j = tl.load(index + slot, mask=live, other=0)\n        at",
-     "j = tl.maximum(tl.load(index + slot, mask=live, other=0) - 1, 0)\n        at", shared_decode),
+    ("decode", "j = tl.load(index + slot, mask=live, other=0)\n        pointers",
+     "j = tl.maximum(tl.load(index + slot, mask=live, other=0) - 1, 0)\n        pointers",
+     shared_decode),
     # kept rows down
     ("decode", "stop = tl.minimum(share * size + size, total)",
      "stop = tl.minimum(share * size + size, total - 1)", shared_decode),
@@ -88,7 +89,7 @@ MISTAKES = [
     # the down projection alone
     ("ffn", "return torch.zeros(cdiv", "return torch.ones(cdiv", down),
     ("ffn", "rows, n, value.stride(0), kept", "rows, n - 9, value.stride(0), kept", down),
-    ("ffn", "value = rows.index_select(1, kept)", "value = rows[:, : len(kept)].clone()",
+    ("ffn", "value = part.index_select(1, kept)", "value = part[:, : len(kept)].clone()",
      down_shared),
     # exact top-k
     ("topk", "<= wanted", "< wanted", top),
@@ -125,7 +126,7 @@ MISTAKES = [
     ("state", "index + group * n + c", "index + c", ragged),
     ("state", "tl.minimum(tl.load(kept + group), n)", "tl.maximum(tl.load(kept + group) - 1, 0)",
      ragged),
-    ("state", "tl.store(at, h.to(state", "tl.store(at, 0 * h.to(state", state),
+    ("state", "tl.store(pointers, h.to(state", "tl.store(pointers, 0 * h.to(state", state),
     ("state", "total += v * tl.load(D", "total += tl.load(D", state),
     ("state", "tl.minimum(tl.maximum(step, dt_min), dt_max)", "tl.maximum(step, dt_min)", state),
 ]  # fmt: skip

@@ -102,7 +102,7 @@ def test_what_fails_or_lies_is_left_out_and_said_once(caplog, run, message):
     candidates = {"plain": lambda _: torch.tensor([1.0, 2.0]), TRITON_FFN: run}
     trying = Selection()
     for _ in range(2):
-        assert trying.fastest_ffn("key", candidates) == "plain"
+        assert trying.fastest_ffn(("key",), candidates) == "plain"
     assert [record.message.count(message) for record in caplog.records] == [1]
     (text,) = trying.refusals
     assert text.startswith(TRITON_FFN)
@@ -112,14 +112,14 @@ def test_what_fails_or_lies_is_left_out_and_said_once(caplog, run, message):
 def test_a_named_path_is_not_timed(monkeypatch):
     monkeypatch.setattr(selection, "time_rounds", lambda *_: pytest.fail("timed"))
     right = {name: lambda _: torch.tensor([1.0, 2.0]) for name in ("plain", TRITON_FFN)}
-    assert Selection("triton").fastest_ffn("key", right) == TRITON_FFN
-    assert Selection("triton", forced=["plain"]).fastest_ffn("key", right) == "plain"
+    assert Selection("triton").fastest_ffn(("key",), right) == TRITON_FFN
+    assert Selection("triton", forced=["plain"]).fastest_ffn(("key",), right) == "plain"
 
 
 def test_two_selections_do_not_see_each_other():
     first, second = Selection("triton", forced=["slow"]), Selection()
     first.refuse(TRITON_FFN, "no such shape")
-    first.times("key", {"fast": lambda _: None})
+    first.times(("key",), {"fast": lambda _: None})
     assert not second.refusals
     assert not second.crossovers_ms()
     assert second.timing_s == 0

@@ -68,7 +68,7 @@ def test_rows_are_copied_only_if_they_must_be():
 def test_a_further_path_is_a_candidate(monkeypatch):
     h, rows, _ = case(1, 64, 8)
     units, selection = torch.arange(4), Selection()
-    monkeypatch.setitem(dispatch.ACCELERATED, "cpu", {"mine": lambda *_: None})
+    monkeypatch.setattr(dispatch, "DOWN_PATHS", {**DOWN_PATHS, "mine": lambda *_: None})
     assert dispatch.down_path(selection, h, units, [rows], None) == "mine"
     (label,) = selection.crossovers_ms()
     assert label.startswith("down 64x8 rows=1 kept=0.06 cpu float32")

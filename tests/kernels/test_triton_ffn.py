@@ -134,10 +134,8 @@ def test_views_and_misaligned_memory(draw) -> None:
     ffn = FfnWeights(big.up[:, 3:44], big.down_t[:, 5:46])  # neither starts on 16 bytes
     x = tokens(draw, 41, 3).t()
     expected = naive.sparse_ffn(x, ffn, k=9)
-    out = torch.empty(3, 41, device=DEVICE)
-    y = sparse_decode(x, ffn, k=9, out=out, config=small_blocks(K))
-    assert y.data_ptr() == out.data_ptr()
-    assert_close(out, expected, torch.float32)
+    y = sparse_decode(x, ffn, k=9, config=small_blocks(K))
+    assert_close(y, expected, torch.float32)
     batch = x.unflatten(0, (3, 1))
     assert sparse_decode(batch, ffn, k=9, config=small_blocks(K)).shape == (3, 1, 41)
     assert sparse_decode(x[:0], ffn, k=9).shape == (0, 41)
@@ -155,7 +153,6 @@ def test_refusals(draw) -> None:
         ("x has shape", lambda: sparse_decode(x[:, 1:], ffn, k=1)),
         ("convert one", lambda: sparse_decode(x.half(), ffn, k=1)),
         ("take float32", lambda: sparse_decode(x.double(), ffn, k=1)),
-        ("out must be contiguous", lambda: sparse_decode(x, ffn, k=1, out=tokens(draw, 40, 2).t())),
         ("norms has shape", lambda: sparse_decode(x, ffn, k=1, norms=tokens(draw, 9))),
         ("mask.nonzero", lambda: shared_set_decode(x, ffn, units > 3)),
         ("not contiguous", lambda: shared_set_decode(x, ffn, units[::2])),
@@ -185,4 +182,3 @@ def test_weights_of_a_models_layers(draw) -> None:
         naive.down(naive.hidden(x, ffn) * torch.isin(torch.arange(40), keep), ffn),
         torch.float32,
     )
-    assert ffn.to(torch.float16).gate.dtype == torch.float16

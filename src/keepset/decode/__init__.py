@@ -4,6 +4,4 @@
 rules, the same sets, the same tokens up to rounding; what is left out is not computed, or not read.
 """
 
-from keepset.decode.session import Session, sparse_decoding
-
-__all__ = ["Session", "sparse_decoding"]
+from keepset.decode.session import Session as Session, sparse_decoding as sparse_decoding

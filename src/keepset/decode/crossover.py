@@ -31,7 +31,7 @@ class Crossover:
         """`given`: sets are known beforehand. `paths` does not count what runs to be timed."""
         self.blocks: list[KeptBlock] = []
         self._width, self._chosen_by = int(rule.window), "given" if given else rule.score
-        self._paths, self._selection = paths, selection
+        self.paths, self._selection = paths, selection
         self._path_of: dict[torch.Size, str] = {}
 
     def path(self, block: KeptBlock, x: Tensor, kept: Tensor) -> str:
@@ -40,7 +40,7 @@ class Crossover:
         x (1, d_model) is the input of `block`, and `kept` (1, n_units) the set that holds.
         """
         if block.rows.shape not in self._path_of:
-            with uncounted(self._paths):
+            with uncounted(self.paths):
                 self._path_of[block.rows.shape] = self._fastest(block, x, kept)
         return self._path_of[block.rows.shape]
 
@@ -82,7 +82,7 @@ class Crossover:
             HELD: lambda other: other.by_slices(x, slices[other]),
             _TURNS[HELD]: choose_and_copy,
         }
-        if self._selection.triton_ffn(x.device):
+        if self._selection.may_use_triton("ffn", x.device):
             calls[TRITON_FFN] = lambda other: other.by_kernel(x, units)
             calls[_TURNS[TRITON_FFN]] = choose
         return {name: taking_turns(alike, call) for name, call in calls.items()}

@@ -40,7 +40,7 @@ def dynamic_downs(
         for site in sites:
             score = UnitScore(site, rule)
             plain = _forward(site, score, sparse)
-            if selection.triton_ffn(sparse.rows(site).device) and separable(site):
+            if selection.may_use_triton("ffn", sparse.rows(site).device) and separable(site):
                 block = WholeBlock(site, plain, _kernel(score), sparse.rows(site), blocks)
                 stack.enter_context(block.standing_in())
             else:

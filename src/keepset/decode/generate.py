@@ -152,7 +152,7 @@ def compare(
     """Generate dense and under a rule; the two take turns, token by token.
 
     So a machine that is busy now and then slows both. The kernels of mixers stand in for both.
-    Arguments and errors as in `generate`, and:
+    Errors as in `generate`.
 
     Args:
         model, ids, tokens, rule, moments, stop, kernels: As in `generate`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -25,11 +26,11 @@ class KeptBlock:
     """The block of one site; `held` says whether kept units' weights are in the model now."""
 
     def __init__(self, site: Site, score: UnitScore, sparse: SparseDown) -> None:
-        """`sparse` holds the neuron-major weights of the site's down projection."""
+        """`sparse` projects down on kept units, and holds the site's neuron-major weights."""
         self.site, self.score, self.rows = site, score, sparse.rows(site)
         self.dense_down: Forward = site.down.forward
+        self.sparse_down = partial(sparse, site)
         self.held = False
-        self._sparse = sparse
         self._in_place = ExitStack()
         self._ffn: FfnWeights | None = None
 
@@ -50,10 +51,6 @@ class KeptBlock:
         weight = down if isinstance(self.site.down, Conv1D) else down.T
         ups = [(p.module, slice_up(p, units)) for p in self.site.up]
         return [*ups, (self.site.down, {"weight": weight})]
-
-    def sparse_down(self, h: Tensor, kept: Tensor) -> Tensor:
-        """The down projection of h (n, n_units) on kept units, as in `SparseDown`."""
-        return self._sparse(self.site, h, kept)
 
     # -- the paths, outside a pass of the model; x is (n, d_model)
 

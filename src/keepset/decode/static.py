@@ -26,7 +26,7 @@ def cut_blocks(sites: Sequence[Site], paths: Counter[str], selection: Selection)
     blocks = WholeBlocks("static", paths, selection)
     with ExitStack() as stack:
         for site in sites:
-            if selection.triton_ffn(site.down_weight().device) and separable(site):
+            if selection.may_use_triton("ffn", site.down_weight().device) and separable(site):
                 rows = neuron_major(site.down_weight())
                 block = WholeBlock(site, site.down.forward, _all_units, rows, blocks)
                 stack.enter_context(block.standing_in())

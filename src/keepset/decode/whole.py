@@ -26,14 +26,10 @@ class WholeBlock(StandIn):
     def __init__(
         self, site: Site, plain: Forward, kernel: Kernel, rows: Tensor, blocks: WholeBlocks
     ) -> None:
-        """Prepare a site.
+        """Enter the block of `site` in `blocks`, those of the model.
 
-        Args:
-            site: The site.
-            plain: (..., units) h -> output, what the kernel stands in for.
-            kernel: Computes the whole block.
-            rows: (n, d_model) neuron-major weights of the down projection.
-            blocks: Those of the model; this one is entered there.
+        `plain` (h (..., units) -> output) is what the kernel stands in for; `rows` (n, d_model)
+        are the neuron-major weights of the down projection.
         """
         super().__init__(site)
         self.rows = rows
@@ -51,7 +47,8 @@ class WholeBlock(StandIn):
     def down(self, h: Tensor) -> Tensor:
         """What the kernel stands in for."""
         if not self.separable:
-            self._blocks.refuse(self.site)
+            reason = f"{self.site.name} computes more than its layout says"
+            self._blocks.selection.refuse(TRITON_FFN, reason)
         return self._plain(h)
 
     def by_kernel(self, x: Tensor) -> Tensor:
@@ -70,14 +67,15 @@ class WholeBlocks:
 
     Attributes:
         paths: Counts tokens x sites by path.
+        selection: Which kernels may run.
         members: All of them.
     """
 
     def __init__(self, label: str, paths: Counter[str], selection: Selection) -> None:
         """`label`: what the blocks do, for the record of times."""
-        self.paths = paths
+        self.paths, self.selection = paths, selection
         self.members: list[WholeBlock] = []
-        self._label, self._selection = label, selection
+        self._label = label
         self._path_of: dict[tuple[int, ...], str] = {}
 
     def path(self, block: WholeBlock, x: Tensor) -> str:
@@ -87,10 +85,6 @@ class WholeBlocks:
             self._path_of[key] = self._fastest(block, x, key)
         return self._path_of[key]
 
-    def refuse(self, site: Site) -> None:
-        """Note that the model computes something else than the site's layout says."""
-        self._selection.refuse(TRITON_FFN, f"{site.name} computes more than its layout says")
-
     def _fastest(self, block: WholeBlock, x: Tensor, sizes: tuple[int, ...]) -> str:
         alike = [other for other in self.members if other.rows.shape == block.rows.shape]
         n, d, rows = sizes
@@ -98,7 +92,7 @@ class WholeBlocks:
         calls = {PLAIN: WholeBlock.by_torch, TRITON_FFN: WholeBlock.by_kernel}
         runs = {name: taking_turns(alike, partial(call, x=x)) for name, call in calls.items()}
         with uncounted(self.paths):
-            return self._selection.fastest_ffn(key, runs)
+            return self.selection.fastest_ffn(key, runs)
 
 
 @contextmanager

@@ -61,7 +61,7 @@ def running_windows(
             sets = None if given is None else given[site.key]
             window = RunningWindow(int(rule.window), score, partial(units_of, site), sets)
             crossover.blocks.append(block)
-            windowed = _WindowedSite(block, window, crossover, position, paths)
+            windowed = _WindowedSite(block, window, crossover, position)
             stack.enter_context(windowed.standing_in())
             stack.callback(block.release)
         yield
@@ -71,16 +71,11 @@ class _WindowedSite(StandIn):
     """One site under the rule: chooses, in each pass, the path and the weights that run."""
 
     def __init__(
-        self,
-        block: KeptBlock,
-        window: RunningWindow,
-        crossover: Crossover,
-        position: Position,
-        paths: Counter[str],
+        self, block: KeptBlock, window: RunningWindow, crossover: Crossover, position: Position
     ) -> None:
         super().__init__(block.site)
-        self._block, self._window, self._crossover = block, window, crossover
-        self._position, self._paths = position, paths
+        self._block, self._window = block, window
+        self._crossover, self._position = crossover, position
         self._pass = -1
 
     def begins(self, _: Tensor) -> bool:
@@ -106,7 +101,7 @@ class _WindowedSite(StandIn):
         if path == PLAIN:
             self._block.release()
             return None
-        self._paths[path] += 1
+        self._crossover.paths[path] += 1
         self._window.add_input(x)
         if path == TRITON_FFN:
             return self._block.by_kernel(x, self._window.units)

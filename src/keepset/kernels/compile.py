@@ -91,10 +91,8 @@ def _ffn_cases(model: str, ffn: FfnWeights) -> Iterator[Case]:
         for name, call in calls.items():
             yield Case(model, f"{name}, {rows} rows", dtype, call)
     for tokens in (64, 2048):
-        x = _meta(tokens, d, dtype=dtype)
-        yield Case(
-            model, f"shared set, {tokens} tokens", dtype, partial(shared_set_ffn, x, ffn, few)
-        )
+        call = partial(shared_set_ffn, _meta(tokens, d, dtype=dtype), ffn, few)
+        yield Case(model, f"shared set, {tokens} tokens", dtype, call)
     many = _meta(131_072, d, dtype=dtype)
     yield Case(model, "compacted prefill", dtype, lambda: compacted_prefill(many, ffn))
     h = _meta(2048, n, dtype=dtype)
@@ -105,27 +103,24 @@ def _state_cases(model: str, heads: int, head_dim: int) -> Iterator[Case]:
     batch, activations = 64, torch.bfloat16
     x = _meta(batch, heads, head_dim, dtype=activations)
     dt, per_head = _meta(batch, heads, dtype=activations), _meta(heads, dtype=torch.float32)
-    vectors: dict[str, Any] = {"D": per_head, "dt_bias": per_head, "dt_softplus": True}
     channels = _meta(batch, 1, 128, dtype=activations)
+
+    def case(label: str, state: Tensor, bc: Tensor, **by_group: Any) -> Case:
+        vectors: dict[str, Any] = {"D": per_head, "dt_bias": per_head, "dt_softplus": True}
+        call = partial(state_step, state, x, dt, per_head, bc, bc, **vectors, **by_group)
+        return Case(model, f"{label}, N = {state.shape[-1]}", state.dtype, call)
+
     for dtype in (torch.float32, torch.bfloat16):
         for n in (128, 64, 38, 13):
             state = new_state(batch, heads, head_dim, n, dtype=dtype, device="meta")
-            bc = channels[..., :n].contiguous()
-            yield Case(model, f"state step, N = {n}", dtype,
-                       partial(state_step, state, x, dt, per_head, bc, bc, **vectors))  # fmt: skip
+            yield case("state step", state, channels[..., :n].contiguous())
         n = 38
         state = new_state(batch, heads, head_dim, n, dtype=dtype, device="meta")
         kept, index = _meta(1, dtype=torch.int32), _meta(1, n, dtype=torch.int32)
-        by_group: dict[str, Any] = {**vectors, "kept": kept, "index": index}
-        yield Case(
-            model, f"state step by index, N = {n}", dtype,
-            partial(state_step, state, x, dt, per_head, channels, channels, **by_group),
-        )  # fmt: skip
+        yield case("state step by index", state, channels, kept=kept, index=index)
         # As transformers lays it out: the channels of one number of the head side by side.
         state = _meta(batch, heads, head_dim, n, dtype=dtype)
-        bc = channels[..., :n].contiguous()
-        yield Case(model, f"state step, usual layout, N = {n}", dtype,
-                   partial(state_step, state, x, dt, per_head, bc, bc, **vectors))  # fmt: skip
+        yield case("state step, usual layout", state, channels[..., :n].contiguous())
 
 
 def cases() -> Iterator[Case]:

@@ -71,39 +71,26 @@ def _triton_down(h: Tensor, kept: Tensor, rows: Tensor, bias: Tensor | None) -> 
     return sparse_down(h, kept, rows, bias)
 
 
-ACCELERATED: Mapping[str, Mapping[str, DownPath]] = {"cuda": {TRITON_DOWN: _triton_down}}
-"""Further paths of a sparse down projection by device type, timed beside the torch paths. Those
-of "cuda" are Triton's: they run where `Selection.triton_ffn` says so."""
-
-
 def down_paths(
     selection: Selection, device: torch.device, rows: int = 1, set_per_row: bool = False
 ) -> dict[str, DownPath]:
-    """Every path of a sparse down projection that may run, by name.
+    """Every path of a sparse down projection that may run, by name: torch's, and Triton's.
 
-    Args:
-        selection: Which kernels may run.
-        device: Where.
-        rows: Rows at a time.
-        set_per_row: Whether each row has a keep set of its own.
+    `rows` are projected at a time; `set_per_row` says whether each has a keep set of its own.
     """
-    if selection.triton_ffn(device):
-        # One program holds the sets of all rows; prompts have too many.
-        too_many = set_per_row and rows > MAX_ROWS
-        return DOWN_PATHS if too_many else {**DOWN_PATHS, **ACCELERATED["cuda"]}
-    if device.type == "cuda":
+    # One program holds the sets of all rows; prompts have too many.
+    too_many = set_per_row and rows > MAX_ROWS
+    if too_many or not selection.may_use_triton("ffn", device):
         return DOWN_PATHS
-    return {**DOWN_PATHS, **ACCELERATED.get(device.type, {})}
+    return {**DOWN_PATHS, TRITON_DOWN: _triton_down}
 
 
 def setting(tensor: Tensor) -> tuple[str, str, str]:
     """What a time depends on besides sizes: device, dtype, CPU threads."""
-    device = str(tensor.device) if tensor.device.type == "cpu" else _gpu(tensor.device)
+    device = str(tensor.device)
+    if tensor.device.type != "cpu":
+        device = torch.cuda.get_device_name(tensor.device).replace(" ", "-")
     return device, str(tensor.dtype).removeprefix("torch."), f"threads={torch.get_num_threads()}"
-
-
-def _gpu(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device).replace(" ", "-")
 
 
 def down_path(

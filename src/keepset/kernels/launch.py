@@ -161,22 +161,6 @@ def rows_of(x: Tensor, width: int) -> Tensor:
     return rows if width == 1 or rows.stride(-1) == 1 else rows.contiguous()
 
 
-def output(out: Tensor | None, rows: Tensor, width: int) -> Tensor:
-    """`out` as (rows, width) after checks, or new memory."""
-    if out is None:
-        return workspace((rows.shape[0], width), rows.dtype, rows)
-    check(out.is_contiguous(), "out must be contiguous")
-    check(
-        out.numel() == rows.shape[0] * width and out.shape[-1] == width,
-        f"out has shape {tuple(out.shape)}, expected (..., {width}) and {rows.shape[0]} rows",
-    )
-    check(
-        out.dtype == rows.dtype and out.device == rows.device,
-        f"out is {out.dtype} on {out.device}, x {rows.dtype} on {rows.device}",
-    )
-    return out.view(-1, width)
-
-
 def check_ffn(x: Tensor, ffn: FfnWeights) -> None:
     """Check that a kernel can read the weights together with `x` (rows, d).
 

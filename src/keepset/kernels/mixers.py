@@ -29,7 +29,7 @@ from keepset.kernels.dispatch import (
     standing_in,
 )
 from keepset.kernels.scan import causal_conv, chunk_scan
-from keepset.kernels.selection import Selection, why_not_triton
+from keepset.kernels.selection import Selection
 
 TORCH, TRITON, MAMBA_SSM = "torch", "triton", "mamba-ssm"
 _HOW = (
@@ -134,11 +134,11 @@ class _Stepper:
             ConfigError: the other one has chosen otherwise.
         """
         for key in ("scan", "state"):
-            here, there = (getattr(s.wanted, key) for s in (self._selection, selection))
-            if here != there:
+            running, chosen = (getattr(s.wanted, key) for s in (self._selection, selection))
+            if running != chosen:
                 raise ConfigError(
-                    f"kernels.{key}: {there} was chosen while a model of the same family runs with"
-                    f" {here}; let that one end first"
+                    f"kernels.{key}: {chosen} was chosen while a model of the same family runs with"
+                    f" {running}; let that one end first"
                 )
         return self._ran
 
@@ -157,8 +157,7 @@ class _Stepper:
         steps: dict[str, Step] = {TORCH: getattr(self._original, "__wrapped__", self._original)}
         if self._theirs != TORCH and wanted in ("auto", MAMBA_SSM):
             steps[self._theirs] = self._original
-        by_triton = wanted == TRITON or (wanted == "auto" and device.type == "cuda")
-        if by_triton and why_not_triton(device) is None:
+        if self._selection.may_use_triton("state", device):
             steps[TRITON] = triton_step
         return steps
 

@@ -134,18 +134,7 @@ def sparse_ffn(
 ) -> Tensor:
     """A dense FFN whose h is zero wherever a row does not keep a neuron.
 
-    Args:
-        x: (..., d).
-        ffn: The layer.
-        threshold: Keep scores above it.
-        k: Or the k largest of each row.
-        choose: Score |h|, or |act(gate)|.
-        norms: (n,) factors of the score.
-
-    One of threshold and k must be given.
-
-    Returns:
-        (..., d) float32.
+    Arguments as in `triton_ffn.sparse_decode`, with any number of rows; returns (..., d) float32.
     """
     h = hidden(x, ffn)
     score = (h if choose == "hidden" else gate_values(x, ffn)).abs()
@@ -167,14 +156,7 @@ def shared_set_ffn(x: Tensor, ffn: FfnWeights, keep: Tensor) -> Tensor:
 def window_topk(h: Tensor, k: int, *, window: int = 1, norms: Tensor | None = None) -> Tensor:
     """The k units with the largest summed score in every window of tokens.
 
-    Args:
-        h: (tokens, n); a unit's score at a token is |h|, or |h| norms.
-        k: How many to keep.
-        window: Tokens per window; the last window may be shorter.
-        norms: (n,).
-
-    Returns:
-        (ceil(tokens / window), k) int32, ascending in each window; ties go to the lowest index.
+    Arguments and result as in `triton_topk.window_topk`; ties go to the lowest index.
     """
     factor = 1.0 if norms is None else norms.float()
     sums = torch.stack([part.float().abs().sum(dim=0) * factor for part in h.split(window)])
@@ -200,20 +182,7 @@ def state_step(
 ) -> tuple[Tensor, Tensor]:
     """One token of `scan`, with the state channels that are kept.
 
-    Args:
-        state: (batch, heads, head_dim, n), not changed.
-        x: (batch, heads, head_dim).
-        dt: (batch, heads) before bias and softplus.
-        A: (heads,) negative.
-        B: (batch, groups, n) what is written, or (batch, groups, all channels) with `index`.
-        C: Likewise, what is read.
-        D: (heads,) skip connection.
-        dt_bias: (heads,).
-        dt_softplus: Whether dt goes through softplus.
-        dt_limit: Smallest and largest step.
-        z: (batch, heads, head_dim); the output is multiplied by silu(z).
-        kept: (groups,) how many of the n channels each group holds; all without it.
-        index: (groups, n) which channels of B and C they are; the first ones without it.
+    Arguments as in `triton_state.state_step`, none of them expanded; `state` is not changed.
 
     Returns:
         The output (batch, heads, head_dim) and the new state, both float32. Channels of the state

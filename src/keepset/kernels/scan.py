@@ -38,17 +38,10 @@ def chunk_scan(
     """The scan of `keepset.kernels.naive.scan`, a chunk at a time.
 
     Args:
-        hidden_states: (batch, tokens, heads, head_dim).
-        dt: (batch, tokens, heads) before bias and softplus.
-        A: (heads,) negative.
-        B: (batch, tokens, groups, n).
-        C: (batch, tokens, groups, n).
+        hidden_states: (batch, tokens, heads, head_dim), x there.
+        dt, dt_bias, dt_softplus, dt_limit: As in `keepset.kernels.naive.time_steps`.
+        A, B, C, D, initial_states: As in `keepset.kernels.naive.scan`.
         chunk_size: The model's; chunks of `CHUNK` tokens are used instead.
-        D: (heads,) skip connection.
-        dt_bias: (heads,).
-        initial_states: (batch, heads, head_dim, n).
-        dt_softplus: Whether dt goes through softplus.
-        dt_limit: Smallest and largest step.
         return_final_states: Whether the last state is wanted too.
 
     Returns:

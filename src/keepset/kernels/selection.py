@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from functools import cache
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,6 +29,9 @@ TRITON_FFN, TRITON_DOWN = "triton-ffn", "triton-down"
 
 WORDS = ("auto", "torch", "triton")
 """Choices that one word stands for."""
+
+Key = tuple[Hashable, ...]
+"""What times hold for: shape, rows, share kept, dtype, device, threads."""
 
 _ROUNDS = 7
 # A wrong kernel is wrong by much more. In half precision a score has so few digits that one in a
@@ -57,17 +61,13 @@ class Selection:
         wanted: The choice.
         forced: Paths that are taken, untimed, where they are among the candidates.
         timing_s: Seconds spent on timing paths, for those who time what contains it.
+        refusals: What was refused so far, with the reason, for the record.
     """
 
     def __init__(
         self, kernels: Kernels | str = "auto", *, forced: Sequence[str] = (), rounds: int = _ROUNDS
     ) -> None:
-        """Choose.
-
-        Args:
-            kernels: A choice, or one of `WORDS` for all of it.
-            forced: Paths to take without timing any; the first that is a candidate.
-            rounds: Rounds that count when paths are timed.
+        """`kernels`: a choice, or a word for all of it; `rounds` count when paths are timed.
 
         Raises:
             ConfigError: an unknown word.
@@ -77,9 +77,9 @@ class Selection:
         by_name = (TRITON_FFN, TRITON_DOWN) if self.wanted.ffn == "triton" else ()
         self.forced = (*forced, *by_name)
         self.timing_s = 0.0
+        self.refusals: list[str] = []
         self._rounds = rounds
-        self._times: dict[Hashable, dict[str, float]] = {}
-        self._refusals: dict[str, None] = {}
+        self._times: dict[Key, dict[str, float]] = {}
 
     @classmethod
     def of(cls, kernels: Kernels | Selection | str | None) -> Selection:
@@ -98,24 +98,24 @@ class Selection:
                     f"kernels.{key}: {reason}; or choose kernels.{key}: torch or auto"
                 )
 
-    def triton_ffn(self, device: torch.device) -> bool:
-        """Whether Triton's paths of feed-forward blocks are among the candidates on `device`."""
-        if self.wanted.ffn == "auto":
-            return device.type == "cuda" and why_not_triton(device) is None
-        return self.wanted.ffn == "triton" and why_not_triton(device) is None
+    def may_use_triton(self, key: Literal["ffn", "state"], device: torch.device) -> bool:
+        """Whether Triton's kernels for `key` are among the candidates on `device`."""
+        wanted = getattr(self.wanted, key)
+        chosen = wanted == "triton" or (wanted == "auto" and device.type == "cuda")
+        return chosen and why_not_triton(device) is None
 
     def forced_among(self, candidates: Collection[str]) -> str | None:
         """The candidate that is forced, if any."""
         return next((name for name in self.forced if name in candidates), None)
 
-    def fastest(self, key: Hashable, candidates: Mapping[str, Candidate]) -> str:
+    def fastest(self, key: Key, candidates: Mapping[str, Candidate]) -> str:
         """The name of the fastest candidate, by `times`; of equals the first wins."""
         if (name := self.forced_among(candidates)) is not None:
             return name
         took = self.times(key, candidates)
         return min(candidates, key=took.__getitem__)
 
-    def fastest_ffn(self, key: Hashable, candidates: Mapping[str, Candidate]) -> str:
+    def fastest_ffn(self, key: Key, candidates: Mapping[str, Candidate]) -> str:
         """The fastest path of a feed-forward block; Triton's only where they work.
 
         Every candidate must return its output.
@@ -126,13 +126,8 @@ class Selection:
         working = self.working(candidates, foreign)
         return next(iter(working)) if len(working) == 1 else self.fastest(key, working)
 
-    def times(self, key: Hashable, candidates: Mapping[str, Candidate]) -> Mapping[str, float]:
-        """The seconds that each candidate takes (`clock.time_rounds`); each key is timed once.
-
-        Args:
-            key: What the times hold for: shape, rows, share kept, dtype, device, threads.
-            candidates: At least one, by name.
-        """
+    def times(self, key: Key, candidates: Mapping[str, Candidate]) -> Mapping[str, float]:
+        """The seconds that each candidate takes (`clock.time_rounds`); each key is timed once."""
         if key not in self._times:
             start = seconds()
             self._times[key] = time_rounds(candidates, self._rounds)
@@ -142,9 +137,7 @@ class Selection:
     def crossovers_ms(self) -> dict[str, dict[str, float]]:
         """Everything timed so far, for the record: key -> candidate -> best milliseconds."""
         return {
-            " ".join(map(str, key)) if isinstance(key, tuple) else str(key): {
-                name: round(1e3 * took, 4) for name, took in best.items()
-            }
+            " ".join(map(str, key)): {name: round(1e3 * took, 4) for name, took in best.items()}
             for key, best in self._times.items()
         }
 
@@ -179,14 +172,9 @@ class Selection:
     def refuse(self, path: str, reason: str) -> None:
         """Note that `path` cannot run, and say so once."""
         text = f"{path}: {reason}"
-        if text not in self._refusals:
+        if text not in self.refusals:
             logger.warning("%s; torch runs in its place", text)
-            self._refusals[text] = None
-
-    @property
-    def refusals(self) -> list[str]:
-        """What was refused so far, with the reason, for the record."""
-        return list(self._refusals)
+            self.refusals.append(text)
 
 
 def why_not_triton(device: torch.device) -> str | None:

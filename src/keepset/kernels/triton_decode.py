@@ -1,4 +1,4 @@
-"""The kernels behind `keepset.kernels.triton_ffn`, which explains how they work together."""
+"""The kernels behind `keepset.kernels.triton_ffn`; docs/KERNELS.md explains them."""
 
 from __future__ import annotations
 
@@ -116,13 +116,13 @@ def rows_up(
         if MODE == "multiply":
             slot = find_slot(position, ends, TILE)
         j = tl.load(index + slot, mask=live, other=0)
-        at = value + b[None, :] * value_row + slot[:, None]
+        pointers = value + b[None, :] * value_row + slot[:, None]
         written = live[:, None] & (b < n_rows)[None, :]
         u = project(x, up, j, live, n_rows, D, x_row, up_row, BLOCK_K, BLOCK_B, BLOCK_D, STAGES)
         if UP_BIAS:
             u += tl.load(up_bias + j, mask=live, other=0.0).to(tl.float32)[:, None]
         if MODE == "multiply":
-            h = u * tl.load(at, mask=written, other=0.0).to(tl.float32)
+            h = u * tl.load(pointers, mask=written, other=0.0).to(tl.float32)
         elif MODE == "gated":
             g = project(
                 x, gate, j, live, n_rows, D, x_row, gate_row, BLOCK_K, BLOCK_B, BLOCK_D, STAGES
@@ -132,7 +132,7 @@ def rows_up(
             h = activate(g, ACT) * u
         else:
             h = activate(u, ACT)
-        tl.store(at, h.to(value.dtype.element_ty), mask=written)
+        tl.store(pointers, h.to(value.dtype.element_ty), mask=written)
 
 
 @triton.jit
@@ -185,11 +185,11 @@ def rows_down(
     if BLOCK_B == 1:
         y = tl.sum(acc, axis=0)[None, :]
 
-    at = b[:, None] * D + c[None, :]
+    offsets = b[:, None] * D + c[None, :]
     written = (b < n_rows)[:, None] & inside[None, :]
     last = True
     if SHARES > 1:
-        tl.store(partial + share * n_rows * D + at, y, mask=written)
+        tl.store(partial + share * n_rows * D + offsets, y, mask=written)
         # Every thread's sums must be in memory before the ticket says so.
         tl.debug_barrier()
         last = tl.atomic_add(arrivals + block, 1, sem="acq_rel", scope="gpu") == SHARES - 1
@@ -198,9 +198,8 @@ def rows_down(
             y = tl.zeros((BLOCK_B, BLOCK_D), dtype=tl.float32)
             for s in range(SHARES):
                 # .cg: from the L2 cache, where the other programs' sums are.
-                y += tl.load(
-                    partial + s * n_rows * D + at, mask=written, other=0.0, cache_modifier=".cg"
-                )
+                sums = partial + s * n_rows * D + offsets
+                y += tl.load(sums, mask=written, other=0.0, cache_modifier=".cg")
         if BIAS:
             y += tl.load(down_bias + c, mask=inside, other=0.0).to(tl.float32)[None, :]
-        tl.store(out + at, y.to(out.dtype.element_ty), mask=written)
+        tl.store(out + offsets, y.to(out.dtype.element_ty), mask=written)

@@ -9,16 +9,8 @@
 rows go to `keepset.kernels.triton_prefill`. Nothing waits for the device and every workspace has
 a size that the shapes alone decide, so the calls can be captured in a CUDA graph.
 
-How it works. A program of `up_compact` computes a tile of neurons for all rows, applies the
-activation, and writes the kept ones to the front of the tile's slots: values, indices and a count.
-`rows_down` cuts the list of all kept neurons into equal shares, finds each share's slots by a
-running sum of the counts, and adds up rows of down_t. With several rows the list is the union of
-their keep sets, and a row that does not keep a neuron holds a zero there. The shares' sums are
-added in a fixed order by the program that finishes last: equal inputs give equal bits.
-
-With a gate there are two rules. choose="hidden" scores h itself, as the study's rules do: gate and
-up are dense and only the down projection is sparse. choose="gate" scores act(gate) before up is
-computed: both up and down read kept rows only, but it is another rule with other results.
+Equal inputs give equal bits. docs/KERNELS.md, "Layout" and "Decode", says how the kernels work
+together, and what each rule saves.
 """
 
 from __future__ import annotations
@@ -36,7 +28,6 @@ from keepset.kernels.launch import (
     check_matrix,
     check_vector,
     launch,
-    output,
     power_of_two,
     rows_of,
     workspace,
@@ -107,7 +98,6 @@ def sparse_decode(
     k: int | None = None,
     choose: Literal["hidden", "gate"] = "hidden",
     norms: Tensor | None = None,
-    out: Tensor | None = None,
     config: DecodeConfig | None = None,
 ) -> Tensor:
     """Run the FFN with the down projection (and, by the gate, the up projection) sparse.
@@ -119,9 +109,9 @@ def sparse_decode(
         ffn: The layer's weights on the device of x.
         threshold: Keep scores above it; 0 is exact for ReLU.
         k: Or keep the k largest of each row, ties to the lowest index; two more launches.
-        choose: What is scored, where the layer has a gate.
+        choose: What is scored, where the layer has a gate: h itself, as the study's rules do, or
+            act(gate), before up is computed; that is another rule with other results.
         norms: (n,) ||w_j||_2, for the score `impact`.
-        out: Where to write, contiguous; new memory otherwise.
         config: Block sizes instead of `decode_config`'s.
 
     Returns:
@@ -136,7 +126,7 @@ def sparse_decode(
     check(k is None or 0 <= k <= ffn.n, f"cannot keep {k} of {ffn.n} neurons")
     check(k is None or ffn.n <= MAX_UNITS, f"{ffn.n} neurons: top-k takes at most {MAX_UNITS}")
     check_vector("norms", norms, ffn.n, x)
-    rows, y, config = _prepared(x, ffn, out, config)
+    rows, y, config = _prepared(x, ffn, config)
     if rows.shape[0]:
         kept = _compacted(
             rows, ffn, -1.0 if threshold is None else threshold, choose, norms, config
@@ -154,7 +144,6 @@ def shared_set_decode(
     ffn: FfnWeights,
     keep: Tensor,
     *,
-    out: Tensor | None = None,
     config: DecodeConfig | None = None,
 ) -> Tensor:
     """Run the FFN with one known keep set: up, gate and down read kept rows only.
@@ -164,7 +153,6 @@ def shared_set_decode(
         ffn: The layer's weights on the device of x.
         keep: (k,) int32 or int64 indices below n, each once; ascending reads fastest. Only on
             the CPU are they looked at: elsewhere that would wait for the device.
-        out: Where to write, contiguous; new memory otherwise.
         config: Block sizes instead of `decode_config`'s.
 
     Returns:
@@ -174,7 +162,7 @@ def shared_set_decode(
         KernelError: too many rows, or tensors that do not fit.
     """
     check_keep(keep, ffn.n, x)
-    rows, y, config = _prepared(x, ffn, out, config)
+    rows, y, config = _prepared(x, ffn, config)
     if rows.shape[0]:
         n_kept = keep.shape[0]
         kept = _List(
@@ -214,11 +202,14 @@ def sparse_down(
     rows = rows_of(h, n)
     check_matrix("down_t", down_t, (n, d), rows)
     check_vector("bias", bias, d, rows)
-    y = output(None, rows, d)
+    y = workspace((len(rows), d), h.dtype, h)
     if kept.dtype != torch.bool:
         check_keep(kept, n, rows)
         for part, out in zip(rows.split(MAX_ROWS), y.split(MAX_ROWS), strict=True):
-            _shared_down(part, kept, down_t, bias, out, config)
+            blocks = config or decode_config(len(part), n, d)
+            value = part.index_select(1, kept)
+            kept_list = _List(value, kept, None, _cleared(d, blocks, part), n_kept=len(kept))
+            _down(part, down_t, bias, kept_list, out, blocks)
         return y
     shapes = tuple(kept.shape), tuple(rows.shape)
     check(shapes[0] == shapes[1], "kept is {}, h {}".format(*shapes))
@@ -229,16 +220,6 @@ def sparse_down(
         kept_list = _marked(rows, marks, _cleared(d, config, rows), config)
         _down(rows, down_t, bias, kept_list, y, config)
     return y
-
-
-def _shared_down(
-    rows: Tensor, kept: Tensor, down_t: Tensor, bias: Tensor | None, y: Tensor,
-    config: DecodeConfig | None,
-) -> None:  # fmt: skip
-    config = config or decode_config(len(rows), *down_t.shape)
-    arrivals = _cleared(down_t.shape[1], config, rows)
-    value = rows.index_select(1, kept)
-    _down(rows, down_t, bias, _List(value, kept, None, arrivals, n_kept=len(kept)), y, config)
 
 
 def _marked(value: Tensor, keep: Tensor, arrivals: Tensor, config: DecodeConfig) -> _List:
@@ -277,7 +258,7 @@ def check_keep(keep: Tensor, n: int, x: Tensor) -> None:
 
 
 def _prepared(
-    x: Tensor, ffn: FfnWeights, out: Tensor | None, config: DecodeConfig | None
+    x: Tensor, ffn: FfnWeights, config: DecodeConfig | None
 ) -> tuple[Tensor, Tensor, DecodeConfig]:
     rows = rows_of(x, ffn.d)
     check(
@@ -287,7 +268,7 @@ def _prepared(
     )
     check_ffn(rows, ffn)
     config = config or decode_config(rows.shape[0], ffn.n, ffn.d)
-    return rows, output(out, rows, ffn.d), config
+    return rows, workspace(tuple(rows.shape), x.dtype, x), config
 
 
 def _block_rows(rows: Tensor) -> int:

@@ -7,11 +7,9 @@
 to 16 tokens it hands over to `keepset.kernels.triton_ffn.shared_set_decode`.
 
 `compacted_prefill` serves models whose activations are almost all zero (99% and more), in the
-manner of the TwELL layout (arXiv:2603.23198): the first projection is dense, and its epilogue packs
-each token's kept neurons tile by tile, at most `capacity` a tile. A second kernel takes one token a
-program, finds its kept neurons by a running sum over the tiles, and reads only their rows of up
-and down_t. A tile that holds more than `capacity` says so by its count, and the second kernel
-computes that tile again, densely and for that token alone: slower, and never a neuron short.
+manner of the TwELL layout (arXiv:2603.23198): `_pack` is dense and packs each token's kept neurons
+tile by tile; `_unpack` reads only their rows of up and down_t, and computes again a tile that holds
+more than `capacity` of them (docs/KERNELS.md, "Compacted prefill").
 """
 
 from __future__ import annotations
@@ -25,7 +23,6 @@ from keepset.kernels.launch import (
     check,
     check_ffn,
     launch,
-    output,
     power_of_two,
     rows_of,
     workspace,
@@ -91,16 +88,16 @@ def _gemm(
 ):  # fmt: skip
     """x[m] @ weight[j]^T -> (BLOCK_M, BLOCK_N) float32."""
     c = tl.arange(0, BLOCK_D)
-    a_at = x + m.to(tl.int64)[:, None] * x_row + c[None, :]
-    b_at = weight + j.to(tl.int64)[None, :] * w_row + c[:, None]
+    x_pointers = x + m.to(tl.int64)[:, None] * x_row + c[None, :]
+    w_pointers = weight + j.to(tl.int64)[None, :] * w_row + c[:, None]
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for start in range(0, D, BLOCK_D):
         inside = c < D - start
-        a = tl.load(a_at, mask=(m < n_tokens)[:, None] & inside[None, :], other=0.0)
-        b = tl.load(b_at, mask=live[None, :] & inside[:, None], other=0.0)
+        a = tl.load(x_pointers, mask=(m < n_tokens)[:, None] & inside[None, :], other=0.0)
+        b = tl.load(w_pointers, mask=live[None, :] & inside[:, None], other=0.0)
         acc = tl.dot(a, b, acc, input_precision="ieee")
-        a_at += BLOCK_D
-        b_at += BLOCK_D
+        x_pointers += BLOCK_D
+        w_pointers += BLOCK_D
     return acc
 
 
@@ -126,8 +123,8 @@ def _shared_up(
         h *= activate(g, ACT)
     else:
         h = activate(h, ACT)
-    at = value + m.to(tl.int64)[:, None] * K + p[None, :]
-    tl.store(at, h.to(value.dtype.element_ty), mask=(m < n_tokens)[:, None] & live[None, :])
+    pointers = value + m.to(tl.int64)[:, None] * K + p[None, :]
+    tl.store(pointers, h.to(value.dtype.element_ty), mask=(m < n_tokens)[:, None] & live[None, :])
 
 
 @triton.jit
@@ -156,8 +153,8 @@ def _shared_down(
         acc = tl.dot(h, w, acc, input_precision="ieee")
     if BIAS:
         acc += tl.load(down_bias + c, mask=c < D, other=0.0).to(tl.float32)[None, :]
-    at = out + m.to(tl.int64)[:, None] * D + c[None, :]
-    tl.store(at, acc.to(out.dtype.element_ty), mask=token & inside)
+    pointers = out + m.to(tl.int64)[:, None] * D + c[None, :]
+    tl.store(pointers, acc.to(out.dtype.element_ty), mask=token & inside)
 
 
 @triton.jit
@@ -184,18 +181,18 @@ def _pack(
     first = row.to(tl.int64) * BLOCK_M * n_tiles + tile
     within = tl.arange(0, BLOCK_M) * n_tiles
     tl.store(count + first + within, tl.sum(kept, axis=1), mask=token)
-    at = within[:, None] * CAPACITY + place
+    offsets = within[:, None] * CAPACITY + place
     written = token[:, None] & (kept > 0) & (place < CAPACITY)
-    tl.store(value + first * CAPACITY + at, h, mask=written)
+    tl.store(value + first * CAPACITY + offsets, h, mask=written)
     j = tl.broadcast_to(j[None, :], (BLOCK_M, TILE))
-    tl.store(index + first * CAPACITY + at, j, mask=written)
+    tl.store(index + first * CAPACITY + offsets, j, mask=written)
 
 
 @triton.jit
 def _rows_of(weight, j, live, c, D, row):
     """Rows j of a weight, (len(j), len(c)) float32; zero where not `live`."""
-    at = weight + j.to(tl.int64)[:, None] * row + c[None, :]
-    return tl.load(at, mask=live[:, None] & (c < D)[None, :], other=0.0).to(tl.float32)
+    pointers = weight + j.to(tl.int64)[:, None] * row + c[None, :]
+    return tl.load(pointers, mask=live[:, None] & (c < D)[None, :], other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -256,7 +253,6 @@ def shared_set_ffn(
     ffn: FfnWeights,
     keep: Tensor,
     *,
-    out: Tensor | None = None,
     config: GemmConfig | None = None,
 ) -> Tensor:
     """Run the FFN with one known keep set for any number of tokens.
@@ -265,7 +261,6 @@ def shared_set_ffn(
         x: (..., d); float32, float16 or bfloat16, the dtype of the weights.
         ffn: The layer's weights on the device of x.
         keep: (k,) int32 or int64 indices below n, each once.
-        out: Where to write, contiguous; new memory otherwise.
         config: Block sizes instead of `gemm_config`'s; with it, few rows stay here as well.
 
     Returns:
@@ -277,10 +272,10 @@ def shared_set_ffn(
     rows = rows_of(x, ffn.d)
     tokens, n_kept = rows.shape[0], keep.shape[0]
     if tokens <= MAX_ROWS and config is None:
-        return shared_set_decode(x, ffn, keep, out=out)
+        return shared_set_decode(x, ffn, keep)
     check_keep(keep, ffn.n, x)
     check_ffn(rows, ffn)
-    y = output(out, rows, ffn.d)
+    y = workspace(tuple(rows.shape), x.dtype, x)
     config = config or gemm_config(tokens, ffn.gate is not None)
     gate = ffn.up if ffn.gate is None else ffn.gate
     value = workspace((tokens, n_kept), x.dtype, x)
@@ -313,7 +308,6 @@ def compacted_prefill(
     *,
     threshold: float = 0.0,
     capacity: int = 16,
-    out: Tensor | None = None,
     config: GemmConfig | None = None,
 ) -> Tensor:
     """Run the FFN with each token's own few neurons: those whose score exceeds the threshold.
@@ -327,7 +321,6 @@ def compacted_prefill(
         threshold: Keep scores above it.
         capacity: Slots per token and tile of neurons. Fuller tiles are computed again, so the
             result does not depend on it.
-        out: Where to write, contiguous; new memory otherwise.
         config: Block sizes instead of `gemm_config`'s.
 
     Returns:
@@ -340,7 +333,8 @@ def compacted_prefill(
     check_ffn(rows, ffn)
     check(ffn.d <= MAX_WIDTH, f"compacted_prefill takes widths up to {MAX_WIDTH}, not {ffn.d}")
     check(capacity >= 1, f"capacity must be at least 1, got {capacity}")
-    y, tokens, d = output(out, rows, ffn.d), rows.shape[0], ffn.d
+    tokens, d = rows.shape
+    y = workspace((tokens, d), x.dtype, x)
     config = config or GemmConfig(tokens=128, units=128, outputs=128)
     tile = config.units
     tiles = cdiv(ffn.n, tile)

@@ -19,14 +19,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from keepset.kernels.launch import (
-    DTYPES,
-    cdiv,
-    check,
-    launch,
-    power_of_two,
-    workspace,
-)
+from keepset.kernels.launch import DTYPES, cdiv, check, launch, power_of_two, workspace
 
 # isort: split
 import torch
@@ -105,11 +98,11 @@ def _state_step(
         b = tl.load(B + batch * b_batch + group * b_group + where, mask=live, other=0.0)
         r = tl.load(C + batch * c_batch + group * c_group + where, mask=live, other=0.0)
         mask = inside[:, None] & live[None, :]
-        at = rows + c[None, :] * s_chan
-        h = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+        pointers = rows + c[None, :] * s_chan
+        h = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
         h = h * decay + written * b.to(tl.float32)[None, :]
         y += h * r.to(tl.float32)[None, :]
-        tl.store(at, h.to(state.dtype.element_ty), mask=mask)
+        tl.store(pointers, h.to(state.dtype.element_ty), mask=mask)
     total = tl.sum(y, axis=1)
     if SKIP:
         total += v * tl.load(D + head).to(tl.float32)
@@ -117,8 +110,8 @@ def _state_step(
         g = tl.load(z + batch * z_batch + head * z_head + p, mask=inside, other=0.0)
         g = g.to(tl.float32)
         total *= g / (1.0 + tl.exp(-g))
-    at = out + (batch * heads + head) * head_dim + p
-    tl.store(at, total.to(out.dtype.element_ty), mask=inside)
+    pointers = out + (batch * heads + head) * head_dim + p
+    tl.store(pointers, total.to(out.dtype.element_ty), mask=inside)
 
 
 def new_state(
@@ -145,7 +138,6 @@ def state_step(
     z: Tensor | None = None,
     kept: Tensor | None = None,
     index: Tensor | None = None,
-    out: Tensor | None = None,
     config: StateConfig | None = None,
 ) -> Tensor:
     """Update the state in place and read it out (`keepset.kernels.naive.state_step`).
@@ -169,7 +161,6 @@ def state_step(
         kept: (groups,) int32, how many channels each group holds, at most n. The state's other
             channels are neither read nor written.
         index: (groups, n) int32, which channels of B and C they are.
-        out: Where to write, contiguous; new memory otherwise.
         config: Block sizes instead of `state_config`'s.
 
     Returns:
@@ -193,9 +184,7 @@ def state_step(
     for name, tensor, shape in (("kept", kept, (groups,)), ("index", index, (groups, n))):
         _check_whole(name, tensor, shape, state)
     check(state.dtype in DTYPES, f"state is {state.dtype}; use float32, float16 or bfloat16")
-    check(out is None or (out.shape == x.shape and out.is_contiguous() and out.dtype == x.dtype),
-          f"out must be contiguous, {tuple(x.shape)} and {x.dtype}")  # fmt: skip
-    y = workspace((batch, heads, head_dim), x.dtype, x) if out is None else out
+    y = workspace((batch, heads, head_dim), x.dtype, x)
     if y.numel():
         config = config or state_config(n, head_dim, batch * heads)
         z_strides = (0, 0) if z is None else z.stride()[:2]

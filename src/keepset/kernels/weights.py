@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor, nn
 
 from keepset.errors import KernelError
@@ -77,11 +76,6 @@ class FfnWeights:
         owned = ("up", "down_t", "gate", "up_bias", "gate_bias")
         rows = {name: getattr(self, name) for name in owned}
         return replace(self, **{k: v[keep] for k, v in rows.items() if v is not None})
-
-    def to(self, target: torch.dtype | torch.device | str) -> FfnWeights:
-        """The same weights in another dtype or on another device."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "act"}
-        return replace(self, **{k: v.to(target) for k, v in tensors.items() if v is not None})
 
     @classmethod
     def from_linears(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from keepset.decode.block import PLAIN
 from keepset.kernels import dispatch, naive
 from keepset.kernels.selection import TRITON_DOWN, TRITON_FFN, Selection
 from keepset.kernels.torch_ffn import DownPath
@@ -22,7 +23,6 @@ from keepset.speed.timing import Machine, Run, in_turn, must_agree, summary
 
 Row = dict[str, Any]
 _MOST_COPIES = 8
-PLAIN = "plain"
 _DYNAMIC, _KNOWN = f"ffn dynamic, {TRITON_FFN}", f"ffn known, {TRITON_FFN}"
 
 
@@ -147,11 +147,13 @@ class _Case:
         paths = self._paths()
         by_kernels = self._by_kernels()
         self._check(paths, by_kernels)
-        runs: dict[str, Run] = {"dense": self._dense_down}
+        runs: dict[str, Run] = {
+            "dense": lambda copy: F.linear(self.h[copy], self.blocks[copy].down)
+        }
         runs |= {name: partial(self._down, name) for name in paths}
         took = in_turn(runs, len(self.blocks), machine, seconds)
         row = self.blocks[0].rows[0].nbytes
-        touched = len(torch.unique(self._touched())) * row
+        touched = int(_mask(self.h[0], self.sets[0]).any(dim=0).sum()) * row
         for name in paths:
             yield "kernel", "down", name, "1", touched, took[name], took["dense"]
         rows = [block.rows for block in self.blocks]
@@ -177,7 +179,7 @@ class _Case:
 
     def _by_kernels(self) -> dict[str, Run]:
         """The whole block by Triton's kernels, where they run: dynamic, and the set known."""
-        if not self.selection.triton_ffn(self.x.device):
+        if not self.selection.may_use_triton("ffn", self.x.device):
             return {}
         from keepset.kernels.triton_ffn import sparse_decode
         from keepset.kernels.triton_prefill import shared_set_ffn
@@ -195,13 +197,6 @@ class _Case:
             if name in self.selection.working({PLAIN: torchs[name], name: run}, {name})
         }
 
-    def _touched(self) -> Tensor:
-        kept = self.sets[0]
-        return kept.nonzero()[:, 1] if kept.dtype == torch.bool else kept
-
-    def _dense_down(self, copy: int) -> Tensor:
-        return F.linear(self.h[copy], self.blocks[copy].down)
-
     def _down(self, path: str, copy: int) -> Tensor:
         return self._by(path)(self.h[copy], self.sets[copy], self.blocks[copy].rows, None)
 
@@ -218,11 +213,11 @@ class _Case:
 
     def _check(self, paths: Sequence[str], by_kernels: Mapping[str, Run]) -> None:
         rows, h = self.blocks[0].rows.double(), self.h[0].double()
-        expected = _only(h, self.sets[0]) @ rows
+        expected = h.where(_mask(h, self.sets[0]), 0.0) @ rows
         for path in paths:
             must_agree(self._down(path, 0), expected, f"down, path {path}")
             must_agree(self._dynamic(path, 0), expected, f"ffn dynamic, path {path}")
-        must_agree(self._known(0), _only(h, self.shared[0]) @ rows, "ffn known")
+        must_agree(self._known(0), h.where(_mask(h, self.shared[0]), 0.0) @ rows, "ffn known")
         for name, run in by_kernels.items():
             must_agree(run(0), self._rounded_once(name), name)
 
@@ -232,13 +227,13 @@ class _Case:
         h = naive.hidden(self.x, ffn).to(self.x.dtype).float()
         if name == _DYNAMIC:
             return naive.down(h.where(naive.keep_best(h.abs(), self.kept), 0.0), ffn).double()
-        return naive.down(_only(h, self.shared[0]), ffn).double()
+        return naive.down(h.where(_mask(h, self.shared[0]), 0.0), ffn).double()
 
 
-def _only(h: Tensor, kept: Tensor) -> Tensor:
-    """h with the units that are not kept set to zero, by the definition."""
-    mask = kept
-    if kept.dtype != torch.bool:
-        mask = torch.zeros(h.shape[1], dtype=torch.bool, device=h.device)
-        mask[kept] = True
-    return torch.where(mask, h, 0.0)
+def _mask(h: Tensor, kept: Tensor) -> Tensor:
+    """Which units of h (n, n_units) each row keeps: (n, n_units) bool."""
+    if kept.dtype == torch.bool:
+        return kept
+    mask = torch.zeros_like(h, dtype=torch.bool)
+    mask[:, kept] = True
+    return mask
