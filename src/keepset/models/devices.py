@@ -10,11 +10,7 @@ import torch
 from keepset.errors import ModelError
 from keepset.models.gpus import claim
 
-_DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _BF16_FLAGS = ("amx_bf16", "avx512_bf16")
 
 

@@ -110,7 +110,7 @@ def find_ffn_sites(model: PreTrainedModel) -> list[Site]:
     layouts = _layouts(config, layers)
     if not layouts:
         raise _unknown(config, layers[0])
-    downs = {index: _linear(config, layers[index], at.down) for index, at in layouts.items()}
+    downs = {i: _linear(config, layers[i], layout.down) for i, layout in layouts.items()}
     n_calls = Counter(map(id, downs.values()))
     seen: Counter[int] = Counter()
     sites = []
