@@ -114,14 +114,11 @@ def _mixer(d: int, inner: int, groups_by_state: int, heads: int, kernel: int) ->
 
 def mamba2(content: Content) -> Size:
     """Of Mamba-2 (arXiv:2405.21060)."""
-    d, layers, vocabulary = (
-        content[key] for key in ("hidden_size", "num_hidden_layers", "vocab_size")
-    )
-    heads, head_dim = content["num_heads"], content["head_dim"]
+    d, layers = content["hidden_size"], content["num_hidden_layers"]
+    vocabulary, heads, head_dim = content["vocab_size"], content["num_heads"], content["head_dim"]
     groups, n_state = content["n_groups"], content["state_size"]
-    per_layer, matrices = _mixer(
-        d, heads * head_dim, groups * n_state, heads, content["conv_kernel"]
-    )
+    inner, kernel = heads * head_dim, content["conv_kernel"]
+    per_layer, matrices = _mixer(d, inner, groups * n_state, heads, kernel)
     embeddings = vocabulary * d * (1 if content.get("tie_word_embeddings", False) else 2)
     return Size(
         parameters=embeddings + layers * per_layer + d,
@@ -186,12 +183,9 @@ def zamba2(content: Content) -> Size:
     every = d * d + adapters  # at each depth: the map back to the stream, and the adapters
     embeddings = vocabulary * d * (1 if content.get("tie_word_embeddings", True) else 2)
     blocks = min(content.get("num_mem_blocks", 1), shared)
+    stored = layers * per_layer + blocks * (block + width + d) + shared * every
     return Size(
-        parameters=embeddings
-        + layers * per_layer
-        + blocks * (block + width + d)
-        + shared * every
-        + d,
+        parameters=embeddings + stored + d,
         multiplied=layers * matrices + shared * (block + every) + vocabulary * d,
         d_model=d,
         vocabulary=vocabulary,
