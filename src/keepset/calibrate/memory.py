@@ -87,7 +87,8 @@ def memory_table(scorer: Scorer, blocks: Tensor, identity: Mapping[str, Any]) ->
     device = next(scorer.model.parameters()).device
     for n in (1, 2):
         part = blocks[:n]
-        part_scorer = Scorer(scorer.model, scorer.sites, part, part.numel())
+        n_tokens = part.numel()
+        part_scorer = Scorer(scorer.model, scorer.sites, part, n_tokens)
 
         def forward(part: Tensor = part) -> None:
             with torch.inference_mode():
@@ -100,7 +101,5 @@ def memory_table(scorer: Scorer, blocks: Tensor, identity: Mapping[str, Any]) ->
         }
         for method, do in work.items():
             peak = peak_bytes(do, device)
-            rows.append(
-                {**identity, "method": method, "peak_bytes": peak, "n_tokens": part.numel()}
-            )
+            rows.append({**identity, "method": method, "peak_bytes": peak, "n_tokens": n_tokens})
     return pd.DataFrame(rows)

@@ -48,10 +48,9 @@ def watching(model: nn.Module, sites: Sequence[Site], action: Action) -> Iterato
         return None if changed is None else (changed.view(h.shape), *args[1:])
 
     with ExitStack() as stack:
-        handle = model.register_forward_pre_hook(on_forward, with_kwargs=True)
-        stack.callback(handle.remove)
+        stack.enter_context(model.register_forward_pre_hook(on_forward, with_kwargs=True))
         for down in dict.fromkeys(site.down for site in sites):
-            stack.callback(down.register_forward_pre_hook(on_site).remove)
+            stack.enter_context(down.register_forward_pre_hook(on_site))
         yield
 
 

@@ -61,8 +61,8 @@ def scanning(model: nn.Module, sites: Sequence[StateSite], action: Action) -> It
 
     with ExitStack() as stack:
         for site in sites:
-            stack.callback(site.mixer.register_forward_pre_hook(enter).remove)
-            stack.callback(site.mixer.register_forward_hook(leave, always_call=True).remove)
+            stack.enter_context(site.mixer.register_forward_pre_hook(enter))
+            stack.enter_context(site.mixer.register_forward_hook(leave, always_call=True))
         for module in mixer_modules(model):
             functions = {
                 SCAN: _seen_scan(getattr(module, SCAN), running, action),

@@ -169,8 +169,7 @@ class Runner:
             for site in self.sites:
                 module = self.model.get_submodule(site.name)
                 check = _finite_check(site.name, label)
-                handle = module.register_forward_pre_hook(check, with_kwargs=True)
-                hooks.callback(handle.remove)
+                hooks.enter_context(module.register_forward_pre_hook(check, with_kwargs=True))
             for block in blocks.split(1):
                 self.model(input_ids=block.to(self._device), use_cache=False)
         raise ModelError(f"the loss is not finite under {label}; try dtype: float32")

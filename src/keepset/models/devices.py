@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import torch
 
@@ -64,12 +63,5 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def _cpu_has_bf16() -> bool:
-    query = getattr(torch.cpu, "get_capabilities", None)
-    if query is not None:
-        capabilities = query()
-        return any(capabilities.get(flag, False) for flag in _BF16_FLAGS)
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
-    except OSError:
-        return False
-    return any(flag in flags for flag in _BF16_FLAGS)
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(flag, False) for flag in _BF16_FLAGS)
