@@ -16,8 +16,7 @@ The cache holds, per site, float64 sums of every unit over all calibration token
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,18 +71,6 @@ class _Sums:
         return {**self.tensors, "impact_sum": impact, "sample": torch.cat(self._samples)}
 
 
-@contextmanager
-def _differentiable_input(model: Any) -> Iterator[None]:
-    """Let gradients flow from the embeddings on, though no parameter asks for one."""
-    handle = model.get_input_embeddings().register_forward_hook(
-        lambda _module, _args, output: output.requires_grad_(True)
-    )
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def collect_moments(
     model: nn.Module,
     sites: Sequence[Site],
@@ -130,15 +117,19 @@ def collect_moments(
         h.register_hook(lambda gradient: sums[site.key].add_gradient(h, gradient))
         return h
 
+    def require_gradients(_module: nn.Module, _args: Any, embedded: Tensor) -> None:
+        embedded.requires_grad_(True)  # no parameter asks for a gradient
+
     device = next(model.parameters()).device
     # The backward pass keeps every activation and three copies of the logits.
     tokens = batch_tokens // 4 if gradients else batch_tokens
     rows = max(1, tokens // blocks.shape[1])
+    embeddings: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
     with watching(model, sites, action), torch.set_grad_enabled(gradients):
         for batch in blocks.split(rows):
             ids = batch.to(device)
             if gradients:
-                with _differentiable_input(model):
+                with embeddings.register_forward_hook(require_gradients):
                     logits = model(input_ids=ids, use_cache=False).logits
                 loss = nn.functional.cross_entropy(
                     logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum"

@@ -11,7 +11,13 @@ from keepset.calibrate.channels import Scorer, Sums
 from keepset.errors import ConfigError
 from keepset.rules.masks import Masks, top_mask
 from keepset.rules.rule import Rule, n_kept
-from keepset.rules.scores import CHANNEL_SCORES, need_gradients, site_seed, static_names
+from keepset.rules.scores import (
+    CHANNEL_SCORES,
+    need_gradients,
+    random_numbers,
+    site_seed,
+    static_names,
+)
 from keepset.sites.state import StateSite
 
 
@@ -35,8 +41,9 @@ def allocate(scores: Mapping[str, Tensor], sparsity: float, *, uniform: bool) ->
     Returns:
         Site key -> (n_groups, n_state) bool; ties go to the earlier layer and lower channel.
     """
-    counts = {key: n_kept(score.shape[1], sparsity) for key, score in scores.items()}
-    if not uniform:
+    if uniform:
+        counts = {key: n_kept(score.shape[1], sparsity) for key, score in scores.items()}
+    else:
         counts = _global_counts(scores, sparsity)
     return {key: top_mask(score.float(), counts[key]) for key, score in scores.items()}
 
@@ -58,12 +65,10 @@ def _global_counts(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, i
 
 def random_scores(sites: Sequence[StateSite], seed: int) -> dict[str, Tensor]:
     """One number per channel, seeded: site key -> (n_groups, n_state) float64."""
-    scores = {}
-    for site in sites:
-        generator = torch.Generator().manual_seed(site_seed(seed, site.key))
-        shape = site.n_groups, site.n_state
-        scores[site.key] = torch.rand(shape, generator=generator, dtype=torch.float64)
-    return scores
+    return {
+        site.key: random_numbers((site.n_groups, site.n_state), site_seed(seed, site.key))
+        for site in sites
+    }
 
 
 def keep_sets(

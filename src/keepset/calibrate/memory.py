@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -56,30 +55,21 @@ class _Live(TorchDispatchMode):
         self.now -= size
 
 
-@contextmanager
-def _counting(device: torch.device, peaks: list[int]) -> Iterator[None]:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        yield
-        torch.cuda.synchronize(device)
-        peaks.append(torch.cuda.max_memory_allocated(device) - before)
-        return
-    with _Live() as live:
-        yield
-    peaks.append(live.peak)
-
-
 def peak_bytes(work: Callable[[], Any], device: torch.device) -> int:
     """Bytes of tensors that `work` holds at its peak, beyond what was there before.
 
     On a GPU the allocator counts; on a CPU the tensors that operations return are counted.
     """
-    peaks: list[int] = []
-    with _counting(device, peaks):
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
         work()
-    return peaks[0]
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with _Live() as live:
+        work()
+    return live.peak
 
 
 def memory_table(scorer: Scorer, blocks: Tensor, identity: Mapping[str, Any]) -> pd.DataFrame:
@@ -97,7 +87,8 @@ def memory_table(scorer: Scorer, blocks: Tensor, identity: Mapping[str, Any]) ->
     device = next(scorer.model.parameters()).device
     for n in (1, 2):
         part = blocks[:n]
-        part_scorer = Scorer(scorer.model, scorer.sites, part, part.numel())
+        n_tokens = part.numel()
+        part_scorer = Scorer(scorer.model, scorer.sites, part, n_tokens)
 
         def forward(part: Tensor = part) -> None:
             with torch.inference_mode():
@@ -110,7 +101,5 @@ def memory_table(scorer: Scorer, blocks: Tensor, identity: Mapping[str, Any]) ->
         }
         for method, do in work.items():
             peak = peak_bytes(do, device)
-            rows.append(
-                {**identity, "method": method, "peak_bytes": peak, "n_tokens": part.numel()}
-            )
+            rows.append({**identity, "method": method, "peak_bytes": peak, "n_tokens": n_tokens})
     return pd.DataFrame(rows)

@@ -7,15 +7,18 @@ try:
 except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
+LOCKS = fcntl is not None
+"""Whether this system has them."""
+
 
 def lock(handle: int) -> bool:
     """Take the exclusive lock; False if another process has one, or locks are not supported."""
-    return fcntl is not None and _flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return LOCKS and _flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def share(handle: int) -> bool:
     """Wait for a shared lock; False if the file system does not support locks."""
-    return fcntl is not None and _flock(handle, fcntl.LOCK_SH)
+    return LOCKS and _flock(handle, fcntl.LOCK_SH)
 
 
 def _flock(handle: int, operation: int) -> bool:

@@ -72,14 +72,10 @@ def _slice(site: StateSite, units: Tensor, n_state: int) -> None:
     mixer: Any = site.mixer
     inner, n_units = mixer.intermediate_size, site.n_units
     units = units.to(mixer.in_proj.weight.device)
+    first, heads = (torch.arange(n, device=units.device) for n in (inner, site.n_heads))
     # in_proj makes gate, x, B, C and dt, in this order; the convolution sees x, B and C.
-    channels = torch.cat(
-        [torch.arange(inner, device=units.device), inner + units, inner + n_units + units]
-    )
-    steps = torch.arange(inner + 2 * n_units, inner + 2 * n_units + site.n_heads)
-    rows = torch.cat(
-        [torch.arange(inner, device=units.device), inner + channels, inner + steps.to(units.device)]
-    )
+    channels = torch.cat([first, inner + units, inner + n_units + units])
+    rows = torch.cat([first, inner + channels, 2 * (inner + n_units) + heads])
     _select(mixer.in_proj, rows)
     mixer.in_proj.out_features = len(rows)
     _select(mixer.conv1d, channels)

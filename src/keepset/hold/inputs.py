@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -28,40 +29,17 @@ def watching(model: nn.Module, sites: Sequence[Site], action: Action) -> Iterato
     pass of `model`. All hooks are removed on exit, also after an exception.
     """
     shape: list[int] = []
-    calls: dict[nn.Module, int] = {}
+    calls: Counter[nn.Module] = Counter()
+    by_call = {(site.down, site.call): site for site in sites}
 
     def on_forward(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         calls.clear()
         ids = kwargs.get("input_ids", args[0] if args else None)
         shape[:] = list((kwargs["inputs_embeds"] if ids is None else ids).shape[:2])
 
-    with ExitStack() as stack:
-        handle = model.register_forward_pre_hook(on_forward, with_kwargs=True)
-        stack.callback(handle.remove)
-        for down, by_call in _by_module(sites).items():
-            hook = _site_hook(down, by_call, action, shape, calls)
-            stack.callback(down.register_forward_pre_hook(hook).remove)
-        yield
-
-
-def _by_module(sites: Sequence[Site]) -> dict[nn.Module, dict[int, Site]]:
-    modules: dict[nn.Module, dict[int, Site]] = {}
-    for site in sites:
-        modules.setdefault(site.down, {})[site.call] = site
-    return modules
-
-
-def _site_hook(
-    down: nn.Module,
-    by_call: Mapping[int, Site],
-    action: Action,
-    shape: Sequence[int],
-    calls: dict[nn.Module, int],
-) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
-    def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        call = calls.get(down, 0)
-        calls[down] = call + 1
-        site = by_call.get(call)
+    def on_site(down: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        site = by_call.get((down, calls[down]))
+        calls[down] += 1
         if site is None:
             return None
         h = args[0]
@@ -69,7 +47,11 @@ def _site_hook(
         changed = action(site, h.view(*shape, h.shape[-1]))
         return None if changed is None else (changed.view(h.shape), *args[1:])
 
-    return hook
+    with ExitStack() as stack:
+        stack.enter_context(model.register_forward_pre_hook(on_forward, with_kwargs=True))
+        for down in dict.fromkeys(site.down for site in sites):
+            stack.enter_context(down.register_forward_pre_hook(on_site))
+        yield
 
 
 def output_norms(site: Site) -> Tensor:
@@ -87,17 +69,18 @@ class Windows(Windowed):
     def __init__(self, rule: Rule, **options: Any) -> None:
         """See `Windowed`."""
         super().__init__(rule, **options)
-        self._score = NEURON_SCORES.get(rule.score)
+        score = NEURON_SCORES.get(rule.score)
+        self._seeded = score is not None and score.seeded
+        self._needs_norms = score is not None and score.needs_norms
         self._norms: dict[str, Tensor] = {}
 
     def score(self, site: Site, h: Tensor) -> Tensor:
         """Score every unit at every token: (batch, tokens, n_units) float32."""
-        seeded = self._score is not None and self._score.seeded
-        generator = self._generator(site, h.device) if seeded else None
+        generator = self._generator(site, h.device) if self._seeded else None
         return token_score(self.rule.score, h, self._output_norms(site), generator)
 
     def _output_norms(self, site: Site) -> Tensor | None:
-        if self._score is None or not self._score.needs_norms:
+        if not self._needs_norms:
             return None
         if site.key not in self._norms:
             self._norms[site.key] = output_norms(site)
@@ -111,13 +94,13 @@ class Windows(Windowed):
         means = window_means(self.score(site, h), self.valid, self.rule.window)
         if self.rule.choice == "causal":
             mask = self._causal_mask(site, means, kept)
-            masked = h * spread_windows(mask, h.shape[1], self.rule.window)
+        else:
+            # A zero |h| leaves nothing to choose; a random score says nothing about h.
+            mask = top_mask(means, kept, zeros_matter=self._seeded)
+        masked = h * spread_windows(mask, h.shape[1], self.rule.window)
+        if self.rule.choice == "causal":
             masked[:, 0] = h[:, 0]
-            return masked
-        # A zero |h| leaves nothing to choose; a random score says nothing about h.
-        zeros_matter = self._score is not None and self._score.seeded
-        mask = top_mask(means, kept, zeros_matter=zeros_matter)
-        return h * spread_windows(mask, h.shape[1], self.rule.window)
+        return masked
 
     def _causal_mask(self, site: Site, means: Tensor, kept: int) -> Tensor:
         batch, windows, n = means.shape

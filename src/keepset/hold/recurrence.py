@@ -18,25 +18,15 @@ from keepset.kernels.naive import time_steps
 
 @dataclass(frozen=True)
 class Scan:
-    """What a mixer hands to its scan.
+    """What a mixer hands to its scan."""
 
-    Attributes:
-        x: (batch, tokens, heads, head_dim).
-        dt: (batch, tokens, heads), before bias and softplus.
-        A: (heads,) negative.
-        B: (batch, tokens, groups, n_state), what is written.
-        C: (batch, tokens, groups, n_state), what is read.
-        D: (heads,) skip connection, or None.
-        rest: the other arguments: dt_bias, dt_softplus, dt_limit, ...
-    """
-
-    x: Tensor
-    dt: Tensor
-    A: Tensor
-    B: Tensor
-    C: Tensor
-    D: Tensor | None
-    rest: dict[str, Any]
+    x: Tensor  # (batch, tokens, heads, head_dim)
+    dt: Tensor  # (batch, tokens, heads), before bias and softplus
+    A: Tensor  # (heads,) negative
+    B: Tensor  # (batch, tokens, groups, n_state), what is written
+    C: Tensor  # (batch, tokens, groups, n_state), what is read
+    D: Tensor | None  # (heads,) skip connection
+    rest: dict[str, Any]  # the other arguments: dt_bias, dt_softplus, dt_limit, ...
 
     def run(self, function: Callable[..., Any]) -> Any:
         """Call transformers' own scan, or one of the same arguments."""

@@ -51,11 +51,18 @@ def scanning(model: nn.Module, sites: Sequence[StateSite], action: Action) -> It
     after an exception.
     """
     running: list[StateSite | None] = [None]
+    by_mixer = {site.mixer: site for site in sites}
+
+    def enter(mixer: nn.Module, *_: Any) -> None:
+        running[0] = by_mixer[mixer]
+
+    def leave(*_: Any) -> None:
+        running[0] = None
+
     with ExitStack() as stack:
         for site in sites:
-            enter, leave = _marking(running, site)
-            stack.callback(site.mixer.register_forward_pre_hook(enter).remove)
-            stack.callback(site.mixer.register_forward_hook(leave, always_call=True).remove)
+            stack.enter_context(site.mixer.register_forward_pre_hook(enter))
+            stack.enter_context(site.mixer.register_forward_hook(leave, always_call=True))
         for module in mixer_modules(model):
             functions = {
                 SCAN: _seen_scan(getattr(module, SCAN), running, action),
@@ -63,18 +70,6 @@ def scanning(model: nn.Module, sites: Sequence[StateSite], action: Action) -> It
             }
             stack.enter_context(standing_in([module], functions))
         yield
-
-
-def _marking(
-    running: list[StateSite | None], site: StateSite
-) -> tuple[Callable[..., None], Callable[..., None]]:
-    def enter(*_: Any) -> None:
-        running[0] = site
-
-    def leave(*_: Any) -> None:
-        running[0] = None
-
-    return enter, leave
 
 
 def _seen_scan(

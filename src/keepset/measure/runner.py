@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import pandas as pd
@@ -98,31 +98,23 @@ class Runner:
         self, rule: Rule | None, lead_in: Tensor | None = None, *, stream: bool = True
     ) -> Iterator[Windowed | None]:
         """Hold `rule` (None: dense) on the model."""
-        with (
-            mixer_kernels(self.model, self.selection),
-            self._holding(rule, lead_in, stream) as windows,
-        ):
-            yield windows
+        with mixer_kernels(self.model, self.selection), self._held(rule, lead_in, stream) as action:
+            yield action
 
-    @contextmanager
-    def _holding(
+    def _held(
         self, rule: Rule | None, lead_in: Tensor | None, stream: bool
-    ) -> Iterator[Windowed | None]:
+    ) -> AbstractContextManager[Windowed | None]:
         if rule is None or rule.sparsity == 0:
-            yield None
-            return
+            return nullcontext()
         kind, sites = kinds.of(rule.site), self.sites_of(rule.site)
         if not sites:
             raise ModelError(f"{describe(rule)}: the model has no {KINDS[rule.site].units}")
         if rule.window == "corpus":
-            with kind.hold_static(self.model, sites, self._masks(rule)):
-                yield None
-            return
+            return kind.hold_static(self.model, sites, self._masks(rule))
         scores = None
         if rule.choice == "causal" and stream and lead_in is not None:
             scores = self.lead_in_scores(rule, lead_in)
-        with kind.hold_windows(self.model, sites, rule, lead_in=scores, stream=stream) as windows:
-            yield windows
+        return kind.hold_windows(self.model, sites, rule, lead_in=scores, stream=stream)
 
     def _masks(self, rule: Rule) -> Masks:
         try:
@@ -177,8 +169,7 @@ class Runner:
             for site in self.sites:
                 module = self.model.get_submodule(site.name)
                 check = _finite_check(site.name, label)
-                handle = module.register_forward_pre_hook(check, with_kwargs=True)
-                hooks.callback(handle.remove)
+                hooks.enter_context(module.register_forward_pre_hook(check, with_kwargs=True))
             for block in blocks.split(1):
                 self.model(input_ids=block.to(self._device), use_cache=False)
         raise ModelError(f"the loss is not finite under {label}; try dtype: float32")
@@ -244,7 +235,8 @@ class Runner:
         # Padding stands after the text, so a causal model needs no attention mask.
         if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
             keep = ids.shape[1] - first
-            with _contiguous_input(self.model.get_output_embeddings()):
+            head = self.model.get_output_embeddings()
+            with nullcontext() if head is None else head.register_forward_pre_hook(_contiguous):
                 return self.model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits
         return self.model(input_ids=ids, use_cache=False).logits[:, first:]
 
@@ -262,17 +254,9 @@ def _finite_check(name: str, label: str) -> Callable[..., None]:
     return check
 
 
-@contextmanager
-def _contiguous_input(head: nn.Module | None) -> Iterator[None]:
-    """Hand `head` a copy of a slice: of the slice itself torch copies the weights once per row."""
-    if head is None:
-        yield
-        return
-    hook = head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))
-    try:
-        yield
-    finally:
-        hook.remove()
+def _contiguous(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A hook that copies a slice: of the slice itself torch copies the weights once per row."""
+    return args[0].contiguous(), *args[1:]
 
 
 def _batches(

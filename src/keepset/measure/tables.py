@@ -12,9 +12,6 @@ from keepset.rules.rule import Rule
 from keepset.run.progress import Progress
 from keepset.text import Blocks, Encoded
 
-_SETTING = ["site", "method", "score", "seed", "sparsity", "window", "choice", "access"]
-_PERPLEXITY = [*_SETTING, "block", "nll", "n_tokens", "n_words", "n_bytes"]
-_CAPABILITY = [*_SETTING, "item", "correct", "logprob"]
 _TYPES = {
     **dict.fromkeys(["seed", "block", "n_tokens", "n_words", "n_bytes", "item"], "int64"),
     **dict.fromkeys(["sparsity", "nll", "logprob"], "float64"),
@@ -30,6 +27,8 @@ DENSE_COLUMNS: dict[str, Any] = {
     "choice": "none",
     "access": "none",
 }
+_PERPLEXITY = ["site", *DENSE_COLUMNS, "block", "nll", "n_tokens", "n_words", "n_bytes"]
+_CAPABILITY = ["site", *DENSE_COLUMNS, "item", "correct", "logprob"]
 
 
 def perplexity_table(
@@ -55,13 +54,11 @@ def perplexity_table(
     tables = []
     for rule in rules:
         nll = runner.block_nll(blocks.evaluation, rule, blocks.lead_in, progress)
-        columns = DENSE_COLUMNS if rule is None else rule.columns
         tables.append(
             pd.DataFrame(
                 {
                     **identity,
-                    "site": "none" if rule is None else rule.site,
-                    **columns,
+                    **_setting(rule),
                     "block": range(len(nll)),
                     "nll": nll.numpy(),
                     "n_tokens": blocks.n_tokens.numpy(),
@@ -86,19 +83,16 @@ def capability_table(
     tables = []
     for rule in rules:
         result = runner.last_words(items, rule, progress)
-        columns = DENSE_COLUMNS if rule is None else rule.columns
-        head = pd.DataFrame(
-            {
-                **identity,
-                "site": "none" if rule is None else rule.site,
-                **columns,
-                "item": range(len(items)),
-            },
-            index=result.index,
-        )
-        tables.append(pd.concat([head, result], axis=1))
+        setting = {**identity, **_setting(rule), "item": range(len(items))}
+        tables.append(pd.concat([pd.DataFrame(setting), result], axis=1))
     progress.close()
     return _joined(tables, [*identity, *_CAPABILITY])
+
+
+def _setting(rule: Rule | None) -> dict[str, Any]:
+    if rule is None:
+        return {"site": "none", **DENSE_COLUMNS}
+    return {"site": rule.site, **rule.columns}
 
 
 def _joined(tables: Sequence[pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:

@@ -3,17 +3,12 @@
 `prepare` finds, checks and if need be converts a model once; `load` then needs no network.
 """
 
-from keepset.models.checkpoint import save
-from keepset.models.devices import resolve_device, resolve_dtype
-from keepset.models.loading import check_length, fits, load, load_tokenizer, prepare
-
-__all__ = [
-    "check_length",
-    "fits",
-    "load",
-    "load_tokenizer",
-    "prepare",
-    "resolve_device",
-    "resolve_dtype",
-    "save",
-]
+from keepset.models.checkpoint import save as save
+from keepset.models.devices import resolve_device as resolve_device, resolve_dtype as resolve_dtype
+from keepset.models.loading import (
+    check_length as check_length,
+    fits as fits,
+    load as load,
+    load_tokenizer as load_tokenizer,
+    prepare as prepare,
+)

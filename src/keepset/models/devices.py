@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import torch
 
 from keepset.errors import ModelError
 from keepset.models.gpus import claim
 
-_DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _BF16_FLAGS = ("amx_bf16", "avx512_bf16")
 
 
@@ -68,12 +63,5 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def _cpu_has_bf16() -> bool:
-    query = getattr(torch.cpu, "get_capabilities", None)
-    if query is not None:
-        capabilities = query()
-        return any(capabilities.get(flag, False) for flag in _BF16_FLAGS)
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
-    except OSError:
-        return False
-    return any(flag in flags for flag in _BF16_FLAGS)
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(flag, False) for flag in _BF16_FLAGS)

@@ -7,10 +7,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
+from keepset.files.lock import LOCKS, lock
 
 
 @cache
@@ -27,18 +24,15 @@ def claim(count: int) -> int:
     Returns:
         An index from 0 to count - 1.
     """
-    if count < 2 or fcntl is None:
+    if count < 2 or not LOCKS:
         return 0
     folder = Path(tempfile.gettempdir()) / f"keepset-gpus-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     for index, name in enumerate(_names(count)):
         handle = os.open(folder / f"{name.replace('/', '-')}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(handle)
-            continue
-        return index  # an open handle holds the lock
+        if lock(handle):
+            return index  # an open handle holds the lock
+        os.close(handle)
     return os.getpid() % count
 
 

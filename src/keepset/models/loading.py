@@ -21,7 +21,6 @@ from keepset.errors import ModelError
 from keepset.files import store
 from keepset.models import mamba_ssm
 from keepset.models.checkpoint import check, explained, fingerprint, relevant
-from keepset.models.mamba_ssm import is_original
 from keepset.models.sources import ModelFiles, cached, convert_gguf, find, snapshot
 from keepset.settings import Model
 from keepset.sites.families import ACTIVATION_KEYS
@@ -56,7 +55,7 @@ def prepare(name: str, source: Model, folder: str | Path) -> dict[str, Any]:
             raise ModelError(f"{where}: {path} is neither a checkpoint folder nor a .gguf file")
         path = Path(folder).resolve() / "checkpoint"
         convert_gguf(where, files.path, path)
-    elif is_original(path):
+    elif mamba_ssm.is_original(path):
         path = Path(folder).resolve() / "checkpoint"
         mamba_ssm.convert(where, files.path, _named_tokenizer(where, source), path)
     converted = path != files.path

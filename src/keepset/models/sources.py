@@ -30,17 +30,11 @@ _HUB_TIMEOUT = 10.0  # seconds until a hub that does not answer counts as out of
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model's files.
+    """A model's files."""
 
-    Attributes:
-        path: checkpoint folder or GGUF file.
-        revision: commit hash of a hub repository, else None.
-        license: as its publisher names it; None if unknown.
-    """
-
-    path: Path
-    revision: str | None
-    license: str | None
+    path: Path  # checkpoint folder or GGUF file
+    revision: str | None  # commit hash of a hub repository
+    license: str | None  # as its publisher names it; None if unknown
 
 
 def find(where: str, source: Model) -> ModelFiles:

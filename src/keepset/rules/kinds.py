@@ -20,19 +20,12 @@ CACHE = "activations.safetensors"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One rule of the workflow that measures one part of a kind's grid.
+    """One rule of the workflow that measures one part of a kind's grid."""
 
-    Attributes:
-        rule: The workflow's name of it.
-        part: The part of the grid: static, dynamic, or windowed (one job per choice).
-        table: The table that it writes, without folder and ending; {choice} is filled in.
-        title: What is evaluated, for readers; {model} and {choice} are filled in.
-    """
-
-    rule: str
-    part: Part
-    table: str
-    title: str
+    rule: str  # its name in the workflow
+    part: Part  # static, dynamic, or windowed (one job per choice)
+    table: str  # what it writes, without folder and ending; {choice} is filled in
+    title: str  # what is evaluated, for readers; {model} and {choice} are filled in
 
 
 @dataclass(frozen=True)

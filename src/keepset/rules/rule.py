@@ -74,14 +74,13 @@ class Rule:
     @property
     def columns(self) -> dict[str, object]:
         """The rule as columns of a result table."""
-        choice = "none" if self.window == "corpus" else self.choice
         return {
             "method": self.method,
             "score": self.score,
             "seed": self.seed,
             "sparsity": self.sparsity,
             "window": str(self.window),
-            "choice": choice,
+            "choice": "none" if self.window == "corpus" else self.choice,
             "access": self.access,
         }
 

@@ -10,7 +10,7 @@ Nothing here imports torch at its start: the configuration is checked against th
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -62,17 +62,18 @@ def _registry(*scores: Score) -> dict[str, Score]:
     return {score.name: score for score in scores}
 
 
-def _random(shape: Any, generator: torch.Generator | None, **options: Any) -> Tensor:
-    import torch
-
-    return torch.rand(shape, generator=generator, **options)
-
-
-def _random_units(moments: Moments, seed: int) -> Tensor:
+def random_numbers(shape: Sequence[int], seed: int) -> Tensor:
+    """Uniform numbers in [0, 1), float64: the static form of random scores."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    return _random(moments["abs_sum"].shape, generator, dtype=torch.float64)
+    return torch.rand(shape, generator=generator, dtype=torch.float64)
+
+
+def _random_like(values: Tensor, generator: torch.Generator | None) -> Tensor:
+    import torch
+
+    return torch.rand(values.shape, generator=generator, device=values.device)
 
 
 def _taylor_of_neurons(moments: Moments, _: int) -> Tensor:
@@ -103,11 +104,6 @@ def _separate(sums: Any) -> Tensor:
     return root
 
 
-def _weight_norms(sums: Any) -> Tensor:
-    norms: Tensor = sums.magnitude
-    return norms
-
-
 NEURON_SCORES = _registry(
     Score(
         "magnitude",
@@ -126,8 +122,8 @@ NEURON_SCORES = _registry(
     Score("taylor", static=_taylor_of_neurons, gradients=True),
     Score(
         "random",
-        static=_random_units,
-        token=lambda h, _, generator: _random(h.shape, generator, device=h.device),
+        static=lambda moments, seed: random_numbers(moments["abs_sum"].shape, seed),
+        token=lambda h, _, generator: _random_like(h, generator),
         seeded=True,
     ),
 )
@@ -138,14 +134,14 @@ CHANNEL_SCORES = _registry(
     Score("ghost-uniform", static=ghost, in_order=True, uniform=True),
     Score("ghost-oneshot", static=ghost),
     Score("ghost-separate", static=_separate, in_order=True),
-    Score("magnitude", static=_weight_norms, token=lambda sizes, *_: sizes),
-    Score("magnitude-uniform", static=_weight_norms, uniform=True),
+    Score("magnitude", static=lambda sums: sums.magnitude, token=lambda sizes, *_: sizes),
+    Score("magnitude-uniform", static=lambda sums: sums.magnitude, uniform=True),
     Score("taylor", static=_taylor_of_channels, gradients=True),
     Score("impact", token=lambda sizes, C, _: sizes * C.square()),
     Score(
         "random",
         static=None,
-        token=lambda sizes, _, generator: _random(sizes.shape, generator, device=sizes.device),
+        token=lambda sizes, _, generator: _random_like(sizes, generator),
         seeded=True,
         uniform=True,
     ),

@@ -6,28 +6,24 @@ imports torch.
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
 
 
-class AnySite(Protocol):
-    """What every site says of itself, whatever its kind."""
+@dataclass(frozen=True, eq=False)
+class AnySite:
+    """What every site says of itself, whatever its kind; it also has `n_units`.
 
-    @property
-    def kind(self) -> str:
-        """The name of its kind, as in `keepset.rules.kinds`."""
+    Attributes:
+        kind: name of its kind, as in `keepset.rules.kinds`.
+        layer: index of its decoder layer, counted from 0 in order of execution.
+        name: path of the module that holds it, e.g. "model.layers.3.mlp.down_proj".
+    """
 
-    @property
-    def layer(self) -> int:
-        """The index of its decoder layer."""
-
-    @property
-    def name(self) -> str:
-        """The path of the module that holds it."""
+    kind: str
+    layer: int
+    name: str
 
     @property
     def key(self) -> str:
-        """Its name in files and tables, e.g. "ffn.003"; unique within a model."""
-
-    @property
-    def n_units(self) -> int:
-        """How many units it holds."""
+        """Name of the site in files and tables, e.g. "ffn.003"; unique within a model."""
+        return f"{self.kind}.{self.layer:03d}"

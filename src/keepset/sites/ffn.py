@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from keepset.errors import ModelError
+from keepset.sites import AnySite
 from keepset.sites.families import ACTIVATION_KEYS, FAMILIES, Layout, known_layouts
 
 _EXPERT_WORDS = ("expert", "router", "moe")
@@ -47,13 +48,10 @@ class Projection:
 
 
 @dataclass(frozen=True, eq=False)
-class Site:
+class Site(AnySite):
     """A site whose units are the inputs of a linear map, as FFN neurons are.
 
     Attributes:
-        kind: name of the kind of site, "ffn" for FFN neurons.
-        layer: index of the decoder layer, counted from 0 in order of execution.
-        name: module path of the linear map, e.g. "model.layers.3.mlp.down_proj".
         down: the linear map (for neurons the down projection); its input (..., n_units) is h.
         n_units: number of units.
         call: which call of `down` within one forward pass this site is.
@@ -63,9 +61,6 @@ class Site:
         up: what produces h; empty when unknown or not sliceable.
     """
 
-    kind: str
-    layer: int
-    name: str
     down: nn.Module
     n_units: int
     call: int
@@ -73,11 +68,6 @@ class Site:
     activation: str
     gated: bool
     up: tuple[Projection, ...]
-
-    @property
-    def key(self) -> str:
-        """Name of the site in files and tables, e.g. "ffn.003"; unique within a model."""
-        return f"{self.kind}.{self.layer:03d}"
 
     def down_weight(self) -> Tensor:
         """The output column of every unit: a view (n_units, d_model); row j is unit j's."""
@@ -110,7 +100,7 @@ def find_ffn_sites(model: PreTrainedModel) -> list[Site]:
     layouts = _layouts(config, layers)
     if not layouts:
         raise _unknown(config, layers[0])
-    downs = {index: _linear(config, layers[index], at.down) for index, at in layouts.items()}
+    downs = {i: _linear(config, layers[i], layout.down) for i, layout in layouts.items()}
     n_calls = Counter(map(id, downs.values()))
     seen: Counter[int] = Counter()
     sites = []

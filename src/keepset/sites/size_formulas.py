@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 Content = Mapping[str, Any]
@@ -15,44 +16,26 @@ Content = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Size:
-    """What a forward pass costs depends on these.
+    """What a forward pass costs depends on these."""
 
-    Attributes:
-        parameters: Stored numbers; tied weights count once.
-        multiplied: Entries of weight matrices that one token is multiplied with: a block that
-            serves several depths counts at each, the output layer counts, embeddings do not.
-        d_model: Width.
-        vocabulary: Rows of the output layer.
-        positions: Longest text; 0 where there is no limit.
-        attention_layers: Layers with attention.
-        attention_width: Heads x head dim of one of them.
-        ffn_layers: Feed-forward sites.
-        n_units: Neurons of one of them.
-        gated: Whether it has a gate beside the up projection.
-        state_layers: Layers with a Mamba-2 state.
-        heads: Heads of such a layer.
-        head_dim: Rows of a head's state.
-        n_state: Columns of a head's state.
-        groups: Groups of heads that share B and C.
-        chunk: Tokens that the model's own scan takes at a time.
-    """
-
-    parameters: int
+    parameters: int  # stored numbers; tied weights count once
+    # Entries of weight matrices that one token is multiplied with: a block that serves several
+    # depths counts at each, the output layer counts, embeddings do not.
     multiplied: int
-    d_model: int
-    vocabulary: int
-    positions: int = 0
+    d_model: int  # width
+    vocabulary: int  # rows of the output layer
+    positions: int = 0  # longest text; 0 where there is no limit
     attention_layers: int = 0
-    attention_width: int = 0
+    attention_width: int = 0  # heads x head dim of one of them
     ffn_layers: int = 0
-    n_units: int = 0
-    gated: bool = False
-    state_layers: int = 0
-    heads: int = 0
-    head_dim: int = 0
-    n_state: int = 0
-    groups: int = 0
-    chunk: int = 0
+    n_units: int = 0  # neurons of one of them
+    gated: bool = False  # whether it has a gate beside the up projection
+    state_layers: int = 0  # layers with a Mamba-2 state
+    heads: int = 0  # of such a layer
+    head_dim: int = 0  # rows of a head's state
+    n_state: int = 0  # columns of a head's state
+    groups: int = 0  # of heads that share B and C
+    chunk: int = 0  # tokens that the model's own scan takes at a time
 
     @property
     def state_numbers(self) -> int:
@@ -118,9 +101,8 @@ def llama(content: Content, *, qkv_bias: bool = False) -> Size:
     )
 
 
-def qwen2(content: Content) -> Size:
-    """Of Qwen2 (arXiv:2407.10671)."""
-    return llama(content, qkv_bias=True)
+qwen2 = partial(llama, qkv_bias=True)
+"""Of Qwen2 (arXiv:2407.10671)."""
 
 
 def _mixer(d: int, inner: int, groups_by_state: int, heads: int, kernel: int) -> tuple[int, int]:
@@ -132,14 +114,11 @@ def _mixer(d: int, inner: int, groups_by_state: int, heads: int, kernel: int) ->
 
 def mamba2(content: Content) -> Size:
     """Of Mamba-2 (arXiv:2405.21060)."""
-    d, layers, vocabulary = (
-        content[key] for key in ("hidden_size", "num_hidden_layers", "vocab_size")
-    )
-    heads, head_dim = content["num_heads"], content["head_dim"]
+    d, layers = content["hidden_size"], content["num_hidden_layers"]
+    vocabulary, heads, head_dim = content["vocab_size"], content["num_heads"], content["head_dim"]
     groups, n_state = content["n_groups"], content["state_size"]
-    per_layer, matrices = _mixer(
-        d, heads * head_dim, groups * n_state, heads, content["conv_kernel"]
-    )
+    inner, kernel = heads * head_dim, content["conv_kernel"]
+    per_layer, matrices = _mixer(d, inner, groups * n_state, heads, kernel)
     embeddings = vocabulary * d * (1 if content.get("tie_word_embeddings", False) else 2)
     return Size(
         parameters=embeddings + layers * per_layer + d,
@@ -204,12 +183,9 @@ def zamba2(content: Content) -> Size:
     every = d * d + adapters  # at each depth: the map back to the stream, and the adapters
     embeddings = vocabulary * d * (1 if content.get("tie_word_embeddings", True) else 2)
     blocks = min(content.get("num_mem_blocks", 1), shared)
+    stored = layers * per_layer + blocks * (block + width + d) + shared * every
     return Size(
-        parameters=embeddings
-        + layers * per_layer
-        + blocks * (block + width + d)
-        + shared * every
-        + d,
+        parameters=embeddings + stored + d,
         multiplied=layers * matrices + shared * (block + every) + vocabulary * d,
         d_model=d,
         vocabulary=vocabulary,

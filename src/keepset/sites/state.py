@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from keepset.errors import ModelError
+from keepset.sites import AnySite
 
 SCAN = "mamba2_chunk_scan"
 STEP = "mamba2_selective_state_update"
@@ -24,15 +25,13 @@ _SIZES = ("num_heads", "head_dim", "n_groups", "ssm_state_size", "intermediate_s
 
 
 @dataclass(frozen=True, eq=False)
-class StateSite:
+class StateSite(AnySite):
     """The recurrent state of one Mamba-2 mixer.
 
     A unit is a state channel: unit `g * n_state + n` is channel n of group g. A group's heads
     share B and C, so a channel is one column of the state of each of them.
 
     Attributes:
-        layer: index of the decoder layer.
-        name: module path of the mixer, e.g. "backbone.layers.3.mixer".
         mixer: the mixer.
         n_groups: groups of heads that share B and C.
         n_state: channels per group (N).
@@ -40,19 +39,11 @@ class StateSite:
         head_dim: rows of a head's state (P).
     """
 
-    layer: int
-    name: str
     mixer: nn.Module
     n_groups: int
     n_state: int
     n_heads: int
     head_dim: int
-    kind: str = "state"
-
-    @property
-    def key(self) -> str:
-        """Name of the site in files and tables, e.g. "state.003"; unique within a model."""
-        return f"{self.kind}.{self.layer:03d}"
 
     @property
     def n_units(self) -> int:
@@ -89,6 +80,7 @@ def find_state_sites(model: PreTrainedModel) -> list[StateSite]:
             )
         sites.append(
             StateSite(
+                kind="state",
                 layer=int(mixer.layer_idx),
                 name=name,
                 mixer=mixer,

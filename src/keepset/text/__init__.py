@@ -1,33 +1,21 @@
 """Text: corpora to blocks of tokens, tasks to items."""
 
-from keepset.text.blocks import Blocks, cut_blocks, load_blocks, make_blocks, save_blocks
-from keepset.text.corpora import prepare_corpus
-from keepset.text.sources import read_documents
-from keepset.text.tasks import (
-    Encoded,
-    Item,
-    build_items,
-    build_recall,
-    encode_items,
-    load_items,
-    read_items,
-    save_items,
+from keepset.text.blocks import (
+    Blocks as Blocks,
+    cut_blocks as cut_blocks,
+    load_blocks as load_blocks,
+    make_blocks as make_blocks,
+    save_blocks as save_blocks,
 )
-
-__all__ = [
-    "Blocks",
-    "Encoded",
-    "Item",
-    "build_items",
-    "build_recall",
-    "cut_blocks",
-    "encode_items",
-    "load_blocks",
-    "load_items",
-    "make_blocks",
-    "prepare_corpus",
-    "read_documents",
-    "read_items",
-    "save_blocks",
-    "save_items",
-]
+from keepset.text.corpora import prepare_corpus as prepare_corpus
+from keepset.text.sources import read_documents as read_documents
+from keepset.text.tasks import (
+    Encoded as Encoded,
+    Item as Item,
+    build_items as build_items,
+    build_recall as build_recall,
+    encode_items as encode_items,
+    load_items as load_items,
+    read_items as read_items,
+    save_items as save_items,
+)

@@ -184,7 +184,18 @@ def encode_items(items: Iterable[Item], tokenizer: PreTrainedTokenizerBase) -> l
     Where a tokenizer merges across the space between them, so that the longer encoding does not
     start with the shorter one, context and target are encoded separately and joined.
     """
-    return [_encode(item, tokenizer) for item in items]
+
+    def ids(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    encoded = []
+    for item in items:
+        continuation = f" {item.target}"
+        context, passage = ids(item.context), ids(item.context + continuation)
+        if passage[: len(context)] != context:
+            passage = context + ids(continuation)
+        encoded.append(Encoded(passage, len(context)))
+    return encoded
 
 
 def _heldout_texts(name: str, corpora: Mapping[str, pd.DataFrame], corpus: str) -> list[str]:
@@ -206,14 +217,3 @@ def _lambada_texts(source: TextSource, label: str) -> Iterator[str]:
 def _split_last_word(passage: str) -> tuple[str, str]:
     *context, target = passage.rsplit(maxsplit=1) or [""]
     return "".join(context), target
-
-
-def _encode(item: Item, tokenizer: PreTrainedTokenizerBase) -> Encoded:
-    def ids(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-
-    continuation = f" {item.target}"
-    context, passage = ids(item.context), ids(item.context + continuation)
-    if passage[: len(context)] != context:
-        passage = context + ids(continuation)
-    return Encoded(passage, len(context))

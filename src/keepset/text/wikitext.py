@@ -105,18 +105,6 @@ def _first(call: _Call) -> str:
     return call.values[0]
 
 
-def _last(call: _Call) -> str:
-    return call.values[-1]
-
-
-def _joined(call: _Call) -> str:
-    return "".join(call.values)
-
-
-def _ship(call: _Call) -> str:
-    return f"{call.name} {_first(call)}"
-
-
 # Templates that only set their first value in another font, script or language.
 _VERBATIM = re.compile(
     r"lang-.*|nowrap|nobr|small|smaller|big|large|nobold|linktext|quote|blockquote|cquote|angbr"
@@ -126,10 +114,12 @@ _VERBATIM = re.compile(
 _TEMPLATES: dict[str, Callable[[_Call], str]] = {
     **dict.fromkeys(("convert", "cvt"), _convert),
     **dict.fromkeys(("frac", "sfrac", "fraction"), _fraction),
-    **dict.fromkeys(("lang", "transl", "rtl-lang", "script", "resize"), _last),
-    "chem": _joined,
+    **dict.fromkeys(
+        ("lang", "transl", "rtl-lang", "script", "resize"), lambda call: call.values[-1]
+    ),
+    "chem": lambda call: "".join(call.values),
     "as of": _as_of,
-    **dict.fromkeys(("uss", "mv", "ss", "hms"), _ship),
+    **dict.fromkeys(("uss", "mv", "ss", "hms"), lambda call: f"{call.name} {_first(call)}"),
     **dict.fromkeys(("circa", "c."), lambda call: f"c. {_first(call)}"),
 }
 _CONSTANTS = {

@@ -33,7 +33,7 @@ L1_COST = 1.05
 """Largest perplexity with an L1 penalty, relative to without."""
 STATE_COST = 1.30
 """Least perplexity without the recurrent state, relative to with it; or recall at chance."""
-CHANCE = 0.05
+AT_CHANCE = 0.05
 """Recall that counts as chance: guessing one of 64 things is right 1.6% of the time."""
 ROUND_TRIP = 0.001
 """Largest relative change of perplexity when weights are stored in float16."""
@@ -135,20 +135,13 @@ def check_gates(measured: Mapping[str, Measurement]) -> list[Gate]:
         gates.append(_least(name, "recall with 1 to 4 facts", _mean(few), RECALL))
         change = abs(measurement.perplexity_float16 / measurement.perplexity - 1)
         gates.append(_most(name, "float16 changes perplexity by", change, ROUND_TRIP))
-        if (
-            measurement.perplexity_without_state is not None
-            and measurement.recall_without_state is not None
-        ):
-            ratio = measurement.perplexity_without_state / measurement.perplexity
-            at_chance = measurement.recall_without_state <= CHANCE
-            text = f"at least {STATE_COST:g}, or recall at chance ({CHANCE:g})"
-            passed = ratio >= STATE_COST or at_chance
+        stateless, recall = measurement.perplexity_without_state, measurement.recall_without_state
+        if stateless is not None and recall is not None:
+            ratio = stateless / measurement.perplexity
+            text = f"at least {STATE_COST:g}, or recall at chance ({AT_CHANCE:g})"
+            passed = ratio >= STATE_COST or recall <= AT_CHANCE
             gates.append(Gate(name, "perplexity without the state", ratio, text, passed))
-            gates.append(
-                Gate(
-                    name, "recall without the state", measurement.recall_without_state, text, passed
-                )
-            )
+            gates.append(Gate(name, "recall without the state", recall, text, passed))
     return [*gates, *_ffn_gates(measured)]
 
 

@@ -89,43 +89,29 @@ def learning_rate(step: int, training: Training) -> float:
     return training.learning_rate * (1 - (1 - training.final) * min(1.0, progress))
 
 
+@dataclass(eq=False)
 class Trainer:
-    """The training of one specimen."""
+    """The training of one specimen.
 
-    def __init__(
-        self,
-        name: str,
-        specimen: Specimen,
-        training: Training,
-        rows: Rows,
-        tokenizer: PreTrainedTokenizerFast,
-        heldout: Tensor,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
-        """Set up.
+    Raises:
+        ConfigError: see `build_model`; or the specimen's penalty or logits do not fit its model.
+    """
 
-        Args:
-            name: The specimen.
-            specimen: Its architecture and L1 penalty.
-            training: The schedule.
-            rows: The training data.
-            tokenizer: The shared tokenizer.
-            heldout: (rows, tokens) int64, text for the held-out loss.
-            device: Where to train.
-            dtype: bfloat16 or float16 for autocast; float32 for none.
-        """
-        self.name = name
-        self.specimen = specimen
-        self.training = training
-        self.rows = rows
-        self.heldout = heldout
-        self.device = device
-        self.dtype = dtype
-        self.model = build_model(name, specimen, tokenizer, training.seed).to(device)
+    name: str
+    specimen: Specimen  # its architecture and L1 penalty
+    training: Training  # the schedule
+    rows: Rows
+    tokenizer: PreTrainedTokenizerFast
+    heldout: Tensor  # (rows, tokens) int64, text for the held-out loss
+    device: torch.device
+    dtype: torch.dtype  # bfloat16 or float16 for autocast; float32 for none
+
+    def __post_init__(self) -> None:
+        name, training = self.name, self.training
+        self.model = build_model(name, self.specimen, self.tokenizer, training.seed).to(self.device)
         _prepare(name, self.model)
         self.sites = find_ffn_sites(self.model)
-        if specimen.l1 > 0 and not self.sites:
+        if self.specimen.l1 > 0 and not self.sites:
             raise ConfigError(f"training.specimens.{name}.l1: the architecture has no FFN")
         self.optimizer = torch.optim.AdamW(
             _parameter_groups(self.model, training.weight_decay),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -80,71 +80,54 @@ def encode_documents(
     )
 
 
+@dataclass(eq=False)
 class Rows:
-    """Batches by step."""
+    """Batches by step.
 
-    def __init__(
-        self,
-        text: TrainingText,
-        tokenizer: PreTrainedTokenizerFast,
-        recall: Recall,
-        *,
-        rows: int,
-        sequence: int,
-        steps: int,
-        seed: int,
-    ) -> None:
-        """Set up.
+    Raises:
+        TextError: one epoch has less text than one row, or recall rows have no sentences.
+    """
 
-        Args:
-            text: The tokenized documents.
-            tokenizer: What they were tokenized with.
-            recall: How recall rows are made, and how many there are.
-            rows: Rows per batch.
-            sequence: Tokens per row.
-            steps: Steps of the complete training, for the curriculum.
-            seed: Decides the order of the documents and every episode.
+    text: TrainingText
+    tokenizer: PreTrainedTokenizerFast  # what the text was tokenized with
+    recall: Recall  # how recall rows are made, and how many there are
+    _: KW_ONLY
+    rows: int  # per batch
+    sequence: int  # tokens per row
+    steps: int  # of the complete training, for the curriculum
+    seed: int  # decides the order of the documents and every episode
+    _epoch: tuple[int, NDArray[np.uint16]] | None = field(default=None, init=False)
 
-        Raises:
-            TextError: one epoch has less text than one row, or recall rows have no sentences.
-        """
-        if text.epoch_tokens < sequence:
+    def __post_init__(self) -> None:
+        if self.text.epoch_tokens < self.sequence:
             raise TextError(
-                f"training.text: {text.epoch_tokens} tokens of text do not fill a row of"
-                f" {sequence}; give more text or lower training.sequence"
+                f"training.text: {self.text.epoch_tokens} tokens of text do not fill a row of"
+                f" {self.sequence}; give more text or lower training.sequence"
             )
-        if recall.share > 0 and recall.words > 0 and not text.prose:
+        if self.recall.share > 0 and self.recall.words > 0 and not self.text.prose:
             raise TextError(
                 "training.text: no prose for the recall rows; add a corpus of prose, or set"
                 " training.recall.words to 0"
             )
-        self._text = text
-        self._tokenizer = tokenizer
-        self._recall = recall
-        self._rows = rows
-        self._sequence = sequence
-        self._steps = steps
-        self._seed = seed
-        self._epoch: tuple[int, NDArray[np.uint16]] | None = None
 
     @property
     def batch_tokens(self) -> int:
         """Tokens per step."""
-        return self._rows * self._sequence
+        return self.rows * self.sequence
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the text that the rows are made of, without settings."""
-        text = self._text
+        text = self.text
         parts = (text.tokens, text.bounds, text.repeats)
         return store.fingerprint(*(part.tobytes() for part in parts), "\n".join(text.prose))
 
     def batch(self, step: int) -> Batch:
         """The rows of one step, counted from 0: first those of text, then those of recall."""
-        n = self._rows
+        n = self.rows
         before, after = self._recall_rows(step), self._recall_rows(step + 1)
         n_text = n - (after - before)
-        ids = np.zeros((n, self._sequence), dtype=np.int64)
+        ids = np.zeros((n, self.sequence), dtype=np.int64)
         answers = np.zeros(ids.shape, dtype=bool)
         for row in range(n_text):
             ids[row] = self._text_row(step * n - before + row)
@@ -158,54 +141,54 @@ class Rows:
 
         During the lead, the share of recall rows falls linearly from 1 to `recall.share`.
         """
-        recall = self._recall
-        lead = recall.lead * self._steps
+        recall = self.recall
+        lead = recall.lead * self.steps
         lead_steps = min(step, lead)
         decline = lead_steps * lead_steps / (2 * lead) if lead else 0.0
         shares = lead_steps - (1 - recall.share) * decline + (step - lead_steps) * recall.share
-        return math.floor(shares * self._rows + 1e-9) if recall.share else 0
+        return math.floor(shares * self.rows + 1e-9) if recall.share else 0
 
     def _text_row(self, number: int) -> NDArray[np.uint16]:
-        per_epoch = self._text.epoch_tokens // self._sequence
+        per_epoch = self.text.epoch_tokens // self.sequence
         epoch, row = divmod(number, per_epoch)
         if self._epoch is None or self._epoch[0] != epoch:
             self._epoch = (epoch, self._epoch_stream(epoch))
-        start = row * self._sequence
-        return self._epoch[1][start : start + self._sequence]
+        start = row * self.sequence
+        return self._epoch[1][start : start + self.sequence]
 
     def _epoch_stream(self, epoch: int) -> NDArray[np.uint16]:
-        text = self._text
+        text = self.text
         order = np.repeat(np.arange(len(text.repeats)), text.repeats)
-        np.random.default_rng([self._seed, epoch]).shuffle(order)
+        np.random.default_rng([self.seed, epoch]).shuffle(order)
         return np.concatenate([text.tokens[text.bounds[i] : text.bounds[i + 1]] for i in order])
 
     def _recall_row(self, step: int, row: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Episodes until the row is full; names repeat only after all have been used."""
-        generator = np.random.default_rng([self._seed, _RECALL_STREAM, step, row])
-        recall = self._recall
+        generator = np.random.default_rng([self.seed, _RECALL_STREAM, step, row])
+        recall = self.recall
         facts, words = self._limits(step)
         names = list(generator.permutation(NAMES))
         ids: list[int] = []
         answers: list[bool] = []
-        while len(ids) < self._sequence:
+        while len(ids) < self.sequence:
             n = int(generator.integers(1, facts + 1))
             if len(names) < n:
                 names = list(generator.permutation(NAMES))
             distance = int(generator.integers(words + 1))
             episode = draw_episode(
-                generator, n, distance, self._text.prose, names[:n], recall.rounds
+                generator, n, distance, self.text.prose, names[:n], recall.rounds
             )
             del names[:n]
             for piece, is_answer in episode.pieces():
-                tokens = self._tokenizer.encode(piece, add_special_tokens=False)
+                tokens = self.tokenizer.encode(piece, add_special_tokens=False)
                 ids += tokens
                 answers += [is_answer] * len(tokens)
-            ids.append(self._tokenizer.eos_token_id)
+            ids.append(self.tokenizer.eos_token_id)
             answers.append(False)
-        return np.array(ids[: self._sequence]), np.array(answers[: self._sequence])
+        return np.array(ids[: self.sequence]), np.array(answers[: self.sequence])
 
     def _limits(self, step: int) -> tuple[int, int]:
         """Most facts and most words between; both grow linearly during the curriculum."""
-        recall = self._recall
-        progress = min(1.0, (step + 1) / max(1.0, recall.curriculum * self._steps))
+        recall = self.recall
+        progress = min(1.0, (step + 1) / max(1.0, recall.curriculum * self.steps))
         return max(1, round(progress * recall.facts)), round(progress * recall.words)
