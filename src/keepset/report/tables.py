@@ -9,7 +9,8 @@ import pandas as pd
 from keepset.errors import KeepsetError
 from keepset.files.store import replacing
 from keepset.report.latex import longtable
-from keepset.report.layouts import LAYOUTS, percent
+from keepset.report.layouts import LAYOUTS
+from keepset.report.wording import percent
 
 
 def write_tables(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 
 from keepset.errors import KeepsetError
 from keepset.files.store import replacing
+from keepset.report.wording import in_order as in_order, percent as percent
 
 P = ParamSpec("P")
 Look = tuple[str, str, str]
@@ -121,11 +122,6 @@ def of_site(table: pd.DataFrame, site: str) -> pd.DataFrame:
     return table[table["site"] == site]
 
 
-def in_order(values: Iterable[Any]) -> list[Any]:
-    """Distinct values, in the order in which they first appear."""
-    return list(dict.fromkeys(values))
-
-
 def split(table: pd.DataFrame, *columns: str) -> Iterator[tuple[Any, pd.DataFrame]]:
     """(values, rows) of each group, in the order in which groups first appear."""
     yield from table.groupby(list(columns), sort=False)
@@ -215,8 +211,3 @@ def legend(figure: Figure, handles: Sequence[Line2D], table: pd.DataFrame) -> No
         if sum(map(max, np.array_split(widths, n_columns))) < figure.get_figwidth():
             break
     figure.legend(handles=list(handles), loc="outside upper center", ncols=n_columns)
-
-
-def percent(sparsity: float) -> str:
-    """0.95 -> "95%"."""
-    return f"{100 * sparsity:g}%"
