@@ -65,14 +65,15 @@ class Bounds:
         return min(abs(effect.estimate - end) for end in (self.low, self.high))
 
 
-def needed(effect: Effect, bounds: Bounds, alpha: float, power: float = POWER) -> float:
-    """Items that would decide, if the effect is as large as measured: normal approximation.
+def needed(effect: Effect, bounds: Bounds, alpha: float) -> float:
+    """Items that would decide with a chance of 0.8, if the effect is as large as measured.
+
+    Normal approximation.
 
     Args:
         effect: What was measured; its standard error shrinks with the root of n.
         bounds: Where the claim says it lies.
         alpha: One-sided level.
-        power: Chance of a decision.
 
     Returns:
         Whole items, more than there are; infinite where the effect lies on a bound, NaN where
@@ -83,6 +84,6 @@ def needed(effect: Effect, bounds: Bounds, alpha: float, power: float = POWER) -
         return math.nan
     if distance == 0:
         return math.inf
-    z_alpha, z_power = scipy_stats.norm.ppf([1 - alpha, power])
+    z_alpha, z_power = scipy_stats.norm.ppf([1 - alpha, POWER])
     n = effect.n * ((z_alpha + z_power) * effect.error / distance) ** 2
     return float(max(math.ceil(n), effect.n + 1))

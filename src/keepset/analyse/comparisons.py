@@ -139,13 +139,10 @@ def _verdict(row: Any, alpha: float) -> str:
     return "better" if good else "worse"
 
 
-def _static(table: pd.DataFrame) -> pd.DataFrame:
-    return table[(table["site"] == "state") & (table["method"] == "static")]
-
-
 def _rivals(table: pd.DataFrame, score: str) -> Iterator[tuple[Row, pd.DataFrame, pd.DataFrame]]:
-    """At each sparsity the rows of `score` and those of each rival."""
-    for share, group in _static(table).groupby("sparsity"):
+    """At each sparsity the rows of `score` and those of each rival, of static states."""
+    static = table[(table["site"] == "state") & (table["method"] == "static")]
+    for share, group in static.groupby("sparsity"):
         scored = group[group["score"] == score]
         for rival in RIVALS:
             rivals = group[group["score"] == rival]

@@ -7,7 +7,7 @@ test is a call of scipy or statsmodels that others can repeat from the stored ta
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -120,11 +120,9 @@ def mean_difference(a: ArrayLike, b: ArrayLike, unit: str, confidence: float) ->
     x, y = (np.asarray(values, dtype=np.float64) for values in (a, b))
     estimate = mean(x, unit, confidence).estimate - mean(y, unit, confidence).estimate
     n = min(len(x), len(y))
+    name, unknown = "Welch's t-test", _always(math.nan)
     if n < 2 or (np.ptp(x) == 0 and np.ptp(y) == 0):
-        return Effect(
-            estimate, math.nan, math.nan, math.nan, n, unit, "Welch's t-test",
-            _always(math.nan), _always(math.nan),
-        )  # fmt: skip
+        return Effect(estimate, math.nan, math.nan, math.nan, n, unit, name, unknown, unknown)
     compared = weightstats.CompareMeans.from_data(x, y)
     low, high = compared.tconfint_diff(1 - confidence, usevar="unequal")
     error = math.sqrt(x.var(ddof=1) / len(x) + y.var(ddof=1) / len(y))
@@ -134,10 +132,8 @@ def mean_difference(a: ArrayLike, b: ArrayLike, unit: str, confidence: float) ->
             compared.ttest_ind(alternative=alternative, usevar="unequal", value=bound)[1]
         )
 
-    return Effect(
-        estimate, float(low), float(high), error, n, unit, "Welch's t-test",
-        p("larger"), p("smaller"),
-    )  # fmt: skip
+    tests = p("larger"), p("smaller")
+    return Effect(estimate, float(low), float(high), error, n, unit, name, *tests)
 
 
 def accuracy_difference(a: ArrayLike, b: ArrayLike, confidence: float) -> Effect:
@@ -241,10 +237,3 @@ def unsampled(estimate: float, unit: str = "run") -> Effect:
         estimate, math.nan, math.nan, 0.0, 1, unit, "measured",
         lambda bound: float(estimate <= bound), lambda bound: float(estimate >= bound),
     )  # fmt: skip
-
-
-def holm_by(p: ArrayLike, family: Sequence[str]) -> Floats:
-    """Holm's adjustment within each family; NaNs stay NaN and do not count."""
-    table = pd.Series(np.asarray(p, dtype=np.float64))
-    adjusted = table.groupby(np.asarray(family)).transform(stats.holm)
-    return adjusted.to_numpy(dtype=np.float64)

@@ -9,9 +9,8 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats as scipy_stats
 
+from keepset.analyse.stats import Floats
 from keepset.errors import KeepsetError
-
-Floats = NDArray[np.float64]
 
 _COEFFICIENTS = ["pearson", "spearman", "kendall"]
 

@@ -10,7 +10,7 @@ from typing import Any
 from keepset.analyse import effects
 from keepset.analyse.bounds import Bounds
 from keepset.analyse.claims.case import Case, Findings
-from keepset.analyse.claims.evidence import Evidence
+from keepset.analyse.claims.evidence import Evidence, groups
 from keepset.analyse.claims.runs import Setting, setting_name
 
 RISE = Bounds(low=0.0)
@@ -105,8 +105,8 @@ def size_correlations(
         layers = evidence.size_by_layer(model, site, impact)
         if not len(layers):
             yield f"no correlation of size with {impact} at the {site} of {model}"
-        for corpus, group in layers.groupby("corpus", sort=False) if len(layers) else ():
+        for (corpus,), group in groups(layers, "corpus"):
             effect = effects.mean(group["spearman"], "layer", evidence.statistics.confidence)
             bounds = direction if origin == "specimen" else value
             compared = f"Spearman of size with {impact}"
-            yield Case(model, origin, site, str(corpus), compared, "correlation", effect, bounds)
+            yield Case(model, origin, site, corpus, compared, "correlation", effect, bounds)
