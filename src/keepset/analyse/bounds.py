@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from scipy import stats as scipy_stats
 
-POWER = 0.8
+from keepset.analyse.stats import POWER
 
 
 @dataclass(frozen=True)

@@ -50,16 +50,8 @@ def log_ratio(
 ) -> Effect:
     """Log of the ratio of two perplexities on the same blocks.
 
-    BCa interval over blocks; paired t-tests of the blocks' log ratios.
-
-    Args:
-        nll_a: (blocks,) summed nats.
-        nll_b: (blocks,) summed nats, same blocks.
-        n_tokens: (blocks,) predicted tokens.
-        sampling: Level, resamples and seed of the interval.
-
-    Raises:
-        KeepsetError: as `perplexities.paired_ratio`.
+    BCa interval over blocks; paired t-tests of the blocks' log ratios. Arguments and errors are
+    those of `perplexities.paired_ratio`.
     """
     ratio = perplexities.paired_ratio(nll_a, nll_b, n_tokens, sampling)
     terms = perplexities.log_ratios(nll_a, nll_b, n_tokens)
@@ -107,7 +99,7 @@ def correlation_difference(a: ArrayLike, b: ArrayLike, sampling: Sampling) -> Ef
         return difference
     if np.ptp(x - y) == 0:
         return replace(difference, low=difference.estimate, high=difference.estimate)
-    low, high = stats.bca((x - y,), lambda d, axis: d.mean(axis=axis), sampling)
+    low, high, _ = stats.bca((x - y,), lambda d, axis: d.mean(axis=axis), sampling)
     return replace(difference, low=low, high=high, test="paired t-test")
 
 
@@ -205,7 +197,7 @@ def rank_correlation_gap(
             - scipy_stats.pearsonr(y, z, axis=axis).statistic
         )
 
-    low, high, error = stats.bca_with_error(ranks, gap, sampling)
+    low, high, error = stats.bca(ranks, gap, sampling)
     estimate = float(gap(ranks[0], ranks[1], ranks[2], axis=0))
     return Effect(
         estimate, low, high, error, len(columns), "neuron", "bootstrap z-test",

@@ -25,8 +25,7 @@ def bootstrap_spearman(x: Floats, y: Floats, resamples: int, rng: np.random.Gene
     that is sorted once: the exact bootstrap, without a sort per resample.
 
     Args:
-        x: (n,) finite.
-        y: (n,) finite.
+        x, y: (n,) finite.
         resamples: How many.
         rng: Source of the draws.
 
@@ -71,9 +70,7 @@ def _counts(n: int, resamples: int, rng: np.random.Generator) -> Iterator[Floats
 def _midranks(counts: Floats, group: NDArray[np.intp]) -> Floats:
     """Mid-rank of each unit among the drawn: (rows, n) counts -> (rows, n), centred at 0.
 
-    Args:
-        counts: How often each unit was drawn.
-        group: (n,) position of each unit's value among the distinct values.
+    `group` (n,) is the position of each unit's value among the distinct values.
     """
     order = np.argsort(group, kind="stable")
     if (np.diff(group) == 1).all():

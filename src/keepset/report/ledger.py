@@ -51,16 +51,13 @@ def case(row: Any) -> str:
     return f"{row.model}, {row.where}: {row.compared}" if row.cases else ""
 
 
-def text(
-    ledger: pd.DataFrame, *, colour: bool = False, total: bool = True, width: int = 100
-) -> str:
-    """The ledger for a terminal.
+def text(ledger: pd.DataFrame, *, colour: bool = False, total: bool = True) -> str:
+    """The ledger for a terminal of 100 columns.
 
     Args:
         ledger: What `claims.judge` returned, or claims.csv.
         colour: Use ANSI colours.
         total: End with the number of each verdict.
-        width: Columns.
     """
     lines = []
     for row in ledger.itertuples():
@@ -74,7 +71,7 @@ def text(
             details.append(f"here: {ours(row)}, asked {bound(row)} ({case(row)})")
         details.append(str(row.note))
         for detail in details:
-            lines += textwrap.wrap(detail, width, initial_indent=" " * 6, subsequent_indent=" " * 8)
+            lines += textwrap.wrap(detail, 100, initial_indent=" " * 6, subsequent_indent=" " * 8)
     return "\n".join([*lines, *(["", counts(ledger)] if total else []), ""])
 
 

@@ -29,13 +29,8 @@ def ratio_cases(
 ) -> Findings:
     """A case per model and corpus: the perplexity of setting `a` over that of `b`.
 
-    Args:
-        evidence: The tables.
-        a: A setting.
-        b: Another setting; None is dense.
-        value: Where the claim says that the ratio lies (as a log).
-        direction: The same for specimens, where it differs.
-        traits: Of the models.
+    `b` None is dense. `value` is where the claim says that the ratio lies (as a log), `direction`
+    the same for specimens, where it differs.
     """
     site, name, other = a["site"], setting_name(a), setting_name(b)
     missing = f"{name} or {other} was not run on the {site} of"
@@ -58,7 +53,6 @@ def cheap_or_cheaper(
     """Pretrained models pay little for a setting; specimens pay less than other specimens.
 
     Args:
-        evidence: The tables.
         setting: What is paid for.
         bounds: Where the ratio to dense lies for a pretrained model.
         rivals: The specimens to compare with.

@@ -102,9 +102,18 @@ class Evidence:
         """nll and n_tokens by block; `setting` None is dense. None where it was not run."""
         return self._texts.get((model, corpus), {}).get(key_of(setting))
 
-    def answers(self, model: str, task: str, setting: Setting | None) -> Run | None:
-        """correct by item, as for `losses`."""
-        return self._tasks.get((model, task), {}).get(key_of(setting))
+    def answers(self, model: str, task: str, setting: Setting) -> tuple[Floats, Floats] | None:
+        """correct by item: under a setting, and dense. None where one was not run.
+
+        Raises:
+            KeepsetError: the two have not the same items.
+        """
+        runs = self._tasks.get((model, task), {})
+        run, dense = runs.get(key_of(setting)), runs.get(DENSE)
+        if run is None or dense is None:
+            return None
+        same_items(run, dense, f"{model} {task}: {setting_name(setting)} and dense")
+        return run.values["correct"], dense.values["correct"]
 
     def windows(self, model: str, corpus: str, setting: Setting) -> list[str]:
         """The windows that a windowed setting was run with, shortest first."""

@@ -72,10 +72,6 @@ def judge(
     other side; those of the claims of one family are adjusted by Holm. Cases of pretrained models
     decide; where there is none, specimens decide about the direction.
 
-    Args:
-        evidence: The tables.
-        claims: The claims.
-
     Returns:
         The ledger, one row per claim with the case that decides it, and the cases.
     """

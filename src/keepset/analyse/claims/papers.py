@@ -31,12 +31,7 @@ def _rows(claim: str, condition: str) -> pd.DataFrame:
 
 
 def values(claim: str, condition: str, model: str | None = None) -> pd.Series:
-    """The numbers of one claim under one condition.
-
-    Args:
-        claim: C1, C2, ...
-        condition: As in `numbers`.
-        model: Of this model only.
+    """The numbers of one claim under one condition, of one model or of all.
 
     Raises:
         KeepsetError: there is none.

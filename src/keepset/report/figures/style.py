@@ -81,15 +81,7 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 def save(figure: Figure, stem: str | Path) -> list[Path]:
-    """Write `stem`.png (200 dpi), .svg and .pdf; the same figure gives the same bytes.
-
-    Args:
-        figure: What a `draw` function returned.
-        stem: Path without an ending.
-
-    Returns:
-        The three paths.
-    """
+    """Write `stem`.png (200 dpi), .svg and .pdf; the same figure gives the same bytes."""
     paths = [Path(f"{stem}.{kind}") for kind in _METADATA]
     with mpl.rc_context(_RC):
         for path in paths:
