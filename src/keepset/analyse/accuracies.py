@@ -44,8 +44,7 @@ def mcnemar_exact(a: ArrayLike, b: ArrayLike) -> McNemar:
     """Exact McNemar test of two settings on the same items.
 
     Args:
-        a: (n,) bool, correct under the first setting.
-        b: (n,) bool, correct under the second.
+        a, b: (n,) bool, correct under the first and the second setting.
 
     Returns:
         p is 1 where no pair is discordant, NaN where there are no items.
@@ -119,8 +118,7 @@ def tost_accuracy(a: ArrayLike, b: ArrayLike, margin: float) -> float:
     """Equivalence of two accuracies on the same items: two one-sided Tango score tests.
 
     Args:
-        a: (n,) bool.
-        b: (n,) bool.
+        a, b: (n,) bool.
         margin: Largest difference that still counts as the same, absolute, in (0, 1).
 
     Returns:

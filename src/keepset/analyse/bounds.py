@@ -60,10 +60,6 @@ class Bounds:
         ends += [effect.greater(self.high)] if math.isfinite(self.high) else []
         return min(1.0, len(ends) * min(ends))
 
-    def distance(self, effect: Effect) -> float:
-        """How far the effect is from the nearest end."""
-        return min(abs(effect.estimate - end) for end in (self.low, self.high))
-
 
 def needed(effect: Effect, bounds: Bounds, alpha: float) -> float:
     """Items that would decide with a chance of 0.8, if the effect is as large as measured.
@@ -79,7 +75,7 @@ def needed(effect: Effect, bounds: Bounds, alpha: float) -> float:
         Whole items, more than there are; infinite where the effect lies on a bound, NaN where
         the standard error is not known.
     """
-    distance = bounds.distance(effect)
+    distance = min(abs(effect.estimate - end) for end in (bounds.low, bounds.high))
     if not math.isfinite(effect.error) or not math.isfinite(distance):
         return math.nan
     if distance == 0:

@@ -84,8 +84,7 @@ def correlation_difference(a: ArrayLike, b: ArrayLike, sampling: Sampling) -> Ef
     Layers are the clusters: their differences are resampled (BCa), and t-tested.
 
     Args:
-        a: (layers,) coefficients.
-        b: (layers,) coefficients of the same layers.
+        a, b: (layers,) coefficients of the same layers.
         sampling: Level, resamples and seed of the interval.
 
     Raises:
@@ -134,8 +133,7 @@ def accuracy_difference(a: ArrayLike, b: ArrayLike, confidence: float) -> Effect
     Tango's score interval and tests; against 0 the exact McNemar test, one-sided.
 
     Args:
-        a: (n,) bool, correct under the first setting.
-        b: (n,) bool, correct under the second.
+        a, b: (n,) bool, correct under the first and the second setting.
         confidence: Level of the interval.
 
     Raises:
@@ -175,8 +173,7 @@ def rank_correlation_gap(
     and normal tests with the bootstrap's standard error.
 
     Args:
-        better: (n,) the score that should rank better.
-        worse: (n,) the other.
+        better, worse: (n,) the score that should rank better, and the other.
         truth: (n,) what both should follow.
         layer: (n,) the layer of each unit.
         sampling: Level, resamples and seed.

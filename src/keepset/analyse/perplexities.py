@@ -52,8 +52,7 @@ def paired_ratio(
     correction for a family of a hundred settings would always drown.
 
     Args:
-        nll_a: (blocks,) summed nats.
-        nll_b: (blocks,) summed nats, same blocks.
+        nll_a, nll_b: (blocks,) summed nats of the same blocks.
         n_tokens: (blocks,) predicted tokens.
         sampling: Level, resamples and seed of the interval.
 

@@ -111,8 +111,7 @@ def correlate(
     section 3.8), a little wide where layers are many and still defined where there is one.
 
     Args:
-        size: (n,) one score.
-        impact: (n,) the other.
+        size, impact: (n,) the two scores.
         layer: (n,) int, the layer of each unit.
         confidence: Level of the intervals.
         resamples: Bootstrap resamples.

@@ -12,6 +12,8 @@ from keepset.report.latex import NOTHING, Cells, escape, number, p_value, with_i
 from keepset.report.wording import in_order, percent
 from keepset.rules.kinds import is_seeded
 
+_DIAL = ["model", "corpus", "site", "access", "score", "sparsity"]
+
 Shown = tuple[list[str], Cells]
 """The head and the rows of a table."""
 
@@ -85,17 +87,15 @@ def _perplexity(table: pd.DataFrame) -> Shown:
 
 def _dial(table: pd.DataFrame) -> Shown:
     choices = sorted(table["choice"].unique(), reverse=True)  # oracle before causal
-    keys = ["model", "corpus", "site", "access", "score", "sparsity"]
     order = table["window"].map(lambda w: np.inf if w == "sequence" else float(w))
-    dial = table.groupby(keys, sort=False).ngroup()
+    dial = table.groupby(_DIAL, sort=False).ngroup()
     table = table.assign(dial=dial, order=order).sort_values(["dial", "order"], kind="stable")
-    return [*keys, "W", *choices], _cross(table, [*keys, "window"], "choice", choices)
+    return [*_DIAL, "W", *choices], _cross(table, [*_DIAL, "window"], "choice", choices)
 
 
 def _on_the_dial(ratios: pd.DataFrame) -> pd.DataFrame:
-    keys = ["model", "corpus", "site", "access", "score", "sparsity"]
-    windowed = ratios.loc[ratios["method"] == "windowed", keys].drop_duplicates()
-    return ratios[ratios["method"].isin(["dynamic", "windowed"])].merge(windowed, on=keys)
+    windowed = ratios.loc[ratios["method"] == "windowed", _DIAL].drop_duplicates()
+    return ratios[ratios["method"].isin(["dynamic", "windowed"])].merge(windowed, on=_DIAL)
 
 
 def _capability(table: pd.DataFrame) -> Shown:
@@ -110,7 +110,7 @@ def _capability(table: pd.DataFrame) -> Shown:
 
 
 def _trend(table: pd.DataFrame) -> Shown:
-    names = ["model", "corpus", "site", "access", "score", "sparsity", "choice"]
+    names = [*_DIAL, "choice"]
     return [*names, "blocks", "L", "p", "monotone"], [
         [
             *_names(row, names),

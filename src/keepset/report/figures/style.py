@@ -109,6 +109,13 @@ def note(text: str) -> Figure:
     return figure
 
 
+def with_windows(table: pd.DataFrame, held: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The rows at each model, corpus and sparsity that `held`, else the table, has windows of."""
+    keys = ["model", "corpus", "sparsity"]
+    held = table if held is None else held
+    return table.merge(held.loc[held["method"] == "windowed", keys].drop_duplicates(), on=keys)
+
+
 def of_site(table: pd.DataFrame, site: str) -> pd.DataFrame:
     """The rows of one kind of site: ffn or state."""
     return table[table["site"] == site]
