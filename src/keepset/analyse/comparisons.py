@@ -151,8 +151,7 @@ def _rivals(table: pd.DataFrame, score: str) -> Iterator[tuple[Row, pd.DataFrame
 
 
 def _head(cell: Row, measure: str, text: str) -> Row:
-    names = ("study", "model", "origin")
-    return {**{name: cell[name] for name in names}, "measure": measure, "text": cell[text]}
+    return {**cell, "measure": measure, "text": cell[text]}
 
 
 def _perplexity_pairs(

@@ -87,18 +87,13 @@ def cases_text(cases: pd.DataFrame, claim: str) -> str:
 
 def latex(ledger: pd.DataFrame) -> str:
     """The ledger as a longtable."""
-    cells = [
-        [
-            str(row.claim),
-            tex.escape(str(row.title)),
-            tex.escape(str(row.paper)),
-            tex.escape(ours(row)) or "--",
-            tex.escape(bound(row)) or "--",
-            tex.escape(str(row.verdict)) + (r"$^{d}$" if row.scope == "direction" else ""),
-            tex.p_value(p_value(row)),
-        ]
-        for row in ledger.itertuples()
-    ]
+    cells = []
+    for row in ledger.itertuples():
+        numbers = (ours(row) or tex.NOTHING, bound(row) or tex.NOTHING)
+        words = map(str, (row.claim, row.title, row.paper, *numbers, row.verdict))
+        *texts, verdict = map(tex.escape, words)
+        mark = r"$^{d}$" if row.scope == "direction" else ""
+        cells.append([*texts, verdict + mark, tex.p_value(p_value(row))])
     caption = (
         "The claims and their verdicts. Ours: the deciding case, with its interval; asked: where"
         " the claim says that it lies; $p$: of the verdict, Holm within a family of claims."
