@@ -172,9 +172,3 @@ class TestRising:
         effect = self.rising([0, 2, 1, 3])
         assert effect.greater(0) < 1e-3
         assert effect.less(0) < 1e-6
-
-
-def test_holm_by_family():
-    got = effects.holm_by([0.01, 0.04, 0.03, np.nan], ["a", "a", "b", "a"])
-    assert got[:3] == pytest.approx([0.02, 0.04, 0.03])
-    assert np.isnan(got[3])

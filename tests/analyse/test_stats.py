@@ -53,4 +53,4 @@ def test_bca_of_the_spatial_test_data():
     assert data.var() == pytest.approx(171.5, abs=0.05)
     got = stats.bca((data,), lambda x, axis: x.var(axis=axis), stats.Sampling(0.90, 20_000, 0))
     # The bootstrap's own error at 2,000 resamples is about 3 at these ends.
-    assert got == pytest.approx((115.8, 259.6), abs=4)
+    assert got[:2] == pytest.approx((115.8, 259.6), abs=4)

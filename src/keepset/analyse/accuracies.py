@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from scipy import optimize, stats as scipy_stats
 from statsmodels.stats import contingency_tables, proportion
 
-from keepset.analyse.stats import Interval
+from keepset.analyse.stats import POWER, Interval
 from keepset.errors import KeepsetError
 
 
@@ -44,8 +44,7 @@ def mcnemar_exact(a: ArrayLike, b: ArrayLike) -> McNemar:
     """Exact McNemar test of two settings on the same items.
 
     Args:
-        a: (n,) bool, correct under the first setting.
-        b: (n,) bool, correct under the second.
+        a, b: (n,) bool, correct under the first and the second setting.
 
     Returns:
         p is 1 where no pair is discordant, NaN where there are no items.
@@ -119,8 +118,7 @@ def tost_accuracy(a: ArrayLike, b: ArrayLike, margin: float) -> float:
     """Equivalence of two accuracies on the same items: two one-sided Tango score tests.
 
     Args:
-        a: (n,) bool.
-        b: (n,) bool.
+        a, b: (n,) bool.
         margin: Largest difference that still counts as the same, absolute, in (0, 1).
 
     Returns:
@@ -134,9 +132,7 @@ def tost_accuracy(a: ArrayLike, b: ArrayLike, margin: float) -> float:
     return float(max(above, below))
 
 
-def minimum_detectable_difference(
-    n: int, discordant: float, alpha: float = 0.05, power: float = 0.8
-) -> float:
+def minimum_detectable_difference(n: int, discordant: float, alpha: float = 0.05) -> float:
     """The smallest paired difference of proportions that McNemar's test would likely find.
 
     Normal approximation of Connor, Biometrics 43 (1987) 207-211, solved for the difference.
@@ -144,13 +140,12 @@ def minimum_detectable_difference(
     Args:
         n: Pairs.
         discordant: Share of pairs that differ, in [0, 1].
-        alpha: Two-sided level.
-        power: Chance of finding it.
+        alpha: Two-sided level; the chance of finding it is 0.8.
 
     Returns:
         NaN where not even `discordant` pairs that all point one way would be enough.
     """
-    z_alpha, z_power = scipy_stats.norm.ppf([1 - alpha / 2, power])
+    z_alpha, z_power = scipy_stats.norm.ppf([1 - alpha / 2, POWER])
 
     def surplus(difference: float) -> float:
         spread = max(discordant - difference**2, 0.0)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from scipy import stats as scipy_stats
 
-POWER = 0.8
+from keepset.analyse.stats import POWER
 
 
 @dataclass(frozen=True)
@@ -60,29 +60,26 @@ class Bounds:
         ends += [effect.greater(self.high)] if math.isfinite(self.high) else []
         return min(1.0, len(ends) * min(ends))
 
-    def distance(self, effect: Effect) -> float:
-        """How far the effect is from the nearest end."""
-        return min(abs(effect.estimate - end) for end in (self.low, self.high))
 
+def needed(effect: Effect, bounds: Bounds, alpha: float) -> float:
+    """Items that would decide with a chance of 0.8, if the effect is as large as measured.
 
-def needed(effect: Effect, bounds: Bounds, alpha: float, power: float = POWER) -> float:
-    """Items that would decide, if the effect is as large as measured: normal approximation.
+    Normal approximation.
 
     Args:
         effect: What was measured; its standard error shrinks with the root of n.
         bounds: Where the claim says it lies.
         alpha: One-sided level.
-        power: Chance of a decision.
 
     Returns:
         Whole items, more than there are; infinite where the effect lies on a bound, NaN where
         the standard error is not known.
     """
-    distance = bounds.distance(effect)
+    distance = min(abs(effect.estimate - end) for end in (bounds.low, bounds.high))
     if not math.isfinite(effect.error) or not math.isfinite(distance):
         return math.nan
     if distance == 0:
         return math.inf
-    z_alpha, z_power = scipy_stats.norm.ppf([1 - alpha, power])
+    z_alpha, z_power = scipy_stats.norm.ppf([1 - alpha, POWER])
     n = effect.n * ((z_alpha + z_power) * effect.error / distance) ** 2
     return float(max(math.ceil(n), effect.n + 1))

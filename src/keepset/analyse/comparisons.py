@@ -139,13 +139,10 @@ def _verdict(row: Any, alpha: float) -> str:
     return "better" if good else "worse"
 
 
-def _static(table: pd.DataFrame) -> pd.DataFrame:
-    return table[(table["site"] == "state") & (table["method"] == "static")]
-
-
 def _rivals(table: pd.DataFrame, score: str) -> Iterator[tuple[Row, pd.DataFrame, pd.DataFrame]]:
-    """At each sparsity the rows of `score` and those of each rival."""
-    for share, group in _static(table).groupby("sparsity"):
+    """At each sparsity the rows of `score` and those of each rival, of static states."""
+    static = table[(table["site"] == "state") & (table["method"] == "static")]
+    for share, group in static.groupby("sparsity"):
         scored = group[group["score"] == score]
         for rival in RIVALS:
             rivals = group[group["score"] == rival]
@@ -154,8 +151,7 @@ def _rivals(table: pd.DataFrame, score: str) -> Iterator[tuple[Row, pd.DataFrame
 
 
 def _head(cell: Row, measure: str, text: str) -> Row:
-    names = ("study", "model", "origin")
-    return {**{name: cell[name] for name in names}, "measure": measure, "text": cell[text]}
+    return {**cell, "measure": measure, "text": cell[text]}
 
 
 def _perplexity_pairs(

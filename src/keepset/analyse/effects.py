@@ -7,7 +7,7 @@ test is a call of scipy or statsmodels that others can repeat from the stored ta
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -50,16 +50,8 @@ def log_ratio(
 ) -> Effect:
     """Log of the ratio of two perplexities on the same blocks.
 
-    BCa interval over blocks; paired t-tests of the blocks' log ratios.
-
-    Args:
-        nll_a: (blocks,) summed nats.
-        nll_b: (blocks,) summed nats, same blocks.
-        n_tokens: (blocks,) predicted tokens.
-        sampling: Level, resamples and seed of the interval.
-
-    Raises:
-        KeepsetError: as `perplexities.paired_ratio`.
+    BCa interval over blocks; paired t-tests of the blocks' log ratios. Arguments and errors are
+    those of `perplexities.paired_ratio`.
     """
     ratio = perplexities.paired_ratio(nll_a, nll_b, n_tokens, sampling)
     terms = perplexities.log_ratios(nll_a, nll_b, n_tokens)
@@ -92,8 +84,7 @@ def correlation_difference(a: ArrayLike, b: ArrayLike, sampling: Sampling) -> Ef
     Layers are the clusters: their differences are resampled (BCa), and t-tested.
 
     Args:
-        a: (layers,) coefficients.
-        b: (layers,) coefficients of the same layers.
+        a, b: (layers,) coefficients of the same layers.
         sampling: Level, resamples and seed of the interval.
 
     Raises:
@@ -107,7 +98,7 @@ def correlation_difference(a: ArrayLike, b: ArrayLike, sampling: Sampling) -> Ef
         return difference
     if np.ptp(x - y) == 0:
         return replace(difference, low=difference.estimate, high=difference.estimate)
-    low, high = stats.bca((x - y,), lambda d, axis: d.mean(axis=axis), sampling)
+    low, high, _ = stats.bca((x - y,), lambda d, axis: d.mean(axis=axis), sampling)
     return replace(difference, low=low, high=high, test="paired t-test")
 
 
@@ -120,11 +111,9 @@ def mean_difference(a: ArrayLike, b: ArrayLike, unit: str, confidence: float) ->
     x, y = (np.asarray(values, dtype=np.float64) for values in (a, b))
     estimate = mean(x, unit, confidence).estimate - mean(y, unit, confidence).estimate
     n = min(len(x), len(y))
+    name, unknown = "Welch's t-test", _always(math.nan)
     if n < 2 or (np.ptp(x) == 0 and np.ptp(y) == 0):
-        return Effect(
-            estimate, math.nan, math.nan, math.nan, n, unit, "Welch's t-test",
-            _always(math.nan), _always(math.nan),
-        )  # fmt: skip
+        return Effect(estimate, math.nan, math.nan, math.nan, n, unit, name, unknown, unknown)
     compared = weightstats.CompareMeans.from_data(x, y)
     low, high = compared.tconfint_diff(1 - confidence, usevar="unequal")
     error = math.sqrt(x.var(ddof=1) / len(x) + y.var(ddof=1) / len(y))
@@ -134,10 +123,8 @@ def mean_difference(a: ArrayLike, b: ArrayLike, unit: str, confidence: float) ->
             compared.ttest_ind(alternative=alternative, usevar="unequal", value=bound)[1]
         )
 
-    return Effect(
-        estimate, float(low), float(high), error, n, unit, "Welch's t-test",
-        p("larger"), p("smaller"),
-    )  # fmt: skip
+    tests = p("larger"), p("smaller")
+    return Effect(estimate, float(low), float(high), error, n, unit, name, *tests)
 
 
 def accuracy_difference(a: ArrayLike, b: ArrayLike, confidence: float) -> Effect:
@@ -146,8 +133,7 @@ def accuracy_difference(a: ArrayLike, b: ArrayLike, confidence: float) -> Effect
     Tango's score interval and tests; against 0 the exact McNemar test, one-sided.
 
     Args:
-        a: (n,) bool, correct under the first setting.
-        b: (n,) bool, correct under the second.
+        a, b: (n,) bool, correct under the first and the second setting.
         confidence: Level of the interval.
 
     Raises:
@@ -187,8 +173,7 @@ def rank_correlation_gap(
     and normal tests with the bootstrap's standard error.
 
     Args:
-        better: (n,) the score that should rank better.
-        worse: (n,) the other.
+        better, worse: (n,) the score that should rank better, and the other.
         truth: (n,) what both should follow.
         layer: (n,) the layer of each unit.
         sampling: Level, resamples and seed.
@@ -209,7 +194,7 @@ def rank_correlation_gap(
             - scipy_stats.pearsonr(y, z, axis=axis).statistic
         )
 
-    low, high, error = stats.bca_with_error(ranks, gap, sampling)
+    low, high, error = stats.bca(ranks, gap, sampling)
     estimate = float(gap(ranks[0], ranks[1], ranks[2], axis=0))
     return Effect(
         estimate, low, high, error, len(columns), "neuron", "bootstrap z-test",
@@ -241,10 +226,3 @@ def unsampled(estimate: float, unit: str = "run") -> Effect:
         estimate, math.nan, math.nan, 0.0, 1, unit, "measured",
         lambda bound: float(estimate <= bound), lambda bound: float(estimate >= bound),
     )  # fmt: skip
-
-
-def holm_by(p: ArrayLike, family: Sequence[str]) -> Floats:
-    """Holm's adjustment within each family; NaNs stay NaN and do not count."""
-    table = pd.Series(np.asarray(p, dtype=np.float64))
-    adjusted = table.groupby(np.asarray(family)).transform(stats.holm)
-    return adjusted.to_numpy(dtype=np.float64)

@@ -52,8 +52,7 @@ def paired_ratio(
     correction for a family of a hundred settings would always drown.
 
     Args:
-        nll_a: (blocks,) summed nats.
-        nll_b: (blocks,) summed nats, same blocks.
+        nll_a, nll_b: (blocks,) summed nats of the same blocks.
         n_tokens: (blocks,) predicted tokens.
         sampling: Level, resamples and seed of the interval.
 
@@ -71,22 +70,20 @@ def paired_ratio(
     tokens = np.asarray(n_tokens, dtype=np.float64)
     if np.ptp(terms / tokens) == 0:
         return Ratio(ratio, ratio, ratio, 1.0 if terms.mean() == 0 else 0.0)
-    interval = bca(
+    low, high, _ = bca(
         (terms, tokens / tokens.mean()),
         lambda d, n, axis: d.sum(axis=axis) / n.sum(axis=axis),
         sampling,
     )
     p = float(weightstats.DescrStatsW(terms).ttest_mean(0.0)[1])
-    return Ratio(ratio, float(np.exp(interval.low)), float(np.exp(interval.high)), p)
+    return Ratio(ratio, float(np.exp(low)), float(np.exp(high)), p)
 
 
 def tost_ratio(nll_a: ArrayLike, nll_b: ArrayLike, n_tokens: ArrayLike, margin: float) -> float:
     """Equivalence of two perplexities on the same blocks: two one-sided paired t-tests of logs.
 
     Args:
-        nll_a: (blocks,) summed nats.
-        nll_b: (blocks,) summed nats, same blocks.
-        n_tokens: (blocks,) predicted tokens.
+        nll_a, nll_b, n_tokens: As for `paired_ratio`.
         margin: Ratios within (1 / (1 + margin), 1 + margin) count as the same.
 
     Returns:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
+
+from keepset.analyse.significance import groups
 
 QUADRANTS = ("phantom", "strong", "idle", "corporeal")
 """phantom: low weight, high energy; corporeal: high weight, low energy (GHOST, arXiv:2602.11408).
@@ -26,8 +26,8 @@ def with_quadrants(channels: pd.DataFrame) -> pd.DataFrame:
     """
     if not len(channels):
         return channels
-    groups = channels.groupby(_CELL, sort=False)
-    medians = {name: groups[name].transform("median") for name in ("magnitude", "energy")}
+    texts = channels.groupby(_CELL, sort=False)
+    medians = {name: texts[name].transform("median") for name in ("magnitude", "energy")}
     heavy, busy = (channels[name] > medians[name] for name in ("magnitude", "energy"))
     quadrant = np.select(
         [~heavy & busy, heavy & busy, ~heavy & ~busy], QUADRANTS[:3], default=QUADRANTS[3]
@@ -49,16 +49,13 @@ def shares(channels: pd.DataFrame) -> pd.DataFrame:
         `disagreement_uniform`, the same with half of every layer and group kept. Rankings that
         have nothing in common differ in a half. Ties go to the earlier channel.
     """
-    if not len(channels):
-        return pd.DataFrame()
     table = []
-    values: Any
-    for values, group in channels.groupby(_CELL, sort=False):
+    for cell, group in groups(channels, _CELL):
         counts = group["quadrant"].value_counts(normalize=True)
         layers = group.groupby(["layer", "group"], sort=False).indices.values()
         table.append(
             {
-                **dict(zip(_CELL, values, strict=True)),
+                **cell,
                 "n_channels": len(group),
                 **{name: float(counts.get(name, 0.0)) for name in QUADRANTS},
                 "disagreement": _disagreement([group]),

@@ -9,9 +9,8 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats as scipy_stats
 
+from keepset.analyse.stats import Floats
 from keepset.errors import KeepsetError
-
-Floats = NDArray[np.float64]
 
 _COEFFICIENTS = ["pearson", "spearman", "kendall"]
 
@@ -26,8 +25,7 @@ def bootstrap_spearman(x: Floats, y: Floats, resamples: int, rng: np.random.Gene
     that is sorted once: the exact bootstrap, without a sort per resample.
 
     Args:
-        x: (n,) finite.
-        y: (n,) finite.
+        x, y: (n,) finite.
         resamples: How many.
         rng: Source of the draws.
 
@@ -72,9 +70,7 @@ def _counts(n: int, resamples: int, rng: np.random.Generator) -> Iterator[Floats
 def _midranks(counts: Floats, group: NDArray[np.intp]) -> Floats:
     """Mid-rank of each unit among the drawn: (rows, n) counts -> (rows, n), centred at 0.
 
-    Args:
-        counts: How often each unit was drawn.
-        group: (n,) position of each unit's value among the distinct values.
+    `group` (n,) is the position of each unit's value among the distinct values.
     """
     order = np.argsort(group, kind="stable")
     if (np.diff(group) == 1).all():
@@ -115,8 +111,7 @@ def correlate(
     section 3.8), a little wide where layers are many and still defined where there is one.
 
     Args:
-        size: (n,) one score.
-        impact: (n,) the other.
+        size, impact: (n,) the two scores.
         layer: (n,) int, the layer of each unit.
         confidence: Level of the intervals.
         resamples: Bootstrap resamples.

@@ -16,6 +16,9 @@ from keepset.errors import KeepsetError
 
 Floats = NDArray[np.float64]
 
+POWER = 0.8
+"""The chance of a decision that a number of items is asked for."""
+
 
 class Interval(NamedTuple):
     """Two ends of a confidence interval."""
@@ -52,7 +55,7 @@ def holm(p: ArrayLike) -> Floats:
     return adjusted
 
 
-def bca_with_error(
+def bca(
     data: Sequence[Floats], statistic: Callable[..., Any], sampling: Sampling
 ) -> tuple[float, float, float]:
     """BCa interval of a statistic of paired data, and the bootstrap's standard error.
@@ -76,11 +79,6 @@ def bca_with_error(
         if np.isfinite([low, high]).all():
             break
     return float(low), float(high), float(bootstrap.standard_error)
-
-
-def bca(data: Sequence[Floats], statistic: Callable[..., Any], sampling: Sampling) -> Interval:
-    """The interval of `bca_with_error`."""
-    return Interval(*bca_with_error(data, statistic, sampling)[:2])
 
 
 def page_trend(data: ArrayLike) -> Trend:

@@ -47,16 +47,13 @@ def with_interval(value: float, low: float, high: float, mark: str = "") -> str:
 
 
 def longtable(head: Sequence[str], cells: Cells, caption: str, label: str) -> str:
-    """A longtable in the manner of booktabs.
+    """The source of a longtable in the manner of booktabs.
 
     Args:
         head: Column names, plain text.
         cells: Rows of LaTeX.
         caption: LaTeX.
         label: For cross references.
-
-    Returns:
-        The source of the table.
     """
     columns = "l" * max(1, len(head))
     title = " & ".join(escape(name) for name in head) + r" \\"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from keepset.report.latex import NOTHING, Cells, escape, number, p_value, with_interval
+from keepset.report.wording import in_order, percent
 from keepset.rules.kinds import is_seeded
+
+_DIAL = ["model", "corpus", "site", "access", "score", "sparsity"]
 
 Shown = tuple[list[str], Cells]
 """The head and the rows of a table."""
@@ -19,19 +22,19 @@ class Layout(NamedTuple):
     """How one file is made: from which table, which of its rows, and what LaTeX shows of them."""
 
     source: str
-    select: Callable[[pd.DataFrame], pd.DataFrame]
     cells: Callable[[pd.DataFrame], Shown]
     caption: str
-
-
-def percent(share: float) -> str:
-    """0.95 -> "95%"."""
-    return f"{100 * share:g}%"
+    select: Callable[[pd.DataFrame], pd.DataFrame] = lambda table: table
 
 
 def _ratio(row: Any) -> str:
     mark = "$^{=}$" if row.equivalent else ""
     return with_interval(row.ratio, row.ci_low, row.ci_high, mark)
+
+
+def _estimate(column: str) -> Callable[[Any], str]:
+    """A cell with the value of a column and its interval."""
+    return lambda row: with_interval(getattr(row, column), row.ci_low, row.ci_high)
 
 
 def _text(name: str) -> str:
@@ -47,16 +50,19 @@ def _shown(column: str, value: Any) -> str:
     return "all" if column == "distance" and value == -1 else _text(str(value))
 
 
-def _scored(score: str, seed: int) -> str:
-    return f"{score} ({seed})" if is_seeded(score) and seed >= 0 else score
+def _with_seeds(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """The table, in which the scores of `column` that have a seed name it."""
+    scored = zip(table[column], table["seed"], strict=True)
+    names = [f"{s} ({seed})" if is_seeded(s) and seed >= 0 else s for s, seed in scored]
+    return table.assign(**{column: names})
 
 
 def _records(table: pd.DataFrame) -> Iterator[Any]:
     yield from table.itertuples()
 
 
-def _in_order(values: Iterable[Any]) -> list[Any]:
-    return list(dict.fromkeys(values))
+def _names(row: Any, columns: Sequence[str]) -> list[str]:
+    return [_shown(column, getattr(row, column)) for column in columns]
 
 
 def _cross(
@@ -80,40 +86,34 @@ def _perplexity(table: pd.DataFrame) -> Shown:
 
 
 def _dial(table: pd.DataFrame) -> Shown:
-    choices = _in_order(sorted(table["choice"], reverse=True))  # oracle before causal
-    keys = ["model", "corpus", "site", "access", "score", "sparsity"]
+    choices = sorted(table["choice"].unique(), reverse=True)  # oracle before causal
     order = table["window"].map(lambda w: np.inf if w == "sequence" else float(w))
-    dial = table.groupby(keys, sort=False).ngroup()
+    dial = table.groupby(_DIAL, sort=False).ngroup()
     table = table.assign(dial=dial, order=order).sort_values(["dial", "order"], kind="stable")
-    return [*keys, "W", *choices], _cross(table, [*keys, "window"], "choice", choices)
+    return [*_DIAL, "W", *choices], _cross(table, [*_DIAL, "window"], "choice", choices)
 
 
 def _on_the_dial(ratios: pd.DataFrame) -> pd.DataFrame:
-    keys = ["model", "corpus", "site", "access", "score", "sparsity"]
-    windowed = ratios.loc[ratios["method"] == "windowed", keys].drop_duplicates()
-    return ratios[ratios["method"].isin(["dynamic", "windowed"])].merge(windowed, on=keys)
+    windowed = ratios.loc[ratios["method"] == "windowed", _DIAL].drop_duplicates()
+    return ratios[ratios["method"].isin(["dynamic", "windowed"])].merge(windowed, on=_DIAL)
 
 
 def _capability(table: pd.DataFrame) -> Shown:
-    head = ["model", "task", "n", "site", "access", "method", "score", "sparsity", "W", "choice"]
-    rows = []
-    for row in _records(table):
-        accuracy = with_interval(row.accuracy, row.ci_low, row.ci_high)
-        same = row.equivalent is not pd.NA and bool(row.equivalent)
-        mark = "$^{=}$" if same else ""
+    keys = ["model", "task", "n", "site", "access", "method", "score", "sparsity"]
+    accuracy, rows = _estimate("accuracy"), []
+    for row in _records(_with_seeds(table, "score")):
+        mark = "$^{=}$" if row.equivalent is not pd.NA and row.equivalent else ""
         difference = with_interval(row.difference, row.diff_low, row.diff_high, mark)
-        score = _scored(row.score, row.seed)
-        names = (row.model, row.task, str(row.n), row.site, row.access, row.method, score)
-        texts = map(_text, (*names, percent(row.sparsity), row.window, row.choice))
-        rows.append([*texts, accuracy, difference, p_value(row.p_holm)])
-    return [*head, "accuracy", "difference", "p"], rows
+        names = _names(row, [*keys, "window", "choice"])
+        rows.append([*names, accuracy(row), difference, p_value(row.p_holm)])
+    return [*keys, "W", "choice", "accuracy", "difference", "p"], rows
 
 
 def _trend(table: pd.DataFrame) -> Shown:
-    names = ["model", "corpus", "site", "access", "score", "sparsity", "choice"]
+    names = [*_DIAL, "choice"]
     return [*names, "blocks", "L", "p", "monotone"], [
         [
-            *(_shown(name, getattr(row, name)) for name in names),
+            *_names(row, names),
             str(row.n_blocks),
             number(row.statistic),
             p_value(row.p_holm),
@@ -124,36 +124,26 @@ def _trend(table: pd.DataFrame) -> Shown:
 
 
 def _correlations(table: pd.DataFrame) -> Shown:
-    impacts = _in_order(table["impact"])
+    impacts = in_order(table["impact"])
     keys = ["model", "corpus", "site", "size"]
-
-    def cell(row: Any) -> str:
-        return with_interval(row.spearman, row.ci_low, row.ci_high)
-
-    return [*keys, *impacts], _cross(table, keys, "impact", impacts, cell)
+    return [*keys, *impacts], _cross(table, keys, "impact", impacts, _estimate("spearman"))
 
 
 def _recall(table: pd.DataFrame) -> Shown:
     facts = sorted(table["n_facts"].unique())
     keys = ["model", "task", "site", "access", "method", "score", "sparsity"]
-
-    def cell(row: Any) -> str:
-        return with_interval(row.accuracy, row.ci_low, row.ci_high)
-
-    cells = _cross(table, [*keys, "window", "choice", "distance"], "n_facts", facts, cell)
+    by = [*keys, "window", "choice", "distance"]
+    cells = _cross(table, by, "n_facts", facts, _estimate("accuracy"))
     return [*keys, "W", "choice", "distance", *(f"{n} facts" for n in facts)], cells
 
 
 def _state_pairs(table: pd.DataFrame) -> Shown:
-    head = ["model", "text", "measure", "sparsity", "score", "rival"]
-    rows = []
-    for row in _records(table):
-        rival = _scored(row.rival, row.seed)
-        names = (row.model, row.text, row.measure, percent(row.sparsity), row.score, rival)
-        effect = with_interval(row.effect, row.ci_low, row.ci_high)
-        values = (number(row.value), number(row.value_rival), effect, p_value(row.p_holm))
-        rows.append([*map(_text, names), *values, row.verdict])
-    return [*head, "value", "rival's", "effect", "p", "verdict"], rows
+    keys = ["model", "text", "measure", "sparsity", "score", "rival"]
+    effect, rows = _estimate("effect"), []
+    for row in _records(_with_seeds(table, "rival")):
+        values = (number(row.value), number(row.value_rival), effect(row), p_value(row.p_holm))
+        rows.append([*_names(row, keys), *values, row.verdict])
+    return [*keys, "value", "rival's", "effect", "p", "verdict"], rows
 
 
 _PLACES = {
@@ -166,7 +156,7 @@ _PLACES = {
 
 
 def _side_by_side(table: pd.DataFrame) -> Shown:
-    places = _in_order(_PLACES.values())
+    places = in_order(_PLACES.values())
     place = (table["persistence"] + " " + table["access"]).map(_PLACES)
     table = table.assign(place=place).sort_values("sparsity", kind="stable")
     keys = ["model", "corpus", "sparsity", "part", "by"]
@@ -185,44 +175,41 @@ _SAME = "$^{{=}}$: equivalent to dense within the study's margin."
 LAYOUTS = {
     "perplexity": Layout(
         "ratios",
-        lambda t: t[t["method"].isin(["static", "dynamic"])],
         _perplexity,
         "Token perplexity relative to dense, by sparsity, with {level}intervals of a paired"
         " bootstrap (BCa) over blocks. The column ``dense'' is the dense perplexity. " + _SAME,
+        lambda t: t[t["method"].isin(["static", "dynamic"])],
     ),
     "dial": Layout(
         "ratios",
-        _on_the_dial,
         _dial,
         "Token perplexity relative to dense when one keep set is held for $W$ tokens, with"
         " {level}intervals of a paired bootstrap (BCa) over blocks. " + _SAME,
+        _on_the_dial,
     ),
     "capability": Layout(
         "capability",
-        lambda t: t,
         _capability,
         "Accuracy in each task with Wilson's {level}intervals; its difference from dense on the"
         " same items with Tango's; $p$: exact McNemar, Holm over model and task. " + _SAME,
     ),
     "trend": Layout(
         "trend",
-        lambda t: t,
         _trend,
         "Page's test that perplexity rises with the window, blocks as subjects; $p$: Holm over"
         " model and corpus; monotone: perplexity over all blocks rises at every step.",
     ),
     "correlations": Layout(
         "correlation",
-        lambda t: t[t["layer"] == -1],
         _correlations,
         "Spearman's correlation of size with each notion of impact: mean over layers, with"
         " {level}intervals of a two-stage bootstrap over layers and units. Size of a neuron"
         " (ffn): mean $|h|$; of a state channel: magnitude, the product of its weights' norms,"
         " or controllability, the root mean square of the state.",
+        lambda t: t[t["layer"] == -1],
     ),
     "recall": Layout(
         "recall",
-        lambda t: t,
         _recall,
         "Recall: share of answers that are right, by the number of facts stated and the distance"
         " in words between facts and question, with Wilson's {level}intervals. The random score"
@@ -230,7 +217,6 @@ LAYOUTS = {
     ),
     "state_pairs": Layout(
         "state_pairs",
-        lambda t: t,
         _state_pairs,
         "Scores of state channels against each other, static, on the same blocks or items, with"
         " {level}intervals. Perplexity: ratio to the rival's (BCa bootstrap over blocks), paired"
@@ -239,7 +225,6 @@ LAYOUTS = {
     ),
     "side_by_side": Layout(
         "side_by_side",
-        lambda t: t,
         _side_by_side,
         "Memory (recurrent state) and scratch (FFN neurons) of one model: token perplexity"
         " relative to dense, with {level}intervals of a paired bootstrap (BCa) over blocks. Size"
@@ -249,7 +234,6 @@ LAYOUTS = {
     ),
     "lengths": Layout(
         "lengths",
-        lambda t: t,
         _lengths,
         "Token perplexity relative to dense of static states, by the length of the passages"
         " evaluated; channels are chosen on passages of one block. {level}intervals of a paired"

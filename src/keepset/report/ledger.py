@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 import textwrap
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -13,14 +14,13 @@ from keepset.analyse.claims import VERDICTS
 from keepset.report import latex as tex
 from keepset.report.wording import bound, number
 
-_COLOURS = {"reproduced": "32", "contradicted": "31", "inconclusive": "33", "not tested here": "90"}
-_MARKS = {"reproduced": "+", "contradicted": "x", "inconclusive": "?", "not tested here": "-"}
-# The verdicts' colours on paper and screen, Okabe and Ito's: told apart by colour-blind readers.
-HEX = {
-    "reproduced": "#0072B2",
-    "contradicted": "#D55E00",
-    "inconclusive": "#E69F00",
-    "not tested here": "#999999",
+# Mark, ANSI colour, and the colour of an HTML page: Okabe and Ito's, the orange darker, since
+# white letters on theirs cannot be read.
+_LOOKS = {
+    "reproduced": ("+", "32", "#0072B2"),
+    "contradicted": ("x", "31", "#D55E00"),
+    "inconclusive": ("?", "33", "#8a5f00"),
+    "not tested here": ("-", "90", "#666666"),
 }
 
 
@@ -51,31 +51,27 @@ def case(row: Any) -> str:
     return f"{row.model}, {row.where}: {row.compared}" if row.cases else ""
 
 
-def text(
-    ledger: pd.DataFrame, *, colour: bool = False, total: bool = True, width: int = 100
-) -> str:
-    """The ledger for a terminal.
+def text(ledger: pd.DataFrame, *, colour: bool = False, total: bool = True) -> str:
+    """The ledger for a terminal of 100 columns.
 
     Args:
         ledger: What `claims.judge` returned, or claims.csv.
         colour: Use ANSI colours.
         total: End with the number of each verdict.
-        width: Columns.
     """
     lines = []
     for row in ledger.itertuples():
         verdict = str(row.verdict)
+        mark, ansi, _ = _LOOKS[verdict]
         word = f"{verdict}, direction" if row.scope == "direction" else verdict
-        head = f"{row.claim:<4}{_MARKS[verdict]} {word}"
-        if colour:
-            head = f"\033[1;{_COLOURS[verdict]}m{head}\033[0m"
-        lines.append(head)
+        head = f"{row.claim:<4}{mark} {word}"
+        lines.append(f"\033[1;{ansi}m{head}\033[0m" if colour else head)
         details = [str(row.sentence), f"papers: {row.paper}"]
         if row.cases:
             details.append(f"here: {ours(row)}, asked {bound(row)} ({case(row)})")
         details.append(str(row.note))
         for detail in details:
-            lines += textwrap.wrap(detail, width, initial_indent=" " * 6, subsequent_indent=" " * 8)
+            lines += textwrap.wrap(detail, 100, initial_indent=" " * 6, subsequent_indent=" " * 8)
     return "\n".join([*lines, *(["", counts(ledger)] if total else []), ""])
 
 
@@ -91,18 +87,13 @@ def cases_text(cases: pd.DataFrame, claim: str) -> str:
 
 def latex(ledger: pd.DataFrame) -> str:
     """The ledger as a longtable."""
-    cells = [
-        [
-            str(row.claim),
-            tex.escape(str(row.title)),
-            tex.escape(str(row.paper)),
-            tex.escape(ours(row)) or "--",
-            tex.escape(bound(row)) or "--",
-            tex.escape(str(row.verdict)) + (r"$^{d}$" if row.scope == "direction" else ""),
-            tex.p_value(p_value(row)),
-        ]
-        for row in ledger.itertuples()
-    ]
+    cells = []
+    for row in ledger.itertuples():
+        numbers = (ours(row) or tex.NOTHING, bound(row) or tex.NOTHING)
+        words = map(str, (row.claim, row.title, row.paper, *numbers, row.verdict))
+        *texts, verdict = map(tex.escape, words)
+        mark = r"$^{d}$" if row.scope == "direction" else ""
+        cells.append([*texts, verdict + mark, tex.p_value(p_value(row))])
     caption = (
         "The claims and their verdicts. Ours: the deciding case, with its interval; asked: where"
         " the claim says that it lies; $p$: of the verdict, Holm within a family of claims."
@@ -115,6 +106,7 @@ def latex(ledger: pd.DataFrame) -> str:
 def page(ledger: pd.DataFrame, cases: pd.DataFrame, study: str) -> str:
     """The ledger and its cases as one HTML page that needs no other file."""
     rows = "\n".join(_html_claim(row, cases) for row in ledger.itertuples())
+    head = _row("th", ("", "claim", "papers", "here", "asked", "verdict", "p"))
     title = f"Claims of study {html.escape(study)}"
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
@@ -122,7 +114,7 @@ def page(ledger: pd.DataFrame, cases: pd.DataFrame, study: str) -> str:
         f"<p>{html.escape(counts(ledger))}. A verdict rests on the case that holds least, or that"
         " fails most; p-values are adjusted by Holm's method within a family of claims. Specimens"
         " are small models trained here: they speak about directions only.</p>\n"
-        f"<table><thead><tr>{_HEAD}</tr></thead><tbody>\n{rows}\n</tbody></table>\n</body></html>\n"
+        f"<table><thead>{head}</thead><tbody>\n{rows}\n</tbody></table>\n</body></html>\n"
     )
 
 
@@ -133,9 +125,6 @@ _STYLE = (
     "b.verdict{color:#fff;border-radius:.3em;padding:.1em .5em;white-space:nowrap}"
     "details table{font-size:85%}"
 )
-_HEAD = "".join(
-    f"<th>{name}</th>" for name in ("", "claim", "papers", "here", "asked", "verdict", "p")
-)
 _CASE_COLUMNS = ("model", "where", "compared", "estimate", "ci_low", "ci_high", "n", "unit", "test")
 
 
@@ -143,40 +132,33 @@ def _html_claim(row: Any, cases: pd.DataFrame) -> str:
     p = p_value(row)
     shown = "" if math.isnan(p) else "&lt; 0.001" if p < 0.001 else f"{p:.3f}"
     scope = "<br><small>direction only</small>" if row.scope == "direction" else ""
-    verdict = f'<b class="verdict" style="background:{_ink(row.verdict)}">{row.verdict}</b>{scope}'
-    measured = html.escape(ours(row)) + (f"<br><small>{html.escape(case(row))}</small>")
-    claim_cases = cases[cases["claim"] == row.claim]
+    ink = _LOOKS[row.verdict][2]
+    verdict = f'<b class="verdict" style="background:{ink}">{row.verdict}</b>{scope}'
+    measured = f"{html.escape(ours(row))}<br><small>{html.escape(case(row))}</small>"
     cells = [
         f"<b>{row.claim}</b>",
         f"{html.escape(str(row.sentence))}<br><small>{html.escape(str(row.source))}."
         f" {html.escape(str(row.test))}. <i>{html.escape(str(row.note))}.</i></small>"
-        f"{_html_cases(claim_cases)}",
+        f"{_html_cases(cases[cases['claim'] == row.claim])}",
         html.escape(str(row.paper)),
         measured,
         html.escape(bound(row)),
         verdict,
         shown,
     ]
-    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
-
-
-def _ink(verdict: str) -> str:
-    """A darker orange: white letters on Okabe and Ito's cannot be read."""
-    return {"inconclusive": "#8a5f00", "not tested here": "#666666"}.get(verdict, HEX[verdict])
+    return _row("td", cells)
 
 
 def _html_cases(cases: pd.DataFrame) -> str:
     if not len(cases):
         return ""
-    head = "".join(f"<th>{name}</th>" for name in (*_CASE_COLUMNS, "p for", "p against", "verdict"))
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f"<td>{html.escape(value if isinstance(value, str) else number(value))}</td>"
-            for value in (row[c] for c in (*_CASE_COLUMNS, "p_for", "p_against", "verdict"))
-        )
-        + "</tr>"
-        for _, row in cases.iterrows()
-    )
-    table = f"<table><tr>{head}</tr>{body}</table>"
+    rows = [_row("th", (*_CASE_COLUMNS, "p for", "p against", "verdict"))]
+    for values in cases[[*_CASE_COLUMNS, "p_for", "p_against", "verdict"]].to_numpy():
+        words = (value if isinstance(value, str) else number(value) for value in values)
+        rows.append(_row("td", map(html.escape, words)))
+    table = f"<table>{''.join(rows)}</table>"
     return f"<details><summary>{len(cases)} cases</summary>{table}</details>"
+
+
+def _row(tag: str, cells: Iterable[str]) -> str:
+    return "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>"

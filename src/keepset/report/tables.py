@@ -9,7 +9,8 @@ import pandas as pd
 from keepset.errors import KeepsetError
 from keepset.files.store import replacing
 from keepset.report.latex import longtable
-from keepset.report.layouts import LAYOUTS, percent
+from keepset.report.layouts import LAYOUTS
+from keepset.report.wording import percent
 
 
 def write_tables(
@@ -47,13 +48,9 @@ def write_tables(
         except KeyError as error:
             raise KeepsetError(f"table {layout.source}: missing column {error}") from None
         text = longtable(head, cells, layout.caption.format(level=level), f"tab:{name}")
-        paths += [_write(rows.to_csv(index=False, lineterminator="\n"), folder, f"{name}.csv")]
-        paths += [_write(text, folder, f"{name}.tex")]
+        texts = {"csv": rows.to_csv(index=False, lineterminator="\n"), "tex": text}
+        for ending, text in texts.items():
+            paths.append(Path(folder) / f"{name}.{ending}")
+            with replacing(paths[-1]) as temporary:
+                temporary.write_text(text, encoding="utf-8", newline="\n")
     return paths
-
-
-def _write(text: str, folder: str | Path, name: str) -> Path:
-    path = Path(folder) / name
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-    return path

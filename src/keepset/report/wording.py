@@ -1,9 +1,20 @@
-"""Numbers of a ledger in words that its readers share."""
+"""What texts, tables and figures for readers share: numbers in words, and orders."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
+
+
+def percent(share: float) -> str:
+    """0.95 -> "95%"."""
+    return f"{100 * share:g}%"
+
+
+def in_order(values: Iterable[Any]) -> list[Any]:
+    """Distinct values, in the order in which they first appear."""
+    return list(dict.fromkeys(values))
 
 
 def number(value: float) -> str:

@@ -54,5 +54,5 @@ def test_missing_method_and_interval(study):
 
 
 def test_nothing_to_draw(study):
-    with pytest.raises(KeepsetError, match=r"static_dynamic: there is no .* score weight"):
-        static_dynamic.draw(study[study["score"] == "magnitude"], "weight")
+    with pytest.raises(KeepsetError, match=r"static_dynamic: there is no .* score magnitude"):
+        static_dynamic.draw(study[study["score"] == "weight"])

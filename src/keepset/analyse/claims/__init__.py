@@ -1,8 +1,6 @@
 """The papers' claims, each with a rule that turns tables into a verdict."""
 
-from keepset.analyse.claims.case import Case, Claim
-from keepset.analyse.claims.catalogue import CLAIMS
-from keepset.analyse.claims.evidence import Evidence, traits
-from keepset.analyse.claims.judge import VERDICTS, judge
-
-__all__ = ["CLAIMS", "VERDICTS", "Case", "Claim", "Evidence", "judge", "traits"]
+from keepset.analyse.claims.case import Case as Case, Claim as Claim
+from keepset.analyse.claims.catalogue import CLAIMS as CLAIMS
+from keepset.analyse.claims.evidence import Evidence as Evidence, traits as traits
+from keepset.analyse.claims.judge import VERDICTS as VERDICTS, judge as judge

@@ -10,7 +10,7 @@ from typing import Any
 from keepset.analyse import effects
 from keepset.analyse.bounds import Bounds
 from keepset.analyse.claims.case import Case, Findings
-from keepset.analyse.claims.evidence import Evidence
+from keepset.analyse.claims.evidence import Evidence, groups
 from keepset.analyse.claims.runs import Setting, setting_name
 
 RISE = Bounds(low=0.0)
@@ -29,13 +29,8 @@ def ratio_cases(
 ) -> Findings:
     """A case per model and corpus: the perplexity of setting `a` over that of `b`.
 
-    Args:
-        evidence: The tables.
-        a: A setting.
-        b: Another setting; None is dense.
-        value: Where the claim says that the ratio lies (as a log).
-        direction: The same for specimens, where it differs.
-        traits: Of the models.
+    `b` None is dense. `value` is where the claim says that the ratio lies (as a log), `direction`
+    the same for specimens, where it differs.
     """
     site, name, other = a["site"], setting_name(a), setting_name(b)
     missing = f"{name} or {other} was not run on the {site} of"
@@ -58,7 +53,6 @@ def cheap_or_cheaper(
     """Pretrained models pay little for a setting; specimens pay less than other specimens.
 
     Args:
-        evidence: The tables.
         setting: What is paid for.
         bounds: Where the ratio to dense lies for a pretrained model.
         rivals: The specimens to compare with.
@@ -105,8 +99,8 @@ def size_correlations(
         layers = evidence.size_by_layer(model, site, impact)
         if not len(layers):
             yield f"no correlation of size with {impact} at the {site} of {model}"
-        for corpus, group in layers.groupby("corpus", sort=False) if len(layers) else ():
+        for (corpus,), group in groups(layers, "corpus"):
             effect = effects.mean(group["spearman"], "layer", evidence.statistics.confidence)
             bounds = direction if origin == "specimen" else value
             compared = f"Spearman of size with {impact}"
-            yield Case(model, origin, site, str(corpus), compared, "correlation", effect, bounds)
+            yield Case(model, origin, site, corpus, compared, "correlation", effect, bounds)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
 from keepset.analyse import effects
 from keepset.analyse.claims.case import Case, Findings
 from keepset.analyse.claims.comparing import RISE, WITH_FFN
 from keepset.analyse.claims.evidence import Evidence, groups
-from keepset.analyse.claims.runs import Setting, ffn, setting_name
+from keepset.analyse.claims.runs import Run, Setting, ffn, setting_name
 
 SPARSITIES = (0.5, 0.9)
 NOTIONS = ("magnitude", "weight", "output")
@@ -30,15 +29,18 @@ def _rises(evidence: Evidence, model: str, origin: str) -> Iterator[Case]:
             steps = _dial(evidence, model, corpus, sparsity)
             if len(steps) < 3:
                 continue
-            first_to_last = evidence.ratio(model, corpus, steps[-1], steps[0])
+            (first, _), *_, (last, _) = steps
+            first_to_last = evidence.ratio(model, corpus, last, first)
             assert first_to_last is not None
-            ends = f"{setting_name(steps[-1])} / {setting_name(steps[0])}"
-            compared = f"{ends}, {len(steps)} steps"
-            effect = effects.rising(_loss_table(evidence, model, corpus, steps), first_to_last)
+            compared = f"{setting_name(last)} / {setting_name(first)}, {len(steps)} steps"
+            losses = [run.values["nll"] / run.values["n_tokens"] for _, run in steps]
+            effect = effects.rising(np.stack(losses, axis=1), first_to_last)
             yield Case(model, origin, "ffn", corpus, compared, "ratio", effect, RISE)
 
 
-def _dial(evidence: Evidence, model: str, corpus: str, sparsity: float) -> list[Setting]:
+def _dial(
+    evidence: Evidence, model: str, corpus: str, sparsity: float
+) -> list[tuple[Setting, Run]]:
     """The settings from dynamic to static that were run, in order; none without windows."""
     windows = _windows(evidence, model, corpus, sparsity, "oracle")
     steps = [
@@ -46,8 +48,8 @@ def _dial(evidence: Evidence, model: str, corpus: str, sparsity: float) -> list[
         *(_windowed(sparsity, window, "oracle") for window in windows),
         ffn("static", "magnitude", sparsity),
     ]
-    run = [step for step in steps if evidence.losses(model, corpus, step) is not None]
-    return run if windows else []
+    runs = [(step, evidence.losses(model, corpus, step)) for step in steps]
+    return [(step, run) for step, run in runs if run is not None] if windows else []
 
 
 def _windowed(sparsity: float, window: str, choice: str) -> Setting:
@@ -59,18 +61,6 @@ def _windows(
 ) -> list[str]:
     any_window = ffn("windowed", "magnitude", sparsity, choice=choice)
     return evidence.windows(model, corpus, any_window)
-
-
-def _loss_table(
-    evidence: Evidence, model: str, corpus: str, steps: list[Setting]
-) -> NDArray[np.float64]:
-    """Nats per token: (blocks, steps)."""
-    columns = []
-    for step in steps:
-        run = evidence.losses(model, corpus, step)
-        assert run is not None
-        columns.append(run.values["nll"] / run.values["n_tokens"])
-    return np.stack(columns, axis=1)
 
 
 def causal_costs_more(evidence: Evidence) -> Findings:

@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from keepset.analyse import accuracies
+from keepset.analyse import accuracies, perplexities
 from keepset.analyse.bounds import Effect
 from keepset.analyse.claims.runs import DENSE, Key, Run, Setting, find_runs, key_of, setting_name
 from keepset.analyse.effects import log_ratio
-from keepset.analyse.stats import Sampling
+from keepset.analyse.stats import Floats, Sampling
 from keepset.errors import KeepsetError
 from keepset.settings import Statistics
 from keepset.sites.families import FAMILIES
@@ -100,13 +100,20 @@ class Evidence:
 
     def losses(self, model: str, corpus: str, setting: Setting | None) -> Run | None:
         """nll and n_tokens by block; `setting` None is dense. None where it was not run."""
-        key = DENSE if setting is None else key_of(setting)
-        return self._texts.get((model, corpus), {}).get(key)
+        return self._texts.get((model, corpus), {}).get(key_of(setting))
 
-    def answers(self, model: str, task: str, setting: Setting | None) -> Run | None:
-        """correct by item, as for `losses`."""
-        key = DENSE if setting is None else key_of(setting)
-        return self._tasks.get((model, task), {}).get(key)
+    def answers(self, model: str, task: str, setting: Setting) -> tuple[Floats, Floats] | None:
+        """correct by item: under a setting, and dense. None where one was not run.
+
+        Raises:
+            KeepsetError: the two have not the same items.
+        """
+        runs = self._tasks.get((model, task), {})
+        run, dense = runs.get(key_of(setting)), runs.get(DENSE)
+        if run is None or dense is None:
+            return None
+        same_items(run, dense, f"{model} {task}: {setting_name(setting)} and dense")
+        return run.values["correct"], dense.values["correct"]
 
     def windows(self, model: str, corpus: str, setting: Setting) -> list[str]:
         """The windows that a windowed setting was run with, shortest first."""
@@ -124,27 +131,28 @@ class Evidence:
         Raises:
             KeepsetError: the two have not the same blocks.
         """
+        paired = self._paired(model, corpus, a, b)
+        return log_ratio(*paired, self.sampling) if paired is not None else None
+
+    def costs(self, model: str, corpus: str, setting: Setting) -> Floats | None:
+        """Nats per token that a setting costs in each block, None where it was not run."""
+        paired = self._paired(model, corpus, setting, None)
+        return perplexities.log_ratios(*paired) if paired is not None else None
+
+    def _paired(
+        self, model: str, corpus: str, a: Setting, b: Setting | None
+    ) -> tuple[Floats, Floats, Floats] | None:
+        """By block: nll under `a`, nll under `b`, n_tokens. None where one was not run."""
         run, other = self.losses(model, corpus, a), self.losses(model, corpus, b)
         if run is None or other is None:
             return None
         same_items(run, other, f"{model} {corpus}: {setting_name(a)} and {setting_name(b)}")
-        tokens = other.values["n_tokens"]
-        return log_ratio(run.values["nll"], other.values["nll"], tokens, self.sampling)
-
-    def costs(self, model: str, corpus: str, setting: Setting) -> NDArray[np.float64] | None:
-        """Nats per token that a setting costs in each block, None where it was not run."""
-        run, dense = self.losses(model, corpus, setting), self.losses(model, corpus, None)
-        if run is None or dense is None:
-            return None
-        same_items(run, dense, f"{model} {corpus}: {setting_name(setting)} and dense")
-        tokens = dense.values["n_tokens"]
-        return (run.values["nll"] - dense.values["nll"]) / tokens.mean()
+        return run.values["nll"], other.values["nll"], other.values["n_tokens"]
 
     def size_by_layer(self, model: str, site: str, impact: str) -> pd.DataFrame:
         """Correlations of size with an impact in single layers, those that are known."""
-        table = self.correlation
-        if not len(table):
-            return table
+        columns = ["model", "site", "impact", "size", "layer", "corpus", "spearman"]
+        table = self.correlation if len(self.correlation) else pd.DataFrame(columns=columns)
         rows = (table["model"] == model) & (table["site"] == site) & (table["impact"] == impact)
         rows &= (table["size"] == "magnitude") & (table["layer"] >= 0)
         return table[rows & table["spearman"].notna()]

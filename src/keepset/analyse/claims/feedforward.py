@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from itertools import combinations
 
-import pandas as pd
-
 from keepset.analyse import effects
 from keepset.analyse.bounds import Bounds
 from keepset.analyse.claims.case import Case, Findings
@@ -42,12 +40,8 @@ def same_on_corpora(evidence: Evidence) -> Findings:
     bounds = Bounds(-SAME_CORRELATION, SAME_CORRELATION)
     for model, origin in evidence.models_with(architecture=WITH_FFN):
         layers = evidence.size_by_layer(model, "ffn", "weight")
-        by_corpus = (
-            layers.pivot(index="layer", columns="corpus", values="spearman").dropna()
-            if len(layers)
-            else pd.DataFrame()
-        )
-        corpora = [name for name in dict.fromkeys(layers.get("corpus", ())) if name in by_corpus]
+        by_corpus = layers.pivot(index="layer", columns="corpus", values="spearman").dropna()
+        corpora = list(layers["corpus"].unique())
         if len(corpora) < 2:
             yield f"correlations of {model} on two corpora or more"
         for a, b in combinations(corpora, 2):

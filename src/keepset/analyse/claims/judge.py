@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from keepset.analyse import effects
+from keepset.analyse import stats
 from keepset.analyse.bounds import needed
 from keepset.analyse.claims import papers
 from keepset.analyse.claims.case import Case, Claim
@@ -71,21 +72,17 @@ def judge(
     other side; those of the claims of one family are adjusted by Holm. Cases of pretrained models
     decide; where there is none, specimens decide about the direction.
 
-    Args:
-        evidence: The tables.
-        claims: The claims.
-
     Returns:
         The ledger, one row per claim with the case that decides it, and the cases.
     """
     alpha = 1 - evidence.statistics.confidence
     tested = [_test(claim, evidence, alpha) for claim in claims]
-    families = [claim.family for claim in claims]
     p = pd.DataFrame([one.p_values() for one in tested], columns=["p_for", "p_against"])
+    families = p.groupby(np.array([claim.family for claim in claims]))
     for side in ("p_for", "p_against"):
-        p[f"{side}_holm"] = effects.holm_by(p[side], families)
-    p_rows: list[dict[str, Any]] = [dict(row) for _, row in p.iterrows()]
-    rows = [_ledger_row(one, p_row, alpha) for one, p_row in zip(tested, p_rows, strict=True)]
+        p[f"{side}_holm"] = families[side].transform(stats.holm)
+    p_values = p.to_dict("records")
+    rows = [_ledger_row(one, p_row, alpha) for one, p_row in zip(tested, p_values, strict=True)]
     cases = [one.cases for one in tested if len(one.cases)]
     return pd.DataFrame(rows, columns=LEDGER_COLUMNS), (
         pd.concat(cases, ignore_index=True) if cases else pd.DataFrame(columns=CASE_COLUMNS)
@@ -115,9 +112,7 @@ def _case_row(claim: Claim, case: Case, alpha: float) -> dict[str, Any]:
         "ci_high": case.shown(effect.high),
         "bound_low": case.shown(bounds.low) if math.isfinite(bounds.low) else math.nan,
         "bound_high": case.shown(bounds.high) if math.isfinite(bounds.high) else math.nan,
-        "n": effect.n,
-        "unit": effect.unit,
-        "test": effect.test,
+        **{name: getattr(effect, name) for name in ("n", "unit", "test")},
         "p_for": p_for,
         "p_against": p_against,
         "needed": needed(effect, bounds, alpha) if verdict == INCONCLUSIVE else math.nan,
@@ -131,7 +126,7 @@ def _decide(p_for: float, p_against: float, alpha: float) -> str:
     return REPRODUCED if p_for < alpha else INCONCLUSIVE
 
 
-def _ledger_row(tested: _Tested, p: dict[str, Any], alpha: float) -> dict[str, Any]:
+def _ledger_row(tested: _Tested, p: dict[Any, Any], alpha: float) -> dict[str, Any]:
     claim, counted = tested.claim, tested.counted
     verdict = _verdict(counted, p, alpha)
     row: dict[str, Any] = {name: getattr(claim, name) for name in _FROM_CLAIM} | p
@@ -151,7 +146,7 @@ def _ledger_row(tested: _Tested, p: dict[str, Any], alpha: float) -> dict[str, A
     return {**row, "note": _note(tested, row)}
 
 
-def _verdict(counted: pd.DataFrame, p: dict[str, Any], alpha: float) -> str:
+def _verdict(counted: pd.DataFrame, p: dict[Any, Any], alpha: float) -> str:
     if not len(counted):
         return NOT_TESTED
     if math.isnan(p["p_for_holm"]):

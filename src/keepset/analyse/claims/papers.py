@@ -25,19 +25,18 @@ def numbers() -> pd.DataFrame:
         return pd.read_csv(file, dtype=str)
 
 
-def values(claim: str, condition: str, model: str | None = None) -> pd.Series:
-    """The numbers of one claim under one condition.
+def _rows(claim: str, condition: str) -> pd.DataFrame:
+    table = numbers()
+    return table[(table["claim"] == claim) & (table["condition"] == condition)]
 
-    Args:
-        claim: C1, C2, ...
-        condition: As in `numbers`.
-        model: Of this model only.
+
+def values(claim: str, condition: str, model: str | None = None) -> pd.Series:
+    """The numbers of one claim under one condition, of one model or of all.
 
     Raises:
         KeepsetError: there is none.
     """
-    table = numbers()
-    rows = table[(table["claim"] == claim) & (table["condition"] == condition)]
+    rows = _rows(claim, condition)
     if model is not None:
         rows = rows[rows["model"] == model]
     if not len(rows):
@@ -47,8 +46,7 @@ def values(claim: str, condition: str, model: str | None = None) -> pd.Series:
 
 def spread(claim: str, condition: str) -> float:
     """The largest difference between datasets within one model."""
-    table = numbers()
-    rows = table[(table["claim"] == claim) & (table["condition"] == condition)]
+    rows = _rows(claim, condition)
     by_model = rows["value"].astype(float).groupby(rows["model"])
     return float((by_model.max() - by_model.min()).max())
 

@@ -51,12 +51,12 @@ def setting_name(setting: Setting | None) -> str:
     return name if access in ("none", "both") else f"{name} ({access})"
 
 
-def key_of(setting: Setting) -> Key:
-    """The key of a setting's run.
+def key_of(setting: Setting | None) -> Key:
+    """The key of a setting's run; None is dense.
 
     Windows and choices name a run only where they vary: a static run is held for the corpus.
     """
-    if setting["method"] == "dense":
+    if setting is None or setting["method"] == "dense":
         return DENSE
     windowed = setting["method"] == "windowed"
     return (

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
-
 from keepset.analyse import effects
 from keepset.analyse.bounds import Bounds
 from keepset.analyse.claims.case import Case, Findings
 from keepset.analyse.claims.comparing import FALL, RISE, WITH_STATE, transformer_specimens
-from keepset.analyse.claims.evidence import Evidence, same_items
+from keepset.analyse.claims.evidence import Evidence
 from keepset.analyse.claims.runs import Setting, ffn, setting_name, state
+from keepset.analyse.stats import Floats
 
 DYNAMIC = ffn("dynamic", "magnitude", 0.9)
 
-Answers = dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
+Answers = dict[str, tuple[Floats, Floats]]
 """Task -> correct by item: under a setting, and dense."""
 
 
@@ -23,16 +21,13 @@ def _answers(evidence: Evidence, model: str, setting: Setting) -> tuple[Answers,
     answers: Answers = {}
     missing: list[str] = []
     for task in evidence.tasks_of(model):
-        run, dense = evidence.answers(model, task, setting), evidence.answers(model, task, None)
-        if run is None or dense is None:
+        correct = evidence.answers(model, task, setting)
+        if correct is None:
             missing.append(f"{setting_name(setting)} was not run for {model} on {task}")
-            continue
-        same_items(run, dense, f"{model} {task}: {setting_name(setting)} and dense")
-        right = dense.values["correct"]
-        if evidence.does_task(right):
-            answers[task] = run.values["correct"], right
+        elif evidence.does_task(correct[1]):
+            answers[task] = correct
         else:
-            share = f"{100 * right.mean():.0f}% of {task} right dense"
+            share = f"{100 * correct[1].mean():.0f}% of {task} right dense"
             missing.append(f"{model} gets {share}: too few to lose")
     return answers, missing if answers or missing else [f"a task that {model} was run on"]
 

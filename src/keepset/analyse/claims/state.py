@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +20,7 @@ from keepset.analyse.claims.comparing import (
     size_correlations,
 )
 from keepset.analyse.claims.evidence import Evidence, groups
-from keepset.analyse.claims.runs import Setting, state
+from keepset.analyse.claims.runs import state
 
 SHARE = 0.2
 """What each quadrant is said to hold."""
@@ -44,7 +43,9 @@ def ghost_wins(evidence: Evidence) -> Findings:
         origin = "pretrained" if sparsity == 0.5 else "specimen"
         for rival in ("magnitude", "random"):
             ghost, other = (state("static", score, sparsity) for score in ("ghost", rival))
-            yield from _with_state(evidence, ghost, other, FALL, origin=origin)
+            yield from ratio_cases(
+                evidence, ghost, other, FALL, origin=origin, architecture=WITH_STATE
+            )
     yield from _costs_about_one(evidence)
 
 
@@ -119,17 +120,12 @@ def rechoice_forgets(evidence: Evidence) -> Findings:
     """D1: channels re-chosen at every token, the rest forgotten, cost more than one GHOST set."""
     for score in ("magnitude", "impact"):
         write = state("dynamic", score, 0.9, "write")
-        yield from _with_state(evidence, write, state("static", "ghost", 0.9), RISE)
+        ghost = state("static", "ghost", 0.9)
+        yield from ratio_cases(evidence, write, ghost, RISE, architecture=WITH_STATE)
 
 
 def forgetting_costs(evidence: Evidence) -> Findings:
     """D2: forgetting costs more than not reading: same score, same sparsity, every token."""
     for score in ("magnitude", "impact"):
         write, read = (state("dynamic", score, 0.9, access) for access in ("write", "read"))
-        yield from _with_state(evidence, write, read, RISE)
-
-
-def _with_state(
-    evidence: Evidence, a: Setting, b: Setting, bounds: Bounds, **traits: Any
-) -> Findings:
-    yield from ratio_cases(evidence, a, b, bounds, architecture=WITH_STATE, **traits)
+        yield from ratio_cases(evidence, write, read, RISE, architecture=WITH_STATE)

@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 
 from keepset.report.figures import style
 
-_ORDER = {"dense": 0, "dynamic": 1, "windowed": 2, "static": 3}
 _ROW_KEYS = ["model", "method", "sparsity", "window", "choice"]
 _ROW_HEIGHT = 0.19  # inches
 
@@ -52,7 +51,7 @@ def _rows(capability: pd.DataFrame) -> pd.DataFrame:
     """The rows of the figure from top to bottom, with `place`: dense opens every model."""
     rows = capability[_ROW_KEYS].drop_duplicates()
     model = rows["model"].map({name: place for place, name in enumerate(rows["model"].unique())})
-    order = pd.DataFrame({"model": model, "method": rows["method"].map(_ORDER)})
+    order = pd.DataFrame({"model": model, "method": rows["method"].map(list(style.METHODS).index)})
     rows = rows.loc[order.sort_values(["model", "method"], kind="stable").index]
     opens = rows["model"] != rows["model"].shift()
     steps = 1 + 0.5 * opens  # half a row of air above every model

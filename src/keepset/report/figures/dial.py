@@ -24,23 +24,22 @@ Positions = dict[str, float]
 
 
 @style.styled
-def draw(ratios: pd.DataFrame, score: str = "magnitude") -> Figure:
+def draw(ratios: pd.DataFrame) -> Figure:
     """Perplexity relative to dense against the window; a panel per model and corpus.
 
     Args:
-        ratios: The `ratios` table of `analyse.significance`; its FFN sites are shown. W = 1 of the
-            oracle is the dynamic run; the static run stands at the right edge.
-        score: The score whose keep sets are shown.
+        ratios: The `ratios` table of `analyse.significance`; magnitude at its FFN sites is shown.
+            W = 1 of the oracle is the dynamic run; the static run stands at the right edge.
 
     Returns:
         The figure: a colour per sparsity, oracle solid and causal dashed, intervals as bands.
 
     Raises:
-        KeepsetError: there is no windowed run of this score.
+        KeepsetError: there is no windowed run of magnitude.
     """
     ffn = style.of_site(ratios, "ffn")
-    table = on_the_dial(ffn[ffn["score"] == score])
-    style.need(table, "dial", f"windowed run of the score {score}")
+    table = style.with_windows(ffn[ffn["score"] == "magnitude"])
+    style.need(table, "dial", "windowed run of the score magnitude")
     places = positions(table["window"])
     sparsities = sorted(table["sparsity"].unique())
     looks = dict(zip(sparsities, zip(style.CYCLE, style.MARKERS, strict=True), strict=False))
@@ -56,13 +55,6 @@ def draw(ratios: pd.DataFrame, score: str = "magnitude") -> Figure:
     ]
     handles += choice_handles(table, style.GREY)
     return layout.finish_ratios(figure, table, handles, X_LABEL)
-
-
-def on_the_dial(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows at the sparsities that each model and corpus has windowed runs of."""
-    keys = ["model", "corpus", "sparsity"]
-    windowed = table.loc[table["method"] == "windowed", keys].drop_duplicates()
-    return table.merge(windowed, on=keys)
 
 
 def positions(windows: pd.Series) -> Positions:

@@ -38,8 +38,7 @@ def draw(kernels: pd.DataFrame, ratios: pd.DataFrame) -> Figure:
     """
     table = joined(kernels, ratios)
     style.need(table, "frontier", "windowed rule that was both timed and evaluated")
-    windows = sorted(w for w in table["window"].unique() if w != "corpus")
-    windows.sort(key=int)
+    windows = sorted((w for w in table["window"].unique() if w != "corpus"), key=int)
     marks = dict(zip(windows, cycle(style.MARKERS), strict=False)) | {"corpus": "_"}
     figure, panels = layout.panels_of(table, "model", "corpus", height=2.0)
     for (model, corpus), ax, rows in panels:

@@ -16,14 +16,13 @@ _LOOKS = {
 
 
 @style.styled
-def draw(ratios: pd.DataFrame, scratch: str = "magnitude", static: str = "ghost") -> Figure:
+def draw(ratios: pd.DataFrame) -> Figure:
     """Perplexity relative to dense against the window, states beside FFN neurons.
 
     Args:
-        ratios: The `ratios` table of keepset.analyse.significance.
-        scratch: The score of the FFN's keep sets.
-        static: The score of the state's static keep sets; windowed ones are those by impact, its
-            form for a window, or by magnitude where impact was not run.
+        ratios: The `ratios` table of keepset.analyse.significance. Neurons are those by magnitude,
+            static states those by GHOST; windowed ones are those by impact, its form for a
+            window, or by magnitude where impact was not run.
 
     Returns:
         The figure: a row per model and corpus, a column per sparsity; oracle solid, causal
@@ -33,7 +32,7 @@ def draw(ratios: pd.DataFrame, scratch: str = "magnitude", static: str = "ghost"
     Raises:
         KeepsetError: no state has a windowed run.
     """
-    table = _chosen(ratios, scratch, static)
+    table = _chosen(ratios)
     style.need(table, "memory_dial", "windowed run of a recurrent state")
     table = table.assign(panel=table["model"] + "\n" + table["corpus"])
     places = dial.positions(table["window"])
@@ -55,14 +54,12 @@ def draw(ratios: pd.DataFrame, scratch: str = "magnitude", static: str = "ghost"
     return layout.finish_ratios(figure, table, handles, dial.X_LABEL)
 
 
-def _chosen(ratios: pd.DataFrame, scratch: str, static: str) -> pd.DataFrame:
+def _chosen(ratios: pd.DataFrame) -> pd.DataFrame:
     """The rows of both dials, at the sparsities that the state's dial has."""
     state = style.of_site(ratios, "state")
     held = state[state["method"].isin(["dynamic", "windowed"])]
     score = "impact" if (held["score"] == "impact").any() else "magnitude"
     held = held[held["score"] == score]
-    cut = state[(state["method"] == "static") & (state["score"] == static)]
+    cut = state[(state["method"] == "static") & (state["score"] == "ghost")]
     ffn = style.of_site(ratios, "ffn")
-    rows = pd.concat([ffn[ffn["score"] == scratch], held, cut])
-    keys = ["model", "corpus", "sparsity"]
-    return rows.merge(held.loc[held["method"] == "windowed", keys].drop_duplicates(), on=keys)
+    return style.with_windows(pd.concat([ffn[ffn["score"] == "magnitude"], held, cut]), held)

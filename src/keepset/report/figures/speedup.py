@@ -29,9 +29,6 @@ _KINDS = {
 }
 _TRITON = "triton-ffn"
 
-Places = dict[float, int]
-"""Sparsity -> its place on the x axis."""
-
 
 @style.styled
 def draw(kernels: pd.DataFrame) -> Figure:

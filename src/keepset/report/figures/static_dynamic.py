@@ -11,22 +11,22 @@ _CHOSEN = {"static": "chosen once", "dynamic": "chosen at every token"}
 
 
 @style.styled
-def draw(ratios: pd.DataFrame, score: str = "magnitude") -> Figure:
+def draw(ratios: pd.DataFrame) -> Figure:
     """Perplexity relative to dense by sparsity; a panel per model and corpus.
 
     Args:
-        ratios: The `ratios` table of keepset.analyse.significance; its FFN sites are shown.
-        score: The score whose keep sets are shown.
+        ratios: The `ratios` table of keepset.analyse.significance, of which magnitude at FFN sites
+            is shown.
 
     Returns:
         The figure; hollow marks are specimens.
 
     Raises:
-        KeepsetError: there is no static or dynamic run of this score.
+        KeepsetError: there is no static or dynamic run of magnitude.
     """
     ffn = style.of_site(ratios, "ffn")
-    table = ffn[ffn["method"].isin(list(_CHOSEN)) & (ffn["score"] == score)]
-    style.need(table, "static_dynamic", f"static or dynamic run of the score {score}")
+    table = ffn[ffn["method"].isin(list(_CHOSEN)) & (ffn["score"] == "magnitude")]
+    style.need(table, "static_dynamic", "static or dynamic run of the score magnitude")
     labels = {value: style.percent(value) for value in sorted(table["sparsity"].unique())}
     looks = {method: (*style.METHODS[method], "-") for method in _CHOSEN}
     figure, panels = layout.panels_of(table, "model", "corpus")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 
 from keepset.errors import KeepsetError
 from keepset.files.store import replacing
+from keepset.report.wording import in_order as in_order, percent as percent
 
 P = ParamSpec("P")
 Look = tuple[str, str, str]
@@ -80,15 +81,7 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 def save(figure: Figure, stem: str | Path) -> list[Path]:
-    """Write `stem`.png (200 dpi), .svg and .pdf; the same figure gives the same bytes.
-
-    Args:
-        figure: What a `draw` function returned.
-        stem: Path without an ending.
-
-    Returns:
-        The three paths.
-    """
+    """Write `stem`.png (200 dpi), .svg and .pdf; the same figure gives the same bytes."""
     paths = [Path(f"{stem}.{kind}") for kind in _METADATA]
     with mpl.rc_context(_RC):
         for path in paths:
@@ -116,14 +109,16 @@ def note(text: str) -> Figure:
     return figure
 
 
+def with_windows(table: pd.DataFrame, held: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The rows at each model, corpus and sparsity that `held`, else the table, has windows of."""
+    keys = ["model", "corpus", "sparsity"]
+    held = table if held is None else held
+    return table.merge(held.loc[held["method"] == "windowed", keys].drop_duplicates(), on=keys)
+
+
 def of_site(table: pd.DataFrame, site: str) -> pd.DataFrame:
     """The rows of one kind of site: ffn or state."""
     return table[table["site"] == site]
-
-
-def in_order(values: Iterable[Any]) -> list[Any]:
-    """Distinct values, in the order in which they first appear."""
-    return list(dict.fromkeys(values))
 
 
 def split(table: pd.DataFrame, *columns: str) -> Iterator[tuple[Any, pd.DataFrame]]:
@@ -215,8 +210,3 @@ def legend(figure: Figure, handles: Sequence[Line2D], table: pd.DataFrame) -> No
         if sum(map(max, np.array_split(widths, n_columns))) < figure.get_figwidth():
             break
     figure.legend(handles=list(handles), loc="outside upper center", ncols=n_columns)
-
-
-def percent(sparsity: float) -> str:
-    """0.95 -> "95%"."""
-    return f"{100 * sparsity:g}%"
