@@ -211,7 +211,7 @@ def _parser() -> argparse.ArgumentParser:
         help="say which results are stale, missing, foreign or altered",
         description="Compares every file of a study with the record of the job that wrote it, and"
         " the records with today's code, inputs and configuration. Exit status 1 if anything is"
-        " amiss.",
+        " wrong.",
     )
     judge.add_argument("folder", help="results/<study>")
     judge.add_argument("--config", default="config.yaml", help="the study's configuration")

@@ -24,7 +24,7 @@ from keepset.settings.grid import (
 )
 
 PASSAGE_WORDS = 75
-"""Words of a LAMBADA passage (Paperno et al. 2016); of items of kind jsonl, for want of better."""
+"""Words of a LAMBADA passage (Paperno et al. 2016); taken for items of kind jsonl too."""
 TOKENS_PER_WORD = 1.35
 
 

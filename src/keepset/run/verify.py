@@ -22,7 +22,7 @@ _ASIDE = (
     "*/.snakemake_timestamp",
     "report.zip",
 )
-"""What is no result: logs, timings, records, the state that a training goes on from, what
+"""What is no result: logs, timings, records, the state that a training resumes from, what
 Snakemake leaves in folders that are outputs, and its report."""
 
 Record = dict[str, Any]

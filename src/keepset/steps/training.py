@@ -118,7 +118,7 @@ def train_specimen(
         device: auto, cpu, cuda or cuda:N.
         dtype: The number format of autocast; auto is bfloat16 where it is faster.
         output: The checkpoint folder, float32; beside it stand losses.parquet, losses.json and
-            the state that an interrupted training goes on from.
+            the checkpoint that an interrupted training resumes from.
         until: Stop after this step, with a checkpoint and without output.
     """
     settings, data = Training.model_validate(training), Path(tokens).parent
