@@ -1,7 +1,4 @@
-"""What every comparison shares: bootstrap intervals, corrections, trends.
-
-statsmodels and scipy do the work.
-"""
+"""What every comparison shares: bootstrap intervals, corrections, trends."""
 
 from __future__ import annotations
 

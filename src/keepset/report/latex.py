@@ -49,11 +49,7 @@ def with_interval(value: float, low: float, high: float, mark: str = "") -> str:
 def longtable(head: Sequence[str], cells: Cells, caption: str, label: str) -> str:
     """The source of a longtable in the manner of booktabs.
 
-    Args:
-        head: Column names, plain text.
-        cells: Rows of LaTeX.
-        caption: LaTeX.
-        label: For cross references.
+    `head` is plain text, `cells` and `caption` are LaTeX.
     """
     columns = "l" * max(1, len(head))
     title = " & ".join(escape(name) for name in head) + r" \\"

@@ -134,14 +134,13 @@ def _html_claim(row: Any, cases: pd.DataFrame) -> str:
     scope = "<br><small>direction only</small>" if row.scope == "direction" else ""
     ink = _LOOKS[row.verdict][2]
     verdict = f'<b class="verdict" style="background:{ink}">{row.verdict}</b>{scope}'
-    measured = f"{html.escape(ours(row))}<br><small>{html.escape(case(row))}</small>"
     cells = [
         f"<b>{row.claim}</b>",
         f"{html.escape(str(row.sentence))}<br><small>{html.escape(str(row.source))}."
         f" {html.escape(str(row.test))}. <i>{html.escape(str(row.note))}.</i></small>"
         f"{_html_cases(cases[cases['claim'] == row.claim])}",
         html.escape(str(row.paper)),
-        measured,
+        f"{html.escape(ours(row))}<br><small>{html.escape(case(row))}</small>",
         html.escape(bound(row)),
         verdict,
         shown,

@@ -42,7 +42,8 @@ def _dial(
     evidence: Evidence, model: str, corpus: str, sparsity: float
 ) -> list[tuple[Setting, Run]]:
     """The settings from dynamic to static that were run, in order; none without windows."""
-    windows = _windows(evidence, model, corpus, sparsity, "oracle")
+    any_window = ffn("windowed", "magnitude", sparsity, choice="oracle")
+    windows = evidence.windows(model, corpus, any_window)
     steps = [
         ffn("dynamic", "magnitude", sparsity),
         *(_windowed(sparsity, window, "oracle") for window in windows),
@@ -56,13 +57,6 @@ def _windowed(sparsity: float, window: str, choice: str) -> Setting:
     return ffn("windowed", "magnitude", sparsity, window=window, choice=choice)
 
 
-def _windows(
-    evidence: Evidence, model: str, corpus: str, sparsity: float, choice: str
-) -> list[str]:
-    any_window = ffn("windowed", "magnitude", sparsity, choice=choice)
-    return evidence.windows(model, corpus, any_window)
-
-
 def causal_costs_more(evidence: Evidence) -> Findings:
     """D3: at 90%, causal windows cost more than oracle windows of the same length."""
     for model, origin in evidence.models_with(architecture=WITH_FFN):
@@ -71,8 +65,9 @@ def causal_costs_more(evidence: Evidence) -> Findings:
 
 
 def _causal_cases(evidence: Evidence, model: str, origin: str) -> Iterator[Case]:
+    any_window = ffn("windowed", "magnitude", 0.9, choice="causal")
     for corpus in evidence.corpora(model):
-        for window in _windows(evidence, model, corpus, 0.9, "causal"):
+        for window in evidence.windows(model, corpus, any_window):
             causal, oracle = (_windowed(0.9, window, choice) for choice in ("causal", "oracle"))
             if window == "1":
                 oracle = ffn("dynamic", "magnitude", 0.9)

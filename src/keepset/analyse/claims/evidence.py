@@ -123,10 +123,7 @@ class Evidence:
         return sorted(windows, key=lambda w: math.inf if w == "sequence" else float(w))
 
     def ratio(self, model: str, corpus: str, a: Setting, b: Setting | None) -> Effect | None:
-        """Log ratio of the perplexities of two settings; `b` None is dense.
-
-        Returns:
-            None where a setting was not run.
+        """Log ratio of perplexities; `b` None is dense. None where a setting was not run.
 
         Raises:
             KeepsetError: the two have not the same blocks.
