@@ -5,16 +5,6 @@
 #          significance/claims.parquet (which the figure is drawn from).
 
 
-def ledger(file, label):
-    """A file of the ledger, with its place in the report."""
-    return report(
-        f"{RESULTS}/{file}",
-        caption="../report/caption.rst",
-        category="Claims",
-        labels={"claims": label},
-    )
-
-
 use rule test_significance as judge_claims with:
     input:
         models=expand(MODEL, model=MODELS),

@@ -121,3 +121,13 @@ def results(files):
 def per_corpus(name, kind=None):
     """`name` for every model and corpus of this run, or for those whose `kind` of site is studied."""
     return results(outputs.per_corpus(CONFIG, name, kind))
+
+
+def ledger(file, label):
+    """A file of the ledger, with its place in the report."""
+    return report(
+        f"{RESULTS}/{file}",
+        caption="../report/caption.rst",
+        category="Claims",
+        labels={"claims": label},
+    )
