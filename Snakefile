@@ -4,7 +4,7 @@
 #   snakemake --cores 1 figures          one stage: models, download, activations, perplexity, correlations,
 #                                        capability, tables, figures, claims
 #   snakemake --cores 1 --config only=NAME   one model
-#   snakemake --cores 2 train_specimens      train the specimens anew; takes hours
+#   snakemake --cores 2 train_specimens      train the specimens again; an hour or two
 #   snakemake --cores 1 benchmarks           measure the speed of every keep rule
 
 from snakemake.utils import min_version

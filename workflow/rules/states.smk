@@ -1,8 +1,8 @@
-# Recurrent states (Mamba-2): scored, evaluated, correlated, cut.
+# Recurrent states (Mamba-2): scored, evaluated on longer passages, correlated, cut. Their grid is
+# evaluated in evaluate.smk.
 # Inputs: {model}/model.json, {model}/{corpus}/blocks.safetensors.
 # Outputs: {model}/{corpus}/state.safetensors (keep sets), channels.parquet, memory.parquet,
-#          state-static.parquet, state-windowed-{oracle,causal}.parquet, length.parquet,
-#          correlation-state.parquet; on `snakemake pruned`, pruned/ and pruned.json.
+#          length.parquet, correlation-state.parquet; on `snakemake pruned`, pruned/ and pruned.json.
 
 
 use rule cache_activations as score_state with:

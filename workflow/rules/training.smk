@@ -3,8 +3,8 @@
 # Outputs: training/{tokenizer.json,text.safetensors,sources.json},
 #          training/{specimen}/model/ (a checkpoint folder) and losses.parquet, training/gates.json.
 
-# A training takes hours. Its rules rerun when a setting of it changes, not when code or a file's
-# time does; --forcerun train_specimen runs them anyway. `use rule` would pass on the parameter
+# Training takes long. Its rules rerun when a setting of it changes, not when code or a file's time
+# does; --forcerun train_specimen runs them anyway. `use rule` would pass on the parameter
 # `code`, so the first of them is written out.
 SPECIMENS = list(CONFIG.training.specimens) if CONFIG.training else []
 TRAINING_TEXTS = expand(
@@ -81,7 +81,7 @@ use rule prepare_training as measure_specimens with:
     params:
         **given("measure_specimens"),
     message:
-        "Holding the specimens against their gates"
+        "Comparing the specimens with their gates"
 
 
 rule train_specimens:

@@ -1,1 +1,1 @@
-"""Numbers to conclusions: intervals, tests, correlations, the papers' claims."""
+"""From numbers to conclusions: intervals, tests, correlations, the papers' claims."""

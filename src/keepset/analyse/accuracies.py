@@ -72,8 +72,8 @@ def tango(only_a: int, only_b: int, n: int, difference: float) -> float:
 def paired_difference(a: ArrayLike, b: ArrayLike, confidence: float) -> Interval:
     """Tango's score interval of accuracy(a) - accuracy(b) on the same items.
 
-    It inverts the test that `tost_accuracy` uses, and keeps an honest width where no pair is
-    discordant: there a Wald interval has none, and Newcombe's square-and-add almost none.
+    It inverts the test that `tost_accuracy` uses, and it has a width also where no pair
+    is discordant: there a Wald interval has none, and Newcombe's square-and-add almost none.
     Source: Tango, Statistics in Medicine 17 (1998) 891-908. NaN without items.
     """
     only_a, only_b, n = discordant(a, b)

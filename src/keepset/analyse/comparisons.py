@@ -55,7 +55,7 @@ def recall_table(capability: pd.DataFrame, statistics: Statistics, chance: float
     Args:
         capability: The `capability` table; tasks without numbers of facts are ignored.
         statistics: The level of the intervals.
-        chance: Accuracy of one who does not know the facts.
+        chance: Accuracy without knowing the facts.
 
     Returns:
         One row per setting, number of facts and distance in words (-1: all distances), with

@@ -48,8 +48,8 @@ def paired_ratio(
     """Ratio of the perplexities of two settings on the same blocks.
 
     The interval is a BCa bootstrap over blocks (Efron 1987). The p is of a paired t-test of the
-    blocks' log ratios: a rank or sign-flip test of 8 blocks cannot go below 1/128, which the
-    correction for a family of a hundred settings would always drown.
+    blocks' log ratios: with 8 blocks the p of a rank or sign-flip test cannot go below
+    1/128, which is never significant after the correction for a hundred settings.
 
     Args:
         nll_a, nll_b: (blocks,) summed nats of the same blocks.

@@ -106,7 +106,7 @@ def correlate(
     """Correlate two scores of the same units, in each layer and over layers.
 
     The pooled row (layer -1) is the mean over layers of the layers' coefficients, so that
-    differences of scale between layers do not pass for agreement between units. Its interval
+    differences of scale between layers do not count as agreement between units. Its interval
     draws layers, then units within them: a two-stage cluster bootstrap (Davison and Hinkley 1997,
     section 3.8), a little wide where layers are many and still defined where there is one.
 

@@ -47,7 +47,7 @@ def units_of(site: Site, x: Tensor) -> Tensor:
     outs: list[Tensor] = []
     for projection in site.up:
         module: Any = projection.module
-        # forward, not a call: hooks are for the tokens of a pass, and these have passed.
+        # forward, not a call: hooks are for the tokens of a pass, and these are earlier tokens.
         outs += module.forward(x).chunk(len(projection.offsets), dim=-1)
     return act(outs[0]) * outs[1] if site.gated else act(outs[0])
 

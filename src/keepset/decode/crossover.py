@@ -1,4 +1,4 @@
-"""Which path of a windowed rule is the fastest, its tokens and the turn of its window together."""
+"""Which path of a windowed rule is the fastest: its tokens and its change of sets together."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Crossover:
         )
 
     def _candidates(self, block: KeptBlock, x: Tensor, kept: Tensor) -> dict[str, Candidate]:
-        """A token by every path, and what the turn of a window costs it.
+        """Calls that run one token, and one change of sets, by every path.
 
         Rounds take the blocks of the shape in turn, all with the same set.
         """

@@ -1,4 +1,4 @@
-"""The clock that paths of one operation are compared by, and the time of each at its best."""
+"""The clock that paths of one operation are compared by, and the best time of each."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class Selection:
     Attributes:
         wanted: The choice.
         forced: Paths that are taken, untimed, where they are among the candidates.
-        timing_s: Seconds spent on timing paths, for those who time what contains it.
+        timing_s: Seconds spent on timing paths; callers that time a whole run subtract them.
         refusals: What was refused so far, with the reason, for the record.
     """
 
@@ -73,7 +73,7 @@ class Selection:
             ConfigError: an unknown word.
         """
         self.wanted = as_kernels(kernels)
-        # A path that is chosen by name is taken wherever it works, without a look at the clock.
+        # A path that is chosen by name is taken wherever it works, untimed.
         by_name = (TRITON_FFN, TRITON_DOWN) if self.wanted.ffn == "triton" else ()
         self.forced = (*forced, *by_name)
         self.timing_s = 0.0

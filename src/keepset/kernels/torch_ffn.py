@@ -22,7 +22,7 @@ DownPath = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 def masked(h: Tensor, kept: Tensor, rows: Tensor, bias: Tensor | None) -> Tensor:
-    """Set the units that are left out to zero, then multiply densely: what the others must equal.
+    """Set the units that are left out to zero, then multiply densely: the reference for the others.
 
     Args:
         h: (n, n_units) activations.

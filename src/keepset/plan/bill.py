@@ -1,4 +1,4 @@
-"""The bill of a study, to read before it is paid: `keepset plan`.
+"""What a study costs, as a table to read before it is run: `keepset plan`.
 
 The arithmetic is that of `keepset.plan`; here are the sums by model and rule, and the words.
 """

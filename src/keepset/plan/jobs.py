@@ -24,7 +24,7 @@ class Job:
 
 
 def jobs(config: Config) -> list[Job]:
-    """Every job of a study that starts from nothing, but for targets that run on request only."""
+    """Every job of a study that starts from nothing, without targets that run on request only."""
     models = list(config.active_models())
     texts = {
         corpus for model in models for corpus in config.corpora if config.covers(model, corpus)

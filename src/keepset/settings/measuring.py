@@ -10,10 +10,10 @@ from keepset.settings.base import DecodingScoreName, Name, Sparsity, Strict
 
 
 class Kernels(Strict):
-    """Which implementation runs what has several. All give the same answer up to rounding.
+    """Which implementation runs, where there are several; all agree up to rounding.
 
-    auto takes what is installed, works on the device and is fastest; torch is always there. One
-    that is named and not installed is an error.
+    auto takes the fastest of those that are installed and work on the device; torch is always
+    there. A name that is not installed is an error.
     """
 
     ffn: Literal["auto", "torch", "triton"] = Field(

@@ -268,7 +268,7 @@ _STEPS = {
     "write_tables": _step(
         "publish:write_tables", lambda config, _: {"confidence": config.statistics.confidence}
     ),
-    # A training takes hours: a change of code does not repeat it.
+    # Training all specimens takes an hour or two: a change of code does not repeat it.
     "prepare_training": _step("training:prepare_training", _training_data, None, network=True),
     "train_specimen": _step("training:train_specimen", _specimen, None),
     "measure_specimens": _step("shipping:measure_specimens", _gates),

@@ -81,7 +81,7 @@ def find_ffn_sites(model: PreTrainedModel) -> list[Site]:
 
     An unknown family is accepted when every decoder layer holds exactly one known layout, with
     no other linear map beside it and no experts. Its `up` is left empty, so that its units can be
-    masked but not cut away until the family has an entry here.
+    masked but not cut away until the family has a record in `keepset.sites.families`.
 
     Args:
         model: a causal language model; its weights are not read, so it may be on the meta device.

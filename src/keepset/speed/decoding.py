@@ -36,9 +36,9 @@ def time_decoding(
     """Rows of the `kernels` table, level `model`, one per rule; none for a model without an FFN.
 
     Dense and sparse take turns, token by token. Times are per token, averaged within windows, so
-    that the turn of a window counts. An oracle window is chosen on tokens that are yet to come: it
-    is timed on a text that is given, with sets from a pass before, and says what a rule could at
-    most save that knew them.
+    that the change of sets counts. An oracle window is chosen on tokens that come later: it is
+    timed on a given text, with sets from an earlier pass, and shows what a perfect prediction of
+    the sets would save.
 
     Args:
         model: A causal language model in eval mode.

@@ -105,7 +105,7 @@ def _calls(run: Run, copies: int, device: torch.device) -> list[Callable[[], Any
 
 
 def _waits(call: Callable[[], Any]) -> bool:
-    """Whether `call` waits for the GPU, as what looks at a count does; it cannot be captured."""
+    """Whether `call` waits for the GPU, as one that reads a count does; it cannot be captured."""
     call()  # what happens at the first call only, such as compilation, does not count
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")

@@ -1,6 +1,6 @@
 """The steps of the study: each reads files, calls the library, and writes one result.
 
-The workflow's scripts call these and nothing else; so can a person, from Python. One module per
+The workflow's script calls these and nothing else; Python can call them too. One module per
 stage, so that a change of code reruns the stages that use it and no other. Arguments of several:
 
     model: model.json, as `prepare_model` wrote it.

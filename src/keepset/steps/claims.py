@@ -74,7 +74,7 @@ def gather(inputs: Mapping[str, Sequence[PathLike]], settings: Mapping[str, Any]
 
 
 def _of_tasks(capability: pd.DataFrame, tasks: Mapping[str, str]) -> pd.DataFrame:
-    """The rows of the tasks that claims are judged on (`claims_settings`)."""
+    """The rows of the tasks that claims are judged on (`_claims` in `keepset.settings.steps`)."""
     return capability[capability["task"].isin(list(tasks))] if len(capability) else capability
 
 

@@ -1,4 +1,4 @@
-"""Trained specimens: held against their gates, and shipped with a model card."""
+"""Trained specimens: compared with their gates, and shipped with a model card."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def measure_specimens(
     training: Mapping[str, Any],
     output: PathLike,
 ) -> None:
-    """Measure trained specimens on held-out text and hold them against the gates.
+    """Measure trained specimens on held-out text and compare them with the gates.
 
     Args:
         names: The specimens.

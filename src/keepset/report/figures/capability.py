@@ -54,7 +54,7 @@ def _rows(capability: pd.DataFrame) -> pd.DataFrame:
     order = pd.DataFrame({"model": model, "method": rows["method"].map(list(style.METHODS).index)})
     rows = rows.loc[order.sort_values(["model", "method"], kind="stable").index]
     opens = rows["model"] != rows["model"].shift()
-    steps = 1 + 0.5 * opens  # half a row of air above every model
+    steps = 1 + 0.5 * opens  # half an empty row above every model
     return rows.assign(place=steps.cumsum() - steps.iloc[0])
 
 

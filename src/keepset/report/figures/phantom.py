@@ -1,4 +1,4 @@
-"""Weight against energy: channels that look small and work, and the other way round."""
+"""Weight against energy: channels of low weight and high energy, and the reverse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recall: is a fact that was stated still known, by how many others it has to be told from?"""
+"""Recall: is a stated fact still known, by the number of facts that were stated?"""
 
 from __future__ import annotations
 
