@@ -5,6 +5,7 @@ from torch.nn.functional import cross_entropy
 from keepset.calibrate import activations
 from keepset.errors import CacheError
 from keepset.hold.inputs import watching
+from keepset.kinds import find_sites
 from keepset.sites.ffn import find_ffn_sites
 
 IDENTITY = {"model": "abc", "text": "def", "dtype": "torch.float32", "gradients": True}
@@ -17,6 +18,12 @@ def blocks(rows=3, tokens=8):
 def loss(model, ids):
     logits = model(input_ids=ids, use_cache=False).logits
     return cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
+
+
+def test_sites_that_are_no_inputs_are_passed_over(tiny_model):
+    model = tiny_model("zamba2")
+    moments = activations.collect_moments(model, find_sites(model), blocks())
+    assert list(moments) == [site.key for site in find_ffn_sites(model)]
 
 
 @pytest.mark.parametrize("family", ["llama", "opt", "zamba2"])

@@ -7,6 +7,7 @@ from keepset.decode import generate as gen, sparse_decoding
 from keepset.errors import CacheError, ConfigError, ModelError
 from keepset.hold.inputs import watching
 from keepset.kernels.selection import Selection
+from keepset.kinds import find_sites
 from keepset.measure.runner import Runner
 from keepset.rules.rule import Rule, describe
 from keepset.sites.ffn import find_ffn_sites
@@ -170,11 +171,25 @@ def test_a_wrong_token_is_found(tiny_model):
         (Rule("magnitude", 0.5, "sequence", "causal"), "still grows"),
         (Rule("magnitude", 0.5, 4), "yet to come"),
         (Rule("magnitude", 0.5, "corpus"), "activation cache"),
+        (Rule("magnitude", 0.5, 1, site="state", access="read"), "only rules on FFN neurons"),
     ],
 )
 def test_rules_that_cannot_be_decoded_under(tiny_model, rule, message):
     with pytest.raises(ConfigError, match=message):
         gen.generate(tiny_model("llama"), prompt(), 4, rule)
+
+
+@pytest.mark.parametrize("keep", ["dynamic:0.5", "windowed:4:0.5"])
+def test_a_model_without_neurons_is_refused(tiny_model, keep):
+    with pytest.raises(ModelError, match="the model has no neurons"):
+        gen.generate(tiny_model("mamba2"), prompt(), 4, gen.parse_keep(keep))
+
+
+def test_sites_of_all_kinds_may_be_given(tiny_model):
+    model, rule = tiny_model("zamba2"), Rule("magnitude", 0.5, 1)
+    with sparse_decoding(model, rule, sites=find_sites(model), kernels="torch") as session:
+        model(input_ids=prompt())
+    assert session.paths
 
 
 def test_what_windows_cannot_follow_is_refused(tiny_model):

@@ -28,6 +28,7 @@ from keepset.files import archive
 from keepset.hold.inputs import output_norms, watching
 from keepset.models import check_length
 from keepset.run.progress import Progress
+from keepset.sites import AnySite
 from keepset.sites.ffn import Site
 
 SAMPLE_TOKENS = 32
@@ -73,7 +74,7 @@ class _Sums:
 
 def collect_moments(
     model: nn.Module,
-    sites: Sequence[Site],
+    sites: Sequence[AnySite],
     blocks: Tensor,
     *,
     gradients: bool = False,
@@ -84,7 +85,7 @@ def collect_moments(
 
     Args:
         model: A causal language model in eval mode.
-        sites: Its sites that are inputs of linear maps.
+        sites: Its sites; those that are not inputs of linear maps are passed over.
         blocks: (n_blocks, tokens) int64 calibration token ids.
         gradients: Also take the true gradient of the loss (Taylor); about three times the work.
         batch_tokens: Tokens per forward pass, at least one block.
@@ -101,12 +102,13 @@ def collect_moments(
         >>> from keepset import collect_moments, cut_blocks, find_sites, load
         >>> model, tokenizer = load("specimens/relu", dtype="float32")
         >>> blocks = cut_blocks(["The river is long. " * 40], tokenizer, block=32)
-        >>> moments = collect_moments(model, find_sites(model, ["ffn"]), blocks)
+        >>> moments = collect_moments(model, find_sites(model), blocks)
         >>> moments["ffn.000"]["abs_sum"].shape  # the sum of |h| of each of 512 neurons
         torch.Size([512])
     """
     check_length(model, blocks.shape[1], "blocks", "text.block")
-    sums = {site.key: _Sums(site) for site in sites}
+    inputs = [site for site in sites if isinstance(site, Site)]
+    sums = {site.key: _Sums(site) for site in inputs}
 
     def action(site: Site, h: Tensor) -> Tensor | None:
         sums[site.key].add_activations(h)
@@ -125,7 +127,7 @@ def collect_moments(
     tokens = batch_tokens // 4 if gradients else batch_tokens
     rows = max(1, tokens // blocks.shape[1])
     embeddings: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
-    with watching(model, sites, action), torch.set_grad_enabled(gradients):
+    with watching(model, inputs, action), torch.set_grad_enabled(gradients):
         for batch in blocks.split(rows):
             ids = batch.to(device)
             if gradients:

@@ -15,10 +15,11 @@ from keepset.decode.dynamic import dynamic_downs
 from keepset.decode.score import SCORES
 from keepset.decode.static import cut_blocks
 from keepset.decode.windowed import running_windows
-from keepset.errors import ConfigError
+from keepset.errors import ConfigError, ModelError
 from keepset.kernels.mixers import mixer_kernels
 from keepset.kernels.selection import Selection
 from keepset.measure.runner import Runner
+from keepset.rules.kinds import KINDS
 from keepset.rules.rule import Rule, describe
 from keepset.rules.scores import Moments
 from keepset.settings import Kernels
@@ -68,7 +69,7 @@ def sparse_decoding(
         model: A causal language model in eval mode.
         rule: Dynamic, windowed with choice `causal`, or static; None is dense.
         moments: Site key -> calibration sums (`keepset.calibrate.activations`), for static rules.
-        sites: The FFN sites; those of the model if left out.
+        sites: The model's sites, of which those of the rule's kind count; found if left out.
         given: Site key -> (n_windows, n_units) bool, the sets of a windowed rule, known
             beforehand (replayed). Then choice may be `oracle`, and batches have one row.
         kernels: Which implementations may run: the section `kernels` of a configuration, or
@@ -78,6 +79,7 @@ def sparse_decoding(
     Raises:
         ConfigError: the rule cannot be decoded under (the message says why), a static rule has
             no moments, or an implementation that is chosen by name cannot run here.
+        ModelError: the model has no FFN neurons.
 
     Example:
         >>> from keepset import Rule, load, sparse_decoding
@@ -89,7 +91,12 @@ def sparse_decoding(
         True
     """
     _check(rule, moments, given)
-    sites = find_ffn_sites(model) if sites is None else sites
+    if sites is None:
+        sites = find_ffn_sites(model)
+    if rule is not None:
+        sites = [site for site in sites if site.kind == rule.site]
+        if rule.sparsity and not sites:
+            raise ModelError(f"{describe(rule)}: the model has no {KINDS[rule.site].units}")
     selection = Selection.of(kernels)
     selection.require(next(model.parameters()).device)
     session = Session(rule, selection)
@@ -115,13 +122,15 @@ def _check(
 ) -> None:
     if rule is None:
         return
+    name = describe(rule)
+    if rule.site != "ffn":
+        raise ConfigError(f"{name}: only rules on FFN neurons (site ffn) can be decoded under")
     if rule.window == "corpus":
         if not moments:
             raise ConfigError(
                 "a static rule chooses on calibration text: give the activation cache of the model"
             )
         return
-    name = describe(rule)
     if rule.score not in SCORES:
         raise ConfigError(
             f"{name}: score {rule.score} cannot choose while decoding; use {' or '.join(SCORES)}"

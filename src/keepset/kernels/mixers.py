@@ -128,14 +128,14 @@ class _Stepper:
         self._step_of: dict[tuple[Any, ...], Step] = {}
 
     def shared_with(self, selection: Selection) -> dict[str, str]:
-        """What runs, for another context of the same family.
+        """What runs, for another context of the same family; auto takes it as it is.
 
         Raises:
-            ConfigError: the other one has chosen otherwise.
+            ConfigError: the other one names another implementation.
         """
         for key in ("scan", "state"):
             running, chosen = (getattr(s.wanted, key) for s in (self._selection, selection))
-            if running != chosen:
+            if chosen not in (running, "auto"):
                 raise ConfigError(
                     f"kernels.{key}: {chosen} was chosen while a model of the same family runs with"
                     f" {running}; let that one end first"
