@@ -7,18 +7,18 @@ import torch
 from keepset.errors import CacheError
 from keepset.files import archive
 
-IDENTITY = {"model": "m", "seeds": [1, 2]}
+OWNER = {"model": "m", "seeds": [1, 2]}
 
 
 @pytest.fixture
 def path(tmp_path):
     path = tmp_path / "x.safetensors"
-    archive.save({"b": torch.ones(2, 3).T, "a": torch.zeros(1)}, path, "kind-1", IDENTITY)
+    archive.save({"b": torch.ones(2, 3).T, "a": torch.zeros(1)}, path, "kind-1", OWNER)
     return path
 
 
 def test_round_trip_is_sorted(path):
-    tensors = archive.load(path, "kind-1", IDENTITY, "numbers")
+    tensors = archive.load(path, "kind-1", OWNER, "numbers")
     assert list(tensors) == ["a", "b"]
     assert torch.equal(tensors["b"], torch.ones(3, 2))
 
@@ -42,24 +42,24 @@ def test_only_one_key_of_metadata(path):
 
 
 def test_a_file_says_what_it_belongs_to(path):
-    assert archive.identity_of(path, "kind-1", "numbers") == IDENTITY
+    assert archive.owner_of(path, "kind-1", "numbers") == OWNER
     with pytest.raises(CacheError, match="not the numbers of this version"):
-        archive.identity_of(path, "kind-2", "numbers")
+        archive.owner_of(path, "kind-2", "numbers")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (
-            {"identity": {**IDENTITY, "model": "n"}},
+            {"owner": {**OWNER, "model": "n"}},
             "stale numbers: model is 'm' in the file and 'n' now",
         ),
-        ({"identity": {"model": "m"}}, r"stale numbers: seeds is \[1, 2\] in the file and None"),
+        ({"owner": {"model": "m"}}, r"stale numbers: seeds is \[1, 2\] in the file and None"),
         ({"kind": "kind-2"}, "not the numbers of this version"),
     ],
 )
 def test_what_belongs_to_something_else_is_refused(path, change, message):
-    wanted = {"path": path, "kind": "kind-1", "identity": IDENTITY, "what": "numbers"}
+    wanted = {"path": path, "kind": "kind-1", "owner": OWNER, "what": "numbers"}
     with pytest.raises(CacheError, match=message):
         archive.load(**{**wanted, **change})
 
@@ -68,4 +68,4 @@ def test_a_file_without_tensors_is_named(tmp_path):
     (tmp_path / "x").write_bytes(b"no tensors")
     for name in ("x", "nowhere"):
         with pytest.raises(CacheError, match=f"{name}: the numbers cannot be read"):
-            archive.load(tmp_path / name, "kind-1", IDENTITY, "numbers")
+            archive.load(tmp_path / name, "kind-1", OWNER, "numbers")

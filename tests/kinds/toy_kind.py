@@ -36,12 +36,12 @@ def find(model):
     ]
 
 
-def sets_identity(identity, settings):
-    return {**identity, "gradients": settings["gradients"]}
+def sets_owner(owner, settings):
+    return {**owner, "gradients": settings["gradients"]}
 
 
-def load_sets(path, identity):
-    return RankedSets(activations.load(path, identity), "attention")
+def load_sets(path, owner):
+    return RankedSets(activations.load(path, owner), "attention")
 
 
 def cut(model, masks):

@@ -145,30 +145,30 @@ def collect_moments(
 
 
 def save(
-    moments: Mapping[str, Mapping[str, Tensor]], path: str | Path, identity: Mapping[str, Any]
+    moments: Mapping[str, Mapping[str, Tensor]], path: str | Path, owner: Mapping[str, Any]
 ) -> None:
     """Write the cache, whole or not at all.
 
     Args:
         moments: What `collect_moments` returned.
         path: The .safetensors file.
-        identity: What the cache belongs to (model, corpus, settings); checked by `load`.
+        owner: What the cache belongs to (model, corpus, settings); checked by `load`.
     """
     tensors = {
         f"{key}.{name}": value for key, site in moments.items() for name, value in site.items()
     }
-    archive.save(tensors, path, FORMAT, identity)
+    archive.save(tensors, path, FORMAT, owner)
 
 
-def load(path: str | Path, identity: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
+def load(path: str | Path, owner: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
     """Read a cache back, and refuse one that belongs to something else.
 
     Raises:
-        CacheError: the file is missing, corrupt, or differs from `identity`; the message names
+        CacheError: the file is missing, corrupt, or differs from `owner`; the message names
             what differs.
     """
     moments: dict[str, dict[str, Tensor]] = {}
-    for name, value in archive.load(path, FORMAT, identity, "activation cache").items():
+    for name, value in archive.load(path, FORMAT, owner, "activation cache").items():
         key, _, field = name.rpartition(".")
         moments.setdefault(key, {})[field] = value
     return dict(sorted(moments.items()))

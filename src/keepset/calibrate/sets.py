@@ -66,33 +66,33 @@ class RankedSets:
         return self._orders[score, seed]
 
 
-def rank_file(path: str | Path, identity: Mapping[str, Any], site: str = "ffn") -> RankedSets:
+def rank_file(path: str | Path, owner: Mapping[str, Any], site: str = "ffn") -> RankedSets:
     """The keep sets that an activation cache gives.
 
     Raises:
         CacheError: see `keepset.calibrate.activations.load`.
     """
-    return RankedSets(activations.load(path, identity), site)
+    return RankedSets(activations.load(path, owner), site)
 
 
-def save_sets(sets: Mapping[Rule, Masks], path: str | Path, identity: Mapping[str, Any]) -> None:
-    """Write keep sets of channels, atomically, with the identity of what they were chosen on."""
+def save_sets(sets: Mapping[Rule, Masks], path: str | Path, owner: Mapping[str, Any]) -> None:
+    """Write keep sets of channels, atomically, with what they belong to."""
     tensors = {
         f"{rule.score}|{rule.seed}|{rule.sparsity!r}|{key}": mask.to(torch.uint8)
         for rule, masks in sets.items()
         for key, mask in masks.items()
     }
-    archive.save(tensors, path, FORMAT, identity)
+    archive.save(tensors, path, FORMAT, owner)
 
 
-def load_sets(path: str | Path, identity: Mapping[str, Any]) -> dict[Rule, Masks]:
+def load_sets(path: str | Path, owner: Mapping[str, Any]) -> dict[Rule, Masks]:
     """Read keep sets of channels, and refuse those of another model, text or setting.
 
     Raises:
         CacheError: the file is damaged, or belongs to something else; the message says what.
     """
     sets: dict[Rule, dict[str, Tensor]] = {}
-    for name, mask in archive.load(path, FORMAT, identity, "keep sets").items():
+    for name, mask in archive.load(path, FORMAT, owner, "keep sets").items():
         score, seed, sparsity, key = name.split("|")
         rule = channel_rule(score, float(sparsity), int(seed))
         sets.setdefault(rule, {})[key] = mask.bool()

@@ -60,13 +60,13 @@ def read_moments(path: str | Path, fingerprint: str) -> dict[str, dict[str, Tens
     Raises:
         CacheError: the file cannot be read, or belongs to another model.
     """
-    identity = archive.identity_of(path, activations.FORMAT, "activation cache")
-    if identity.get("model") != fingerprint:
+    owner = archive.owner_of(path, activations.FORMAT, "activation cache")
+    if owner.get("model") != fingerprint:
         raise CacheError(
             f"{path}: the activation cache is of another model; use the one that was written for"
             " the checkpoint that is run"
         )
-    return activations.load(path, identity)
+    return activations.load(path, owner)
 
 
 @dataclass(frozen=True)

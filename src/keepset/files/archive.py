@@ -20,7 +20,7 @@ _KEY = "keepset"
 
 
 def save(
-    tensors: Mapping[str, Tensor], path: str | Path, kind: str, identity: Mapping[str, Any]
+    tensors: Mapping[str, Tensor], path: str | Path, kind: str, owner: Mapping[str, Any]
 ) -> None:
     """Write tensors, atomically.
 
@@ -28,9 +28,9 @@ def save(
         tensors: Name -> tensor.
         path: The .safetensors file.
         kind: What the file holds, with a version.
-        identity: What it belongs to, in JSON types; `load` checks it.
+        owner: What it belongs to, in JSON types; `load` checks it.
     """
-    content = json.dumps({"format": kind, "identity": dict(identity)}, sort_keys=True)
+    content = json.dumps({"format": kind, "identity": dict(owner)}, sort_keys=True)
     with replacing(path) as temporary:
         save_file(
             {name: value.contiguous() for name, value in tensors.items()},
@@ -39,38 +39,38 @@ def save(
         )
 
 
-def load(path: str | Path, kind: str, identity: Mapping[str, Any], what: str) -> dict[str, Tensor]:
+def load(path: str | Path, kind: str, owner: Mapping[str, Any], what: str) -> dict[str, Tensor]:
     """Read tensors, sorted by name, and refuse those that belong to something else.
 
     Args:
         path: The file.
         kind: As for `save`.
-        identity: What it must belong to.
+        owner: What it must belong to.
         what: The content, for messages.
 
     Raises:
-        CacheError: the file is missing or corrupt, or differs from `identity`; the message names
+        CacheError: the file is missing or corrupt, or differs from `owner`; the message names
             the difference.
     """
     with _opened(path, what) as archive:
-        stored = _identity(path, archive, kind, what)
-        for key in sorted({*stored, *identity}):
-            if stored.get(key) != identity.get(key):
+        stored = _owner(path, archive, kind, what)
+        for key in sorted({*stored, *owner}):
+            if stored.get(key) != owner.get(key):
                 raise CacheError(
                     f"{path}: stale {what}: {key} is {stored.get(key)!r} in the file and"
-                    f" {identity.get(key)!r} now; delete the file and run the workflow again"
+                    f" {owner.get(key)!r} now; delete the file and run the workflow again"
                 )
         return {name: archive.get_tensor(name) for name in sorted(archive.keys())}
 
 
-def identity_of(path: str | Path, kind: str, what: str) -> dict[str, Any]:
+def owner_of(path: str | Path, kind: str, what: str) -> dict[str, Any]:
     """What a file belongs to.
 
     Raises:
         CacheError: the file is missing, corrupt, or of another kind.
     """
     with _opened(path, what) as archive:
-        return _identity(path, archive, kind, what)
+        return _owner(path, archive, kind, what)
 
 
 @contextmanager
@@ -85,9 +85,9 @@ def _opened(path: str | Path, what: str) -> Iterator[Any]:
         ) from None
 
 
-def _identity(path: str | Path, archive: Any, kind: str, what: str) -> dict[str, Any]:
+def _owner(path: str | Path, archive: Any, kind: str, what: str) -> dict[str, Any]:
     content = json.loads((archive.metadata() or {}).get(_KEY, "{}"))
     if content.get("format") != kind:
         raise CacheError(f"{path}: not the {what} of this version; delete the file and rerun")
-    identity: dict[str, Any] = content["identity"]
-    return identity
+    owner: dict[str, Any] = content["identity"]
+    return owner

@@ -70,17 +70,15 @@ class SiteKind(Protocol):
             the numbers; others may be there where the same pass gives them.
         """
 
-    def sets_identity(
-        self, identity: Mapping[str, Any], settings: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def sets_owner(self, owner: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
         """What the file of static keep sets belongs to.
 
         Args:
-            identity: Model, text and dtype.
+            owner: Model, text and dtype.
             settings: What the sets were chosen with; the kind takes what matters to it.
         """
 
-    def load_sets(self, path: Path, identity: Mapping[str, Any]) -> KeepSets:
+    def load_sets(self, path: Path, owner: Mapping[str, Any]) -> KeepSets:
         """The static keep sets in a file (`Kind.sets`).
 
         Raises:
@@ -129,18 +127,18 @@ def find_sites(model: PreTrainedModel, kinds: Iterable[str] | None = None) -> li
 
 def load_sets(
     files: Mapping[str, str | Path],
-    identity: Mapping[str, Any],
+    owner: Mapping[str, Any],
     chosen: Mapping[str, Mapping[str, Any]],
 ) -> KeepSets:
     """The static keep sets of several kinds as one.
 
     Args:
         files: Kind -> its file; see `SiteKind.load_sets`.
-        identity: Model, text and dtype.
-        chosen: Kind -> what its sets must have been chosen with; see `SiteKind.sets_identity`.
+        owner: Model, text and dtype.
+        chosen: Kind -> what its sets must have been chosen with; see `SiteKind.sets_owner`.
     """
     sets = []
     for name, path in files.items():
         kind = of(name)
-        sets.append(kind.load_sets(Path(path), kind.sets_identity(identity, chosen[name])))
+        sets.append(kind.load_sets(Path(path), kind.sets_owner(owner, chosen[name])))
     return ChainMap(*sets)  # type: ignore[arg-type]  # it is only read

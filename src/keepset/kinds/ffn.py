@@ -14,9 +14,9 @@ from keepset.rules.masks import Masks
 from keepset.sites.ffn import find_ffn_sites as find  # noqa: F401
 
 
-def sets_identity(identity: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+def sets_owner(owner: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """An activation cache depends on whether gradients were taken (`gradients`)."""
-    return {**identity, "gradients": settings["gradients"]}
+    return {**owner, "gradients": settings["gradients"]}
 
 
 def cut(model: PreTrainedModel, masks: Masks) -> None:

@@ -11,7 +11,7 @@ from keepset.hold.state import hold_static, hold_windows, lead_in_scores  # noqa
 from keepset.sites.state import find_state_sites as find  # noqa: F401
 
 
-def sets_identity(identity: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+def sets_owner(owner: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Keep sets of channels depend on the settings (`static`) and seeds they were chosen for."""
     seeds = list(settings["seeds"])
-    return {**identity, "gradients": False, "static": settings["static"], "seeds": seeds}
+    return {**owner, "gradients": False, "static": settings["static"], "seeds": seeds}

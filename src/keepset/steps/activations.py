@@ -9,7 +9,7 @@ from keepset import text
 from keepset.calibrate import activations
 from keepset.files import store
 from keepset.run.progress import Progress
-from keepset.steps.common import PathLike, Run, cache_identity, load
+from keepset.steps.common import PathLike, Run, cache_owner, load
 
 
 def cache_activations(
@@ -36,8 +36,8 @@ def cache_activations(
         progress=progress,
     )
     progress.close()
-    belongs_to = cache_identity(loaded.info, tokens, loaded.dtype, gradients)
+    owner = cache_owner(loaded.info, tokens, loaded.dtype, gradients)
     n_tokens = tokens.calibration.numel()
-    sidecar = {**loaded.provenance, "identity": belongs_to, "n_tokens": n_tokens}
+    sidecar = {**loaded.provenance, "identity": owner, "n_tokens": n_tokens}
     store.write_json(sidecar, store.sidecar(output))
-    activations.save(moments, output, belongs_to)
+    activations.save(moments, output, owner)

@@ -71,7 +71,7 @@ def load(model: PathLike, run: Run, keep_sets: KeepSets | None = None) -> Loaded
     return Loaded(runner, tokenizer, info, facts, str(dtype))
 
 
-def cache_identity(
+def cache_owner(
     model: Mapping[str, Any], blocks: text.Blocks, dtype: str, gradients: bool
 ) -> dict[str, Any]:
     """What an activation cache belongs to."""
@@ -88,7 +88,7 @@ def load_moments(
 ) -> dict[str, dict[str, Tensor]]:
     """Read an activation cache, and refuse it unless it is this model's and this text's."""
     dtype = str(models.resolve_dtype(run.dtype, models.resolve_device(run.device)))
-    return activations.load(cache, cache_identity(store.read_json(model), blocks, dtype, gradients))
+    return activations.load(cache, cache_owner(store.read_json(model), blocks, dtype, gradients))
 
 
 def static_sets(
@@ -104,5 +104,5 @@ def static_sets(
     """
     dtype = str(models.resolve_dtype(run.dtype, models.resolve_device(run.device)))
     info = store.read_json(model)
-    identity = {"model": info["fingerprint"], "text": blocks.fingerprint, "dtype": dtype}
-    return kinds.load_sets(files, identity, chosen)
+    owner = {"model": info["fingerprint"], "text": blocks.fingerprint, "dtype": dtype}
+    return kinds.load_sets(files, owner, chosen)

@@ -25,7 +25,7 @@ from keepset.rules.rule import Rule
 from keepset.rules.scores import CHANNEL_SCORES, need_gradients
 from keepset.run.progress import Progress
 from keepset.settings import StateStaticGrid, Statistics
-from keepset.steps.common import PathLike, Run, cache_identity, load, static_sets
+from keepset.steps.common import PathLike, Run, cache_owner, load, static_sets
 
 
 def score_state(
@@ -69,8 +69,8 @@ def score_state(
             memory = memory_table(scorer, tokens.calibration, identity)
         progress.close()
     sidecar = {**loaded.provenance, "text": tokens.fingerprint, "settings": dict(chosen)}
-    cache = cache_identity(loaded.info, tokens, loaded.dtype, False)
-    save_sets(sets, outputs["sets"], kinds.of("state").sets_identity(cache, chosen))
+    cache = cache_owner(loaded.info, tokens, loaded.dtype, False)
+    save_sets(sets, outputs["sets"], kinds.of("state").sets_owner(cache, chosen))
     store.write_json(sidecar, store.sidecar(outputs["sets"]))
     store.write_table(channels, outputs["channels"], sidecar)
     store.write_table(memory, outputs["memory"], sidecar)
