@@ -12,7 +12,7 @@ from keepset.measure.runner import Runner
 from keepset.rules.rule import Rule
 from keepset.rules.scores import site_seed
 from keepset.run.progress import Progress
-from keepset.text import Blocks, Encoded
+from keepset.text import Encoded, Passages
 
 _TYPES = {
     **dict.fromkeys(["seed", "block", "document", "draw", "item"], "int64"),
@@ -37,7 +37,7 @@ _CAPABILITY = ["site", *DENSE_COLUMNS, "item", "correct", "logprob"]
 
 def perplexity_table(
     runner: Runner,
-    blocks: Blocks,
+    blocks: Passages,
     rules: Sequence[Rule | None],
     identity: Mapping[str, Any],
     label: str,
@@ -56,8 +56,8 @@ def perplexity_table(
         The `perplexity` table of docs/METHODS.md.
 
     Raises:
-        ModelError: blocks are counted with a BOS token that the model does not get, or without
-            one that it gets.
+        ModelError: the predicted tokens of the blocks were counted with a BOS token that the model
+            does not get, or without one that it gets.
     """
     parts = _perplexities(runner, blocks, rules, identity, label)
     return _joined(parts, [*identity, *_PERPLEXITY])
@@ -65,7 +65,7 @@ def perplexity_table(
 
 def rounding_table(
     runner: Runner,
-    blocks: Blocks,
+    blocks: Passages,
     rules: Sequence[Rule],
     identity: Mapping[str, Any],
     label: str,
@@ -95,17 +95,17 @@ def rounding_table(
 
 def _perplexities(
     runner: Runner,
-    blocks: Blocks,
+    blocks: Passages,
     rules: Sequence[Rule | None],
     identity: Mapping[str, Any],
     label: str,
     noise: int | None = None,
 ) -> list[pd.DataFrame]:
     """A table for each rule."""
-    if blocks.bos != runner.bos:
+    if int(blocks.n_tokens.sum()) != runner.n_predicted(blocks.evaluation):
         raise ModelError(
-            f"{label}: blocks were made for BOS token {blocks.bos}, and the model gets"
-            f" {runner.bos}; make the blocks again"
+            f"{label}: the blocks' predicted tokens were not counted for a model with"
+            f" {'a' if runner.bos is not None else 'no'} BOS token; make the blocks again"
         )
     sizes = [_n_blocks(blocks, rule) for rule in rules]
     progress = Progress(label, sum(sizes) * blocks.evaluation.shape[1])
@@ -129,7 +129,7 @@ def _perplexities(
     return tables
 
 
-def _n_blocks(blocks: Blocks, rule: Rule | None) -> int:
+def _n_blocks(blocks: Passages, rule: Rule | None) -> int:
     """Claims of sameness, which need the most text, are about dynamic rules."""
     everywhere = rule is None or rule.method == "dynamic"
     return len(blocks.evaluation) if everywhere else blocks.n_core
