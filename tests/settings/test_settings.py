@@ -117,6 +117,15 @@ def test_specimens_join_under_their_folders_names(tmp_path):
     assert config.evaluation_tokens("smollm2-135m") == 2048
 
 
+def test_sameness_takes_no_less_text_than_everything_else():
+    config = settings.from_mapping(changed("text.sameness_tokens", 4096))
+    assert config.sameness_tokens("smollm2-135m") == 4096
+    left_out = settings.from_mapping(changed("text.sameness_tokens", None))
+    assert left_out.sameness_tokens("smollm2-135m") == 2048
+    with pytest.raises(ConfigError, match="text: sameness_tokens is less than evaluation_tokens"):
+        settings.from_mapping(changed("text.sameness_tokens", 2047))
+
+
 def test_a_study_without_models_is_refused(tmp_path):
     config = {**changed("models", {}), "specimens": str(tmp_path)}
     with pytest.raises(ConfigError, match="no model is configured"):
