@@ -91,6 +91,14 @@ def test_no_text_is_scored_twice(bpe: PreTrainedTokenizerFast, count: int) -> No
     assert len(blocks.calibration) == sum(length // 16 for length in lengths)
 
 
+def test_a_repeated_document_counts_once(bpe: PreTrainedTokenizerFast) -> None:
+    texts = _many(4)
+    twice = blocks_of(table_of(texts, [*texts, *texts], True), bpe, 16, 64, 8 * 16)
+    once = blocks_of(table_of(texts, texts, True), bpe, 16, 64, 8 * 16)
+    assert twice.evaluation.equal(once.evaluation)
+    assert twice.document.tolist() == [0, 1, 2, 3] * 2
+
+
 def test_short_documents_are_joined_and_count_as_one(bpe: PreTrainedTokenizerFast) -> None:
     texts = [f"Line {number} of the harbour." for number in range(40)]
     table = table_of(texts, texts, separate=True)
