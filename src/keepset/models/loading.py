@@ -23,6 +23,7 @@ from keepset.models import mamba_ssm
 from keepset.models.bos import bos_token
 from keepset.models.checkpoint import check, check_complete, explained, fingerprint, relevant
 from keepset.models.gguf_files import convert_gguf, is_gguf
+from keepset.models.ignored import check_settings
 from keepset.models.limits import positions_of
 from keepset.models.sources import ModelFiles, cached, find, snapshot
 from keepset.settings import Model
@@ -65,7 +66,8 @@ def prepare(name: str, source: Model, folder: str | Path) -> dict[str, Any]:
         mamba_ssm.convert(where, files.path, words, path)
     converted = path != files.path
     named = None if source.tokenizer is None or original else _tokenizer_files(where, source)
-    _check_known(where, check(where, path, with_tokenizer=not code and named is None), code)
+    content = check(where, path, with_tokenizer=not code and named is None)
+    _check_known(where, content, code)
     info = {
         "name": name,
         "source": source.model_dump(exclude_none=True, exclude={"sites"}),
@@ -76,12 +78,15 @@ def prepare(name: str, source: Model, folder: str | Path) -> dict[str, Any]:
         "license": files.license,
         "fingerprint": _fingerprint(source, files, path, named),
         "tokenizer": None if named is None else named.where,
-        **_describe(where, path, code),
+        **_describe(where, path, content, code),
     }
-    info["bos"] = bos_token(
-        load_tokenizer(info), info["model_type"], source.bos, where=f"{where}.bos"
-    )
-    return info
+    bos = bos_token(load_tokenizer(info), info["model_type"], source.bos, where=f"{where}.bos")
+    if bos is not None and bos >= info["vocab_size"]:
+        raise ModelError(
+            f"{where}.bos: the tokenizer's BOS has id {bos}, and the model has"
+            f" {info['vocab_size']} tokens; use the model's own tokenizer, or set bos: false"
+        )
+    return {**info, "bos": bos}
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,7 @@ def load(
     transformers.utils.logging.disable_progress_bar()
     where, folder = f"models.{info['name']}", _folder(info)
     own_tokenizer = info["tokenizer"] is None and not info["trust_remote_code"]
-    check(where, folder, with_tokenizer=own_tokenizer)
+    content = check(where, folder, with_tokenizer=own_tokenizer)
     with explained(f"{where}: cannot load {folder}"):
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -136,7 +141,8 @@ def load(
             output_loading_info=True,
         )
     check_complete(f"{where}: {folder}", model, report)
-    _check_dtype(where, folder, model, dtype)
+    if content.get("quantization_config"):
+        _check_dtype(where, folder, model, dtype)
     with explained(f"{where}: cannot move the model to {device}"):
         model = model.to(device)
     return model.eval().requires_grad_(False), load_tokenizer(info)
@@ -144,8 +150,6 @@ def load(
 
 def _check_dtype(where: str, folder: Path, model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Refuse weights that were quantised and are not all plain numbers of one format now."""
-    if getattr(model.config, "quantization_config", None) is None:
-        return
     dtypes = {parameter.dtype for parameter in model.parameters()} - {dtype}
     if dtypes:
         names = ", ".join(sorted(map(str, dtypes)))
@@ -208,12 +212,14 @@ def _fingerprint(
     return store.fingerprint(content, fingerprint(named.folder, code, with_weights=False))
 
 
-def _describe(where: str, folder: Path, code: bool) -> dict[str, Any]:
+def _describe(where: str, folder: Path, content: Mapping[str, Any], code: bool) -> dict[str, Any]:
     """Facts about the model, from its configuration alone."""
     with explained(f"{where}: cannot build the model of {folder}"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=code, local_files_only=True)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=code)
+    if not code:  # code that comes with a model knows its own keys
+        check_settings(where, content, model)
     text = config.get_text_config()
     activations = (getattr(text, key, None) for key in ACTIVATION_KEYS)
     return {
