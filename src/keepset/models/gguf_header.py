@@ -161,8 +161,11 @@ def _llama3(what: str, theta: float, factors: Tensor) -> dict[str, Any]:
     waves = 2 * math.pi * theta ** (torch.arange(len(factors)).double() / len(factors))
     share = (1 / factors - 1 / largest) / (1 - 1 / largest)
     between = ((factors > 1) & (factors < largest)).nonzero()[:, 0]
-    n = int(between[0]) if len(between) else 0
-    original = round(float(waves[n] * (low + share[n] * (high - low)))) if len(between) else 8192
+    if len(between):
+        n = int(between[0])
+        original = round(float(waves[n] * (low + share[n] * (high - low))))
+    else:  # any length between those that are divided and those that are not
+        original = math.ceil(high * float((waves * (factors == 1)).max())) + 1
     smooth = ((original / waves - low) / (high - low)).clamp(0, 1)
     expected = 1 / ((1 - smooth) / largest + smooth)
     if not torch.allclose(expected, factors, rtol=1e-4, atol=0):
