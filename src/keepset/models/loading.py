@@ -20,8 +20,10 @@ from transformers import (
 from keepset.errors import ModelError
 from keepset.files import store
 from keepset.models import mamba_ssm
+from keepset.models.bos import bos_token
 from keepset.models.checkpoint import check, explained, fingerprint, relevant
-from keepset.models.sources import ModelFiles, cached, convert_gguf, find, snapshot
+from keepset.models.gguf_files import convert_gguf
+from keepset.models.sources import ModelFiles, cached, find, snapshot
 from keepset.settings import Model
 from keepset.sites.families import ACTIVATION_KEYS
 
@@ -42,7 +44,8 @@ def prepare(name: str, source: Model, folder: str | Path) -> dict[str, Any]:
         What `load` needs and results record, ready for JSON: name, source, origin, checkpoint
         (absolute path or hub id), revision (commit of a hub repository), trust_remote_code,
         fingerprint, architecture, model_type, activation (None: unknown), n_parameters,
-        vocab_size, max_positions (None: unlimited or unknown), license (None: unknown).
+        vocab_size, max_positions (None: unlimited or unknown), license (None: unknown), bos (id of
+        the token that stands before every text, or None).
 
     Raises:
         ModelError: the model is missing, incomplete or unknown; the message says what to do.
@@ -71,7 +74,9 @@ def prepare(name: str, source: Model, folder: str | Path) -> dict[str, Any]:
         "fingerprint": _fingerprint(source, files, path),
         **_describe(where, path, code),
     }
-    load_tokenizer(info)
+    info["bos"] = bos_token(
+        load_tokenizer(info), info["model_type"], source.bos, where=f"{where}.bos"
+    )
     return info
 
 

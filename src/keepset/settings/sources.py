@@ -22,6 +22,11 @@ class Model(Strict):
         description="Hub id or folder of the tokenizer, for checkpoints of mamba_ssm, which have"
         " none.",
     )
+    bos: Literal["auto"] | bool = Field(
+        "auto",
+        description="Whether a BOS token stands before every block, passage and prompt. auto: where"
+        " the tokenizer itself puts one, and for the Gemma family.",
+    )
     dtype: Dtype | None = Field(None, description="Overrides the study's dtype for this model.")
     trust_remote_code: bool = Field(False, description="Run Python code shipped with the model.")
     origin: Literal["pretrained", "specimen"] = Field(
