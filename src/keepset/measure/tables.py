@@ -10,7 +10,7 @@ import pandas as pd
 from keepset.measure.runner import Runner
 from keepset.rules.rule import Rule
 from keepset.run.progress import Progress
-from keepset.text import Blocks, Encoded
+from keepset.text import Encoded, Passages
 
 _TYPES = {
     **dict.fromkeys(["seed", "block", "n_tokens", "n_words", "n_bytes", "item"], "int64"),
@@ -33,7 +33,7 @@ _CAPABILITY = ["site", *DENSE_COLUMNS, "item", "correct", "logprob"]
 
 def perplexity_table(
     runner: Runner,
-    blocks: Blocks,
+    blocks: Passages,
     rules: Sequence[Rule | None],
     identity: Mapping[str, Any],
     label: str,
@@ -53,7 +53,7 @@ def perplexity_table(
     progress = Progress(label, len(rules) * blocks.evaluation.numel())
     tables = []
     for rule in rules:
-        nll = runner.block_nll(blocks.evaluation, rule, blocks.lead_in, progress)
+        nll = runner.block_nll(blocks.evaluation, rule, blocks.lead_in[:1], progress)
         tables.append(
             pd.DataFrame(
                 {

@@ -94,10 +94,20 @@ def _task(config: Config, wildcards: Wildcards) -> Settings:
 
 
 def _blocks(config: Config, wildcards: Wildcards) -> Settings:
+    model, corpus = wildcards["model"], wildcards["corpus"]
+    longer = config.studies(model, "state", corpus)
     return {
-        "name": wildcards["corpus"],
-        "lengths": config.text.model_dump(include={"block", "calibration_tokens"}),
-        "evaluation_tokens": config.evaluation_tokens(wildcards["model"]),
+        "name": corpus,
+        "lengths": {
+            **config.text.model_dump(include={"block", "calibration_tokens"}),
+            "evaluation_tokens": config.evaluation_tokens(model),
+        },
+        "cutting": {
+            "sampling": config.text.sampling,
+            "sameness_tokens": config.sameness_tokens(model),
+            "factors": state_section(config).lengths if longer else [],
+            "seed": config.seed,
+        },
     }
 
 

@@ -57,7 +57,7 @@ def evaluate_lengths(
 ) -> None:
     """Perplexity on longer passages than the units were chosen on.
 
-    Consecutive blocks are joined; lengths that the model's positions do not reach are left out.
+    Lengths that the model's positions, or the text, do not reach are left out.
     The arguments are those of `evaluate_rules`; `rules` are those of `length_rules`.
     """
     tokens, setup, kind = text.load_blocks(blocks), Run(**run), rules["kind"]
@@ -66,13 +66,12 @@ def evaluate_lengths(
     keep_rules = length_rules(**rules) if loaded.runner.sites_of(kind) else []
     parts = []
     for factor in rules["state"]["lengths"] if keep_rules else ():
-        joined = tokens.joined(factor)
-        if joined is None or not models.fits(loaded.runner.model, joined.evaluation.shape[1]):
+        longer = tokens.longer.get(factor)
+        if longer is None or not models.fits(loaded.runner.model, longer.evaluation.shape[1]):
             continue
-        length = joined.evaluation.shape[1]
+        length = longer.evaluation.shape[1]
         label = f"{identity['model']} {identity['corpus']} lengths {length}"
-        table = tables.perplexity_table(loaded.runner, joined, [None, *keep_rules], identity, label)
-        # Words and bytes of the tokens where blocks were joined are not known.
+        table = tables.perplexity_table(loaded.runner, longer, [None, *keep_rules], identity, label)
         parts.append(table.drop(columns=["n_words", "n_bytes"]).assign(length=length))
     table = pd.concat(parts) if parts else pd.DataFrame()
     store.write_table(table, output, {**loaded.provenance, "text": tokens.fingerprint})
