@@ -28,9 +28,10 @@ import torch
 from torch import Tensor, nn
 
 from keepset.calibrate import groups as document_groups
-from keepset.calibrate.groups import GroupSums, with_bos
+from keepset.calibrate.groups import GroupSums
 from keepset.errors import ModelError
 from keepset.files import archive
+from keepset.hold.contexts import with_bos
 from keepset.hold.inputs import output_norms, watching
 from keepset.models import check_length
 from keepset.run.progress import Progress

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from keepset.calibrate import groups as document_groups
-from keepset.calibrate.groups import GroupSums, with_bos
+from keepset.calibrate.groups import GroupSums
 from keepset.errors import ModelError
+from keepset.hold.contexts import with_bos
 from keepset.hold.recurrence import Recurrence, Scan
 from keepset.hold.state import StateMask, Whole, scanning
 from keepset.models import check_length

@@ -69,8 +69,3 @@ class GroupSums:
     def total(self, groups: Sequence[int] | None = None) -> Tensor:
         """The sum over some groups, all if left out: (...) float64."""
         return (self.rows if groups is None else self.rows[list(groups)]).sum(dim=0)
-
-
-def with_bos(ids: Tensor, bos: int | None) -> Tensor:
-    """Token ids (rows, tokens) with the BOS before each row, where there is one."""
-    return ids if bos is None else torch.cat([ids.new_full((len(ids), 1), bos), ids], dim=1)
