@@ -136,8 +136,12 @@ def _evaluation(
     rules = {"kind": kind.name, "part": part, "grid": grid, "seeds": config.seeds()}
     if part == "windowed":
         rules["choice"] = wildcards["choice"]
-    chosen = {"chosen": chosen_by(config, kind.name, corpus)} if part == "static" else {}
-    return {**_model_run(config, wildcards), "rules": rules, **chosen}
+    settings = {**_model_run(config, wildcards), "rules": rules}
+    if part == "static":
+        settings["chosen"] = chosen_by(config, kind.name, corpus)
+    if part == "dynamic":
+        settings |= {"draws": config.statistics.rounding_draws, "seed": config.seed}
+    return settings
 
 
 def _capability(config: Config, wildcards: Wildcards) -> Settings:

@@ -56,6 +56,7 @@ def load(model: PathLike, run: Run, keep_sets: KeepSets | None = None) -> Loaded
         keep_sets=keep_sets,
         batch_tokens=run.batch_tokens,
         kernels=Kernels.model_validate(run.kernels),
+        bos=info["bos"],
     )
     runner.selection.require(device)
     scan = provider_for(network, "scan", runner.selection)
