@@ -160,7 +160,6 @@ class Scorer:
             documents = torch.zeros(len(blocks), dtype=torch.int64)
         self.model = model
         self.sites = list(sites)
-        self.bos = bos
         few = batch_tokens if gradient_tokens is None else gradient_tokens
         groups = document_groups.deal(documents)
         self._n_groups = document_groups.count(groups)

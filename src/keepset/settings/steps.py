@@ -176,7 +176,7 @@ def _pruning(config: Config, wildcards: Wildcards) -> Settings:
 
 
 def _channels(config: Config, wildcards: Wildcards) -> Settings:
-    return {**_statistics(config, wildcards), **_identity(config, wildcards)}
+    return {"statistics": config.statistics.model_dump(), **_identity(config, wildcards)}
 
 
 def _claims(config: Config, wildcards: Wildcards) -> Settings:
