@@ -53,7 +53,8 @@ def _parse(source: str) -> _Parsed:
             node.body = [ast.Pass()]
         elif isinstance(body, list) and body and _is_docstring(body[0]):
             body[0] = ast.Pass()
-    strings = {node.value for node in ast.walk(tree) if _is_string(node)}
+    constants = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    strings = {value for value in constants if isinstance(value, str)}
     return _Parsed(
         tuple(_imports(tree)),
         tuple(sorted(name for name in strings if _FILE_NAME.fullmatch(name))),
@@ -123,11 +124,8 @@ def data_files(module: str) -> tuple[Path, ...]:
 
 
 def _is_docstring(node: ast.AST) -> bool:
-    return isinstance(node, ast.Expr) and _is_string(node.value)
-
-
-def _is_string(node: ast.AST) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+    constant = node.value if isinstance(node, ast.Expr) else None
+    return isinstance(constant, ast.Constant) and isinstance(constant.value, str)
 
 
 def _git_commit() -> str | None:

@@ -83,9 +83,7 @@ def specimens(evidence: Evidence, **traits: Any) -> list[str]:
     return [model for model, _ in models]
 
 
-def with_working_ffn(
-    evidence: Evidence, **traits: Any
-) -> tuple[list[tuple[str, str]], list[str]]:
+def with_working_ffn(evidence: Evidence, **traits: Any) -> tuple[list[tuple[str, str]], list[str]]:
     """Models with these traits, and a sentence for every specimen among them that has an idle FFN.
 
     A specimen's FFN is idle where leaving out nearly all of it, for good, costs nearly nothing.

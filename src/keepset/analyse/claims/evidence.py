@@ -137,10 +137,10 @@ class Evidence:
         windows = [key[5] for key in keys if (*key[:5], key[6]) == (*rule, choice)]
         return sorted(windows, key=lambda w: math.inf if w == "sequence" else float(w))
 
-    def sparsities(self, model: str, corpus: str, site: str, method: str, score: str) -> list[float]:
-        """The sparsities that a rule was run at, in order."""
+    def sparsities(self, model: str, corpus: str, *rule: str) -> list[float]:
+        """The sparsities that a rule (site, method, score) was run at, in order."""
         keys = [key for key in self._texts.get((model, corpus), {}) if key != DENSE]
-        return sorted({key[3] for key in keys if key[:3] == (site, method, score)})
+        return sorted({key[3] for key in keys if key[:3] == rule})
 
     def shared(self, corpus: str, *runs: Named) -> Shared | None:
         """Runs on the blocks that all of them have; None where one was not run.
@@ -163,7 +163,8 @@ class Evidence:
         if shared is None:
             return None
         text = (shared.n_tokens, shared.document, self.statistics.confidence)
-        return effects.log_ratio(*shared.nll, *text, self.rounding_of(corpus, *runs))
+        here, there = shared.nll
+        return effects.log_ratio(here, there, *text, self.rounding_of(corpus, *runs))
 
     def cost_ratio(self, model: str, rival: str, corpus: str, setting: Setting) -> Effect | None:
         """Log of what a setting costs one model over what it costs another, on the same text.
@@ -177,7 +178,8 @@ class Evidence:
         shared = self.shared(corpus, *runs)
         if shared is None:
             return None
-        costs = (shared.nll[:2], shared.nll[2:])
+        here, dense, there, dense_there = shared.nll
+        costs = ((here, dense), (there, dense_there))
         text = (shared.n_tokens, shared.document, self.statistics.confidence)
         return effects.ratio_of_ratios(costs, *text, self.rounding_of(corpus, *runs))
 
