@@ -69,6 +69,11 @@ def _model_run(config: Config, wildcards: Wildcards) -> Settings:
     return {"run": _run(config, wildcards["model"]), **_identity(config, wildcards)}
 
 
+def _levels(config: Config, _: Wildcards) -> Settings:
+    """What tests and intervals without a draw need: no seed, no number of resamples."""
+    return {"statistics": config.statistics.model_dump(exclude={"resamples"})}
+
+
 def _statistics(config: Config, _: Wildcards) -> Settings:
     return {"statistics": config.statistics.model_dump(), "seed": config.seed}
 
@@ -275,8 +280,8 @@ _STEPS = {
     "prune_state": _step("states:prune_state", _pruning),
     "join_perplexity": _step("tables:join_tables"),
     "join_correlations": _step("tables:join_tables"),
-    "test_significance": _step("significance:test_significance", _statistics),
-    "compare_settings": _step("comparison:compare_settings", _statistics),
+    "test_significance": _step("significance:test_significance", _levels),
+    "compare_settings": _step("comparison:compare_settings", _levels),
     "sort_channels": _step("comparison:sort_channels"),
     "judge_claims": _step("claims:judge_claims", _claims),
     "write_tables": _step(
