@@ -31,8 +31,9 @@ def judge_claims(
         inputs: models (model.json), corpora, perplexity, rounding, capability, correlation,
             ablations, channels and memory: paths of each kind, none where a study has no such
             table.
-        settings: study, statistics, seed, tasks (name -> kind, those that count) and l1 (the
-            models that were trained with a penalty on |h|).
+        settings: study, statistics, seed, tasks (name -> kind, those that count), l1 (the models
+            that were trained with a penalty on |h|) and induction (those whose training started
+            near a hand-made circuit).
         outputs: csv, cases, tex and html, and the ledger as parquet for its figure.
     """
     evidence = gather(inputs, settings)
@@ -56,9 +57,7 @@ def gather(inputs: Mapping[str, Sequence[PathLike]], settings: Mapping[str, Any]
     infos = [store.read_json(path) for path in inputs["models"]]
     origins = {info["name"]: info["origin"] for info in infos}
     return Evidence(
-        models=pd.DataFrame(
-            [claims.traits(info, l1=info["name"] in settings["l1"]) for info in infos]
-        ),
+        models=pd.DataFrame([_traits(info, settings) for info in infos]),
         perplexity=with_access(read_tables(inputs.get("perplexity", ()))),
         rounding=with_access(read_tables(inputs.get("rounding", ()))),
         capability=_of_tasks(
@@ -73,6 +72,12 @@ def gather(inputs: Mapping[str, Sequence[PathLike]], settings: Mapping[str, Any]
         statistics=Statistics.model_validate(settings["statistics"]),
         seed=settings["seed"],
     )
+
+
+def _traits(info: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of a model, and of how it was trained where it is a specimen of the study."""
+    trained = {fact: info["name"] in settings[fact] for fact in ("l1", "induction")}
+    return claims.traits(info, **trained)
 
 
 def _of_tasks(capability: pd.DataFrame, tasks: Mapping[str, str]) -> pd.DataFrame:
