@@ -196,7 +196,7 @@ def _claims(config: Config, wildcards: Wildcards) -> Settings:
     tasks = {name: task.kind for name, task in config.tasks.items() if not _is_part(config, task)}
     settings = {
         "study": config.study,
-        **_statistics(config, wildcards),
+        **_levels(config, wildcards),
         "tasks": tasks,
         "l1": [name for name in specimens if trained[name].l1 > 0],
         "induction": [name for name in specimens if trained[name].induction],

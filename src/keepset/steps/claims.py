@@ -31,7 +31,7 @@ def judge_claims(
         inputs: models (model.json), corpora, perplexity, rounding, capability, correlation,
             ablations, channels and memory: paths of each kind, none where a study has no such
             table.
-        settings: study, statistics, seed, tasks (name -> kind, those that count), l1 (the models
+        settings: study, statistics, tasks (name -> kind, those that count), l1 (the models
             that were trained with a penalty on |h|) and induction (those whose training started
             near a hand-made circuit).
         outputs: csv, cases, tex and html, and the ledger as parquet for its figure.
@@ -70,7 +70,6 @@ def gather(inputs: Mapping[str, Sequence[PathLike]], settings: Mapping[str, Any]
         tasks=dict(settings["tasks"]),
         documents={Path(path).stem: _n_documents(path) for path in inputs.get("corpora", ())},
         statistics=Statistics.model_validate(settings["statistics"]),
-        seed=settings["seed"],
     )
 
 

@@ -81,7 +81,6 @@ class Evidence:
         tasks: Task -> kind.
         documents: Corpus -> documents that there are for evaluation.
         statistics: Levels and margins.
-        seed: Of the bootstrap.
     """
 
     models: pd.DataFrame
@@ -95,7 +94,6 @@ class Evidence:
     tasks: Mapping[str, str] = field(default_factory=dict)
     documents: Mapping[str, int] = field(default_factory=dict)
     statistics: Statistics = field(default_factory=Statistics)
-    seed: int = 0
 
     def models_with(self, **required: Any) -> Iterator[tuple[str, str]]:
         """(model, origin) of the models with these traits; a list names alternatives."""
