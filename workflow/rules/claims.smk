@@ -11,7 +11,7 @@ use rule test_significance as judge_claims with:
         models=expand(MODEL, model=MODELS),
         corpora=expand(f"{RESULTS}/corpora/{{corpus}}.parquet", corpus=CORPORA),
         perplexity=per_corpus("perplexity.parquet"),
-        rounding=rules.test_significance.input.rounding,
+        rounding=results(outputs.roundings(CONFIG)),
         correlation=results(outputs.correlations(CONFIG)),
         ablations=per_corpus("ablations.parquet", "ffn"),
         channels=per_corpus("channels.parquet", "state"),
