@@ -151,7 +151,7 @@ def test_products_of_halves_do_not_overflow(tiny_model):
         site.down.weight.mul_(2.0**-8)
 
     def magnify(_module, _args, output):
-        output.register_hook(lambda gradient: gradient * 2.0**16)
+        output.register_hook(lambda gradient: gradient * 2.0**17)
 
     handle = site.down.register_forward_hook(magnify)
     whole = activations.collect_moments(model, [site], blocks(), gradients=True)[site.key]
