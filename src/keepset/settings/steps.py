@@ -128,7 +128,7 @@ def _correlation(config: Config, wildcards: Wildcards) -> Settings:
     corpus = wildcards["corpus"]
     ablation = config.ablation.model_dump() if config.corpora[corpus].ablation else None
     units = {"kind": "ffn", "gradients": config.needs_gradients(corpus)}
-    settings = {**units, **_statistics(config, wildcards), "ablation": ablation}
+    settings = {**units, **_levels(config, wildcards), "seed": config.seed, "ablation": ablation}
     return {**_model_run(config, wildcards), "settings": settings}
 
 
@@ -181,23 +181,25 @@ def _pruning(config: Config, wildcards: Wildcards) -> Settings:
 
 
 def _channels(config: Config, wildcards: Wildcards) -> Settings:
-    return {**_statistics(config, wildcards), **_identity(config, wildcards)}
+    return {**_levels(config, wildcards), **_identity(config, wildcards)}
 
 
 def _claims(config: Config, wildcards: Wildcards) -> Settings:
     """What claims are judged by, and what is known of the models.
 
-    `l1` are the models that were trained with a penalty on |h|. A task that reads the first items
-    of another task's source is not among the tasks: it repeats evidence, and has less of it.
+    `l1` are the models that were trained with a penalty on |h|, `induction` those whose training
+    started near a hand-made circuit. A task that reads the first items of another task's source is
+    not among the tasks: it repeats evidence, and has less of it.
     """
-    specimens = config.training.specimens if config.training else {}
-    penalised = {name for name, specimen in specimens.items() if specimen.l1 > 0}
+    trained = config.training.specimens if config.training else {}
+    specimens = [name for name in config.active_models() if name in trained]
     tasks = {name: task.kind for name, task in config.tasks.items() if not _is_part(config, task)}
     settings = {
         "study": config.study,
-        **_statistics(config, wildcards),
+        **_levels(config, wildcards),
         "tasks": tasks,
-        "l1": [name for name in config.active_models() if name in penalised],
+        "l1": [name for name in specimens if trained[name].l1 > 0],
+        "induction": [name for name in specimens if trained[name].induction],
     }
     return {"settings": settings}
 
