@@ -193,8 +193,9 @@ class Runner:
         Raises:
             ModelError: a passage is longer than the model's positions.
         """
-        longest = max(len(item.ids) for item in items)
-        check_length(self.model, longest, "passages", "the task's max_words")
+        longest = max(items, key=lambda item: len(item.ids))
+        what = f"passages (item {longest.item})"
+        check_length(self.model, len(longest.ids), what, longest.remedy)
         order = sorted(range(len(items)), key=lambda number: len(items[number].ids))
         answers: dict[int, tuple[bool, float]] = {}
         with self.holding(rule, stream=False) as windows, torch.inference_mode():

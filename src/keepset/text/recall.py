@@ -67,9 +67,9 @@ class Episode:
         return pieces
 
     def question(self) -> tuple[str, str]:
-        """(context, target) of the first question."""
+        """(context, target) of the first question; the target begins with its space."""
         pieces = self.pieces()
-        return pieces[0][0] + pieces[1][0], pieces[2][0].strip()
+        return pieces[0][0] + pieces[1][0], pieces[2][0]
 
 
 def draw_episode(
