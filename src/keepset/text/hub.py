@@ -7,7 +7,7 @@ from typing import Any
 
 from keepset.errors import TextError
 from keepset.settings import TextSource
-from keepset.text.formats import pick
+from keepset.text.rows import pick
 
 
 def hub_records(

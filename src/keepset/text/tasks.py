@@ -19,10 +19,11 @@ from keepset.errors import TextError
 from keepset.files.store import fingerprint, replacing
 from keepset.settings import Task, TextSource
 from keepset.text.corpora import take_turns
-from keepset.text.formats import format_of, read_text
+from keepset.text.formats import format_of
 from keepset.text.passages import passages
 from keepset.text.recall import draw_episode, prose_sentences
 from keepset.text.sources import find_files, read_records
+from keepset.text.streams import read_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
