@@ -17,7 +17,7 @@ def test_an_episode_reads_as_documented() -> None:
     assert [text for text, answer in episode.pieces() if answer] == [" key", " ring"]
     assert episode.question() == (
         "Remember: Anna ring, Paul key. Some text. Recall: Paul",
-        "key",
+        " key",
     )
 
 
