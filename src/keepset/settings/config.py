@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from keepset.errors import ConfigError
 from keepset.rules.kinds import KINDS
 from keepset.rules.scores import NEURON_SCORES, need_gradients
+from keepset.settings import reading
 from keepset.settings.base import Device, Dtype, Name, SiteKind, Strict
 from keepset.settings.grids import Ablation, Capability, Dial, Grid, GridOverride, State
 from keepset.settings.measuring import Benchmark, Kernels, Statistics
@@ -73,8 +74,14 @@ class Config(Strict):
     @model_validator(mode="after")
     def _names(self) -> Config:
         corpora, tasks = set(self.corpora), set(self.tasks)
-        if clash := (corpora & tasks) | ((corpora | tasks | set(self.models)) & RESERVED_NAMES):
+        names = corpora | tasks | set(self.models)
+        reserved = {name for name in names if name.lower() in RESERVED_NAMES}
+        if clash := (corpora & tasks) | reserved:
             raise ValueError(f"names used twice or reserved: {', '.join(sorted(clash))}")
+        specimens = self.training.specimens if self.training else ()
+        for group in ([*corpora, *tasks], self.models, specimens):
+            if twins := _twins(group):
+                raise ValueError(f"{twins} differ in case only, and name folders; rename one")
         for name, task in self.tasks.items():
             if unknown := set(task.corpora or ()) - corpora:
                 raise ValueError(
@@ -161,7 +168,11 @@ class Config(Strict):
             ConfigError: `only` names a model that is not there, or no model is left.
         """
         models = self.all_models()
-        wanted = self.only.split(",") if isinstance(self.only, str) else self.only
+        wanted = self.only
+        if isinstance(wanted, str):
+            wanted = [name.strip() for name in wanted.split(",")]
+        if wanted == []:
+            raise ConfigError("only: names no model; null runs all of them")
         if wanted is not None:
             if unknown := [name for name in wanted if name not in models]:
                 raise ConfigError(
@@ -170,6 +181,8 @@ class Config(Strict):
             models = {name: models[name] for name in wanted}
         if not models:
             raise ConfigError("models: no model is configured and no specimen was found")
+        if twins := _twins(models):
+            raise ConfigError(f"models: {twins} differ in case only, and name folders; rename one")
         return models
 
     def corpus_grid(self, corpus: str) -> Grid:
@@ -193,6 +206,12 @@ class Config(Strict):
         """Evaluation tokens per corpus for `model`."""
         specimen = self.all_models()[model].origin == "specimen"
         return self.text.specimen_evaluation_tokens if specimen else self.text.evaluation_tokens
+
+
+def _twins(names: Iterable[str]) -> str:
+    """Names that are one on a file system that knows no case, or nothing."""
+    names = sorted(names, key=lambda name: (name.lower(), name))
+    return next((f"{a} and {b}" for a, b in pairwise(names) if a.lower() == b.lower()), "")
 
 
 def find_specimens(folder: str | None) -> dict[str, Model]:
@@ -225,6 +244,8 @@ def _explain(error: ValidationError) -> str:
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             message = "unknown key; remove it or check its spelling"
+        elif item["type"] == "string_type" and isinstance(item["input"], bool | int | float):
+            message += "; put it in quotes, and after --config in two: '\"1.30\"'"
         lines.append(f"{key}: {message} (got {item['input']!r:.80})")
     return "\n".join(lines)
 
@@ -236,7 +257,7 @@ def from_mapping(config: Mapping[str, Any]) -> Config:
         ConfigError: with one line per problem, each naming the key.
     """
     try:
-        return Config.model_validate(json.loads(json.dumps(config)))
+        return Config.model_validate(reading.plain(config))
     except ValidationError as error:
         raise ConfigError(f"invalid configuration\n{_explain(error)}") from None
 
@@ -245,17 +266,10 @@ def load(path: str | Path) -> Config:
     """Read and check a configuration file.
 
     Raises:
-        ConfigError: the file is missing, is not YAML, or does not fit.
+        ConfigError: the file is missing, is not YAML, does not fit, or has keys or values that YAML
+            reads as something else than they look like.
     """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such configuration file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: a configuration is a mapping of keys; see config.yaml")
-    return from_mapping(content)
+    return from_mapping(reading.read(path))
 
 
 def json_schema() -> dict[str, Any]:
