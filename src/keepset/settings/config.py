@@ -245,7 +245,9 @@ def _explain(error: ValidationError) -> str:
         if item["type"] == "extra_forbidden":
             message = "unknown key; remove it or check its spelling"
         elif item["type"] == "string_type" and isinstance(item["input"], bool | int | float):
-            message += "; put it in quotes, and after --config in two: '\"1.30\"'"
+            # Snakemake takes quotes off, but reads what is in brackets as text.
+            is_only = key.startswith("only")
+            message += "; put it in " + ("brackets: only=[NAME]" if is_only else "quotes")
         lines.append(f"{key}: {message} (got {item['input']!r:.80})")
     return "\n".join(lines)
 
