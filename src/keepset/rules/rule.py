@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import Literal, get_args
 
 from keepset.errors import ConfigError
-from keepset.rules.kinds import is_seeded
+from keepset.rules.kinds import KINDS, is_seeded
 
 Window = int | Literal["sequence", "corpus"]
 Choice = Literal["oracle", "causal"]
@@ -37,8 +37,8 @@ class Rule:
     state keeps it, but it is not read. `write`: it is forgotten.
 
     Raises:
-        ConfigError: sparsity outside [0, 1), or a window that is neither a positive number of
-            tokens nor "sequence" nor "corpus".
+        ConfigError: sparsity outside [0, 1); a window that is neither a positive number of tokens
+            nor "sequence" nor "corpus"; or an unknown choice, kind of site, or access to it.
 
     Example:
         >>> from keepset import Rule
@@ -62,6 +62,15 @@ class Rule:
             raise ConfigError(
                 f"window must be a positive number of tokens, 'sequence' or 'corpus',"
                 f" got {self.window!r}"
+            )
+        if self.choice not in get_args(Choice):
+            raise ConfigError(f"choice must be oracle or causal, got {self.choice!r}")
+        if self.site not in KINDS:
+            raise ConfigError(f"unknown kind of site {self.site!r}; known: {', '.join(KINDS)}")
+        if self.access not in (known := ("none", "both", *KINDS[self.site].access)):
+            raise ConfigError(
+                f"access to {self.site} must be one of {', '.join(dict.fromkeys(known))},"
+                f" got {self.access!r}"
             )
 
     @property
