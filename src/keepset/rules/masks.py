@@ -13,6 +13,8 @@ from torch import Tensor
 from keepset.errors import ConfigError, ModelError
 from keepset.rules.rule import Rule, Window
 
+_NOT_A_NUMBER = "NaN among the scores of units: nothing can be chosen; try dtype: float32"
+
 Masks = Mapping[str, Tensor]
 """Site key -> bool, True where a unit is kept: (n_units,), or (n_groups, n_state) of a state."""
 
@@ -29,7 +31,13 @@ class KeepSets(Protocol):
 
 
 def rank_units(score: Tensor) -> Tensor:
-    """Unit indices, best first: (n_units,) -> (n_units,) int64. A prefix is a keep set."""
+    """Unit indices, best first: (n_units,) -> (n_units,) int64. A prefix is a keep set.
+
+    Raises:
+        ModelError: a score is NaN.
+    """
+    if bool(score.isnan().any()):
+        raise ModelError(_NOT_A_NUMBER)
     return torch.argsort(score, descending=True, stable=True)
 
 
@@ -70,7 +78,7 @@ def top_mask(score: Tensor, k: int, *, zeros_matter: bool = True) -> Tensor:
     counts = mask.sum(dim=1)
     # NaN ranks first and equals nothing, so that a row with NaN among its best keeps too few.
     if bool((counts < k).any()):
-        raise ModelError("NaN among the scores of units: nothing can be chosen; try dtype: float32")
+        raise ModelError(_NOT_A_NUMBER)
     tied = counts > k
     if not zeros_matter:
         tied &= threshold[:, 0] > 0
@@ -109,7 +117,7 @@ def top_units(score: Tensor, k: int, *, zeros: bool = True) -> Tensor:
     best, units = score.topk(min(k + 1, n))
     last, *next_best, first = [*best[k - 1 :].tolist(), float(best[0])]
     if math.isnan(first):
-        raise ModelError("NaN among the scores of units: nothing can be chosen; try dtype: float32")
+        raise ModelError(_NOT_A_NUMBER)
     if not zeros and last == 0:
         return units[best > 0]
     if next_best == [last]:

@@ -38,7 +38,7 @@ class Rule:
 
     Raises:
         ConfigError: sparsity outside [0, 1); a window that is neither a positive number of tokens
-            nor "sequence" nor "corpus"; or an unknown choice, kind of site, or access to it.
+            nor "sequence" nor "corpus"; or an unknown choice or access.
 
     Example:
         >>> from keepset import Rule
@@ -65,12 +65,11 @@ class Rule:
             )
         if self.choice not in get_args(Choice):
             raise ConfigError(f"choice must be oracle or causal, got {self.choice!r}")
-        if self.site not in KINDS:
-            raise ConfigError(f"unknown kind of site {self.site!r}; known: {', '.join(KINDS)}")
-        if self.access not in (known := ("none", "both", *KINDS[self.site].access)):
+        # A kind of site may be registered after its first rule is made.
+        access = KINDS[self.site].access if self.site in KINDS else (self.access,)
+        if self.access not in (known := dict.fromkeys(("none", "both", *access))):
             raise ConfigError(
-                f"access to {self.site} must be one of {', '.join(dict.fromkeys(known))},"
-                f" got {self.access!r}"
+                f"access to {self.site} must be one of {', '.join(known)}, got {self.access!r}"
             )
 
     @property
