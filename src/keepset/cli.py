@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import yaml
 
@@ -96,12 +96,19 @@ def _rule(score: str, sparsity: float, window: str) -> Rule:
     return rule
 
 
+def _source(arguments: argparse.Namespace) -> settings.Model:
+    """The model that the options of `_add_model` name."""
+    from keepset.models.anywhere import source_of
+
+    bos: Literal["auto"] | bool = "auto" if arguments.bos == "auto" else arguments.bos == "true"
+    return source_of(arguments.model, tokenizer=arguments.tokenizer, bos=bos)
+
+
 def _perplexity(arguments: argparse.Namespace) -> None:
     # torch and transformers take seconds to import; the other commands do without.
-    from keepset import text
+    from keepset import models, text
     from keepset.kinds import find_sites
     from keepset.measure.runner import Runner
-    from keepset.models import anywhere
     from keepset.rules.rule import describe
     from keepset.run.job import limit_threads
 
@@ -120,13 +127,14 @@ def _perplexity(arguments: argparse.Namespace) -> None:
         split=arguments.split,
     )
     documents = text.read_documents(source, arguments.text)
-    model, tokenizer = anywhere.load(
-        arguments.model, device=arguments.device, dtype=arguments.dtype
-    )
+    device = models.resolve_device(arguments.device)
+    with tempfile.TemporaryDirectory() as folder:
+        info = models.prepare("model", _source(arguments), folder)
+        model, tokenizer = models.load(info, device, models.resolve_dtype(arguments.dtype, device))
     blocks = text.cut_blocks(documents, tokenizer, arguments.block, arguments.text)
-    runner = Runner(model, find_sites(model), batch_tokens=arguments.batch_tokens)
+    runner = Runner(model, find_sites(model), batch_tokens=arguments.batch_tokens, bos=info["bos"])
     nll = runner.block_nll(blocks, rule)
-    predicted = blocks.shape[0] * (blocks.shape[1] - 1)
+    predicted = runner.n_predicted(blocks)
     mean = float(nll.sum()) / predicted
     print(
         f"{describe(rule)}: token perplexity {math.exp(mean):.6g}"
@@ -157,7 +165,6 @@ def _generate(arguments: argparse.Namespace) -> None:
     from keepset.decode import generate
     from keepset.kernels.clock import clock_name
     from keepset.kernels.selection import Selection
-    from keepset.models.anywhere import source_of
     from keepset.rules.rule import describe
     from keepset.run.job import limit_threads
 
@@ -165,26 +172,35 @@ def _generate(arguments: argparse.Namespace) -> None:
     limit_threads(arguments.threads)
     device = models.resolve_device(arguments.device)
     with tempfile.TemporaryDirectory() as folder:
-        info = models.prepare("model", source_of(arguments.model), folder)
+        info = models.prepare("model", _source(arguments), folder)
         moments = None
         if arguments.activations is not None:
-            moments = generate.read_moments(arguments.activations, info["fingerprint"])
+            moments = generate.read_moments(arguments.activations, info["fingerprint"], info["bos"])
         model, tokenizer = models.load(info, device, models.resolve_dtype(arguments.dtype, device))
-        ids = tokenizer(arguments.prompt, return_tensors="pt").input_ids.to(device)
+        # Some tokenizers also put a token behind a text, which would end it.
+        encoded = tokenizer(arguments.prompt, add_special_tokens=False, return_tensors="pt")
+        ids = encoded.input_ids.long().to(device)
         forced = [] if arguments.path is None else [arguments.path]
         selection = Selection(arguments.kernels, forced=forced)
-        options: Any = {"moments": moments, "stop": generate.stops(model), "kernels": selection}
-        dense, sparse = generate.compare(model, ids, arguments.tokens, rule, **options)
-        if arguments.path is not None and arguments.path not in sparse.paths:
+        shared: Any = {"moments": moments, "kernels": selection, "bos": info["bos"]}
+        stop = generate.stops(model)
+        dense, sparse = generate.compare(model, ids, arguments.tokens, rule, stop=stop, **shared)
+        if (
+            arguments.path is not None
+            and len(sparse.steps_s)
+            and arguments.path not in sparse.paths
+        ):
             ran = ", ".join(sparse.paths) or "cut weights"
             raise ConfigError(f"--path {arguments.path} did not run; what ran: {ran}")
         print(f"{arguments.prompt}{tokenizer.decode(sparse.tokens)}\n")
         for name, run in (("dense", dense), (describe(rule), sparse)):
-            print(f"{name}: {run.rate:.2f} tokens/s of {clock_name()}, {len(run.steps_s)} decoded")
-        print(f"speed-up {sparse.rate / dense.rate:.3f}")
+            speed = f"{run.rate:.2f} tokens/s of {clock_name()}, " if len(run.steps_s) else ""
+            print(f"{name}: {speed}{len(run.steps_s)} decoded")
+        if len(dense.steps_s) and len(sparse.steps_s):
+            print(f"speed-up {sparse.rate / dense.rate:.3f}")
         _print_paths(sparse, selection)
         if arguments.check:
-            _check_tokens(generate.disagreement(model, ids, sparse.tokens, rule, moments))
+            _check_tokens(generate.disagreement(model, ids, sparse.tokens, rule, **shared))
 
 
 def _print_paths(run: Generation, selection: Selection) -> None:
@@ -254,8 +270,9 @@ def _parser() -> argparse.ArgumentParser:
     perplexity = commands.add_parser(
         "perplexity",
         help="perplexity of a model on a text file, dense or under a keep rule",
-        description="The whole file, cut into consecutive blocks without a BOS token; the first"
-        " token of a block and a last, shorter piece are not predicted.",
+        description="The whole file, cut into consecutive blocks, each after the model's BOS token"
+        " where it has one; without one, the first token of a block is not predicted. A last,"
+        " shorter piece is left out.",
     )
     perplexity.add_argument("model", help="folder, .gguf file, hub id, or PACKAGE:FILE")
     perplexity.add_argument(
@@ -269,6 +286,7 @@ def _parser() -> argparse.ArgumentParser:
     perplexity.add_argument("--sparsity", type=float, help="share of units left out; dense without")
     perplexity.add_argument("--window", help="tokens a keep set is held (1), or sequence")
     perplexity.add_argument("--score", help=f"{_either(token_names(NEURON_SCORES))} (magnitude)")
+    _add_model(perplexity)
     perplexity.add_argument("--device", default="auto")
     perplexity.add_argument("--dtype", default="auto")
     perplexity.add_argument("--batch-tokens", type=int, default=1024)
@@ -281,6 +299,20 @@ def _parser() -> argparse.ArgumentParser:
 def _either(names: Sequence[str]) -> str:
     *first, last = names
     return f"{', '.join(first)} or {last}" if first else last
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    """What a command says of its model beside where it is."""
+    command.add_argument(
+        "--tokenizer", help="folder or hub id, for a checkpoint without tokenizer files"
+    )
+    command.add_argument(
+        "--bos",
+        default="auto",
+        choices=["auto", "true", "false"],
+        help="whether a BOS token stands before every text; auto: where the tokenizer puts one,"
+        " and for Gemma",
+    )
 
 
 def _add_plan(commands: Any) -> None:
@@ -308,6 +340,7 @@ def _add_generate(commands: Any) -> None:
         " and both speeds, without the prompt. See docs/BENCHMARKS.md.",
     )
     generate.add_argument("--model", required=True, help="folder, .gguf, hub id, or PACKAGE:FILE")
+    _add_model(generate)
     generate.add_argument("--prompt", required=True)
     generate.add_argument(
         "--keep",

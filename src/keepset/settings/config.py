@@ -207,6 +207,12 @@ class Config(Strict):
         specimen = self.all_models()[model].origin == "specimen"
         return self.text.specimen_evaluation_tokens if specimen else self.text.evaluation_tokens
 
+    def sameness_tokens(self, model: str) -> int:
+        """The same, dense and under dynamic rules."""
+        specimen = self.all_models()[model].origin == "specimen"
+        tokens = self.text.specimen_sameness_tokens if specimen else self.text.sameness_tokens
+        return tokens or self.evaluation_tokens(model)
+
 
 def _twins(names: Iterable[str]) -> str:
     """Names that are one on a file system that knows no case, or nothing."""

@@ -94,10 +94,20 @@ def _task(config: Config, wildcards: Wildcards) -> Settings:
 
 
 def _blocks(config: Config, wildcards: Wildcards) -> Settings:
+    model, corpus = wildcards["model"], wildcards["corpus"]
+    longer = config.studies(model, "state", corpus)
     return {
-        "name": wildcards["corpus"],
-        "lengths": config.text.model_dump(include={"block", "calibration_tokens"}),
-        "evaluation_tokens": config.evaluation_tokens(wildcards["model"]),
+        "name": corpus,
+        "lengths": {
+            **config.text.model_dump(include={"block", "calibration_tokens"}),
+            "evaluation_tokens": config.evaluation_tokens(model),
+        },
+        "cutting": {
+            "sampling": config.text.sampling,
+            "sameness_tokens": config.sameness_tokens(model),
+            "factors": state_section(config).lengths if longer else [],
+            "seed": config.seed,
+        },
     }
 
 
@@ -126,8 +136,12 @@ def _evaluation(
     rules = {"kind": kind.name, "part": part, "grid": grid, "seeds": config.seeds()}
     if part == "windowed":
         rules["choice"] = wildcards["choice"]
-    chosen = {"chosen": chosen_by(config, kind.name, corpus)} if part == "static" else {}
-    return {**_model_run(config, wildcards), "rules": rules, **chosen}
+    settings = {**_model_run(config, wildcards), "rules": rules}
+    if part == "static":
+        settings["chosen"] = chosen_by(config, kind.name, corpus)
+    if part == "dynamic":
+        settings["noise"] = {"draws": config.statistics.rounding_draws, "seed": config.seed}
+    return settings
 
 
 def _capability(config: Config, wildcards: Wildcards) -> Settings:
@@ -281,7 +295,10 @@ _STEPS = {
 def all_steps() -> dict[str, Step]:
     """Rule of the workflow -> its step, those of kinds of sites and of figures among them."""
     grids = {
-        evaluation.rule: _step("evaluation:evaluate_rules", partial(_evaluation, kind, evaluation))
+        evaluation.rule: _step(
+            f"evaluation:{'evaluate_dynamic' if evaluation.rounding else 'evaluate_rules'}",
+            partial(_evaluation, kind, evaluation),
+        )
         for kind, evaluation in evaluations()
     }
     drawn = {f"draw_{name}": _drawing(figure) for name, figure in FIGURES.items()}

@@ -13,7 +13,7 @@ from keepset.files import store
 from keepset.measure import tables
 from keepset.rules.rule import Rule
 from keepset.settings.grid import length_rules, part_rules, task_rules
-from keepset.steps.common import PathLike, Run, load, static_sets
+from keepset.steps.common import Loaded, PathLike, Run, load, static_sets
 
 
 def evaluate_rules(
@@ -37,12 +37,46 @@ def evaluate_rules(
     kind = rules["kind"] if rules else ""
     files = {} if sets is None else {kind: sets}
     loaded = load(model, setup, static_sets(files, model, tokens, setup, {kind: chosen or {}}))
-    keep_rules: list[Rule | None] = [None]
-    if rules:
-        keep_rules = [*part_rules(**rules)] if loaded.runner.sites_of(kind) else []
-    label = f"{identity['model']} {identity['corpus']} {Path(output).stem}"
+    keep_rules = [None] if rules is None else _rules(loaded, rules)
+    label = _label(identity, output)
     table = tables.perplexity_table(loaded.runner, tokens, keep_rules, identity, label)
     store.write_table(table, output, {**loaded.provenance, "text": tokens.fingerprint})
+
+
+def evaluate_dynamic(
+    model: PathLike,
+    blocks: PathLike,
+    run: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    output: PathLike,
+    rounding: PathLike,
+    rules: Mapping[str, Any],
+    noise: Mapping[str, int],
+) -> None:
+    """Perplexity per block under dynamic rules, and how much of it is rounding.
+
+    Args:
+        rounding: Where the table of `rounding_table` goes.
+        rules: The arguments of `part_rules`.
+        noise: draws and seed, as in `rounding_table`.
+    """
+    tokens = text.load_blocks(blocks)
+    loaded = load(model, Run(**run))
+    keep_rules, label = _rules(loaded, rules), _label(identity, output)
+    facts = {**loaded.provenance, "text": tokens.fingerprint}
+    table = tables.perplexity_table(loaded.runner, tokens, keep_rules, identity, label)
+    again = tables.rounding_table(loaded.runner, tokens, keep_rules, identity, label, **noise)
+    store.write_table(table, output, facts)
+    store.write_table(again, rounding, facts)
+
+
+def _rules(loaded: Loaded, rules: Mapping[str, Any]) -> list[Rule]:
+    """One part of a grid; no rules where the model has no such sites."""
+    return part_rules(**rules) if loaded.runner.sites_of(rules["kind"]) else []
+
+
+def _label(identity: Mapping[str, Any], output: PathLike) -> str:
+    return f"{identity['model']} {identity['corpus']} {Path(output).stem}"
 
 
 def evaluate_lengths(
@@ -57,7 +91,7 @@ def evaluate_lengths(
 ) -> None:
     """Perplexity on longer passages than the units were chosen on.
 
-    Consecutive blocks are joined; lengths that the model's positions do not reach are left out.
+    Lengths that the model's positions, or the text, do not reach are left out.
     The arguments are those of `evaluate_rules`; `rules` are those of `length_rules`.
     """
     tokens, setup, kind = text.load_blocks(blocks), Run(**run), rules["kind"]
@@ -66,13 +100,14 @@ def evaluate_lengths(
     keep_rules = length_rules(**rules) if loaded.runner.sites_of(kind) else []
     parts = []
     for factor in rules["state"]["lengths"] if keep_rules else ():
-        joined = tokens.joined(factor)
-        if joined is None or not models.fits(loaded.runner.model, joined.evaluation.shape[1]):
+        longer = tokens.longer.get(factor)
+        if longer is None:
             continue
-        length = joined.evaluation.shape[1]
+        length = longer.evaluation.shape[1]
+        if not models.fits(loaded.runner.model, length + int(tokens.bos is not None)):
+            continue
         label = f"{identity['model']} {identity['corpus']} lengths {length}"
-        table = tables.perplexity_table(loaded.runner, joined, [None, *keep_rules], identity, label)
-        # Words and bytes of the tokens where blocks were joined are not known.
+        table = tables.perplexity_table(loaded.runner, longer, [None, *keep_rules], identity, label)
         parts.append(table.drop(columns=["n_words", "n_bytes"]).assign(length=length))
     table = pd.concat(parts) if parts else pd.DataFrame()
     store.write_table(table, output, {**loaded.provenance, "text": tokens.fingerprint})
@@ -106,7 +141,7 @@ def evaluate_capability(
         if loaded.runner.sites_of(kind):
             keep_rules += task_rules(kind, settings["tasks"], settings["seeds"])
     items = text.read_items(passages)
-    encoded = text.encode_items(items, loaded.tokenizer)
+    encoded = text.encode_items(items, loaded.tokenizer, loaded.info["bos"])
     label = f"{identity['model']} {identity['task']} capability"
     table = tables.capability_table(loaded.runner, encoded, keep_rules, identity, label)
     difficulty = pd.DataFrame(
