@@ -288,6 +288,19 @@ def test_passages_are_scored_as_they_are_written(
     assert answers["logprob"][0] == pytest.approx(logprob, abs=1e-3)
 
 
+def test_a_target_may_follow_the_bos_alone(
+    scoring_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    encoded = encode_items([Item(0, "a", "", "The")], tiny_tokenizer, bos=1)
+    answers = Runner(scoring_model, [], bos=1).last_words(encoded)
+    with torch.no_grad():
+        logits = scoring_model(input_ids=torch.tensor([[1, *encoded[0].ids]])).logits[0, :-1]
+    expected = logits.double().log_softmax(-1).gather(1, torch.tensor(encoded[0].ids)[:, None])
+    assert answers["logprob"][0] == pytest.approx(float(expected.sum()), abs=1e-4)
+    with pytest.raises(ModelError, match="item 0 has no context, and the model no BOS"):
+        Runner(scoring_model, []).last_words(encoded)
+
+
 LETTERS = {"<pad>": 0, "<bos>": 1, "<eos>": 2} | {
     letter: number for number, letter in enumerate("ACDEFGHIKLMNPQRSTVWY", start=3)
 }
