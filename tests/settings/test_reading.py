@@ -136,6 +136,37 @@ def test_a_specimen_and_a_model_differ_in_more_than_case(tmp_path):
         settings.from_mapping(content).active_models()
 
 
+def test_folders_of_specimens_have_names_of_models(tmp_path):
+    content = yaml.safe_load(CONFIG) | {"specimens": str(tmp_path), "models": {}}
+    for name in (".ipynb_checkpoints", "relu"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    config = settings.from_mapping(content)
+    assert list(config.active_models()) == ["relu"]
+    for name, message in (("relu (1)", "a name has letters"), ("Tables", "Tables is reserved")):
+        (tmp_path / "relu").rename(tmp_path / name)
+        with pytest.raises(ConfigError, match=message):
+            config.active_models()
+        (tmp_path / name).rename(tmp_path / "relu")
+
+
+@pytest.mark.parametrize("section", ["models", "corpora", "tasks"])
+@pytest.mark.parametrize("name", ["checkpoint", "model.json", "claims.csv"])
+def test_names_of_files_beside_them_are_reserved(section, name):
+    content = yaml.safe_load(CONFIG)
+    content[section][name] = next(iter(content[section].values()))
+    with pytest.raises(ConfigError, match=f"reserved: {name}"):
+        settings.from_mapping(content)
+
+
+def test_jobs_do_not_share_a_log():
+    content = yaml.safe_load(CONFIG) | {"specimens": None}
+    content["models"] = {"a": {"path": "a"}, "a.wiki": {"path": "b"}}
+    content["corpora"]["wiki.docs"] = content["corpora"]["docs"]
+    with pytest.raises(ConfigError, match=r"share the log a\.wiki\.docs; rename"):
+        settings.from_mapping(content).active_models()
+
+
 def test_reserved_names_are_reserved_in_any_case():
     content = yaml.safe_load(CONFIG)
     content["models"]["Figures"] = {"path": "a"}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +16,7 @@ from keepset.errors import ConfigError
 from keepset.rules.kinds import KINDS
 from keepset.rules.scores import NEURON_SCORES, need_gradients
 from keepset.settings import reading
-from keepset.settings.base import Device, Dtype, Name, SiteKind, Strict
+from keepset.settings.base import NAME, Device, Dtype, Name, SiteKind, Strict
 from keepset.settings.grids import Ablation, Capability, Dial, Grid, GridOverride, State
 from keepset.settings.measuring import Benchmark, Kernels, Statistics
 from keepset.settings.sources import Model, Task, Text, TextSource
@@ -22,9 +24,11 @@ from keepset.settings.training import Training
 from keepset.sites.families import FAMILIES
 
 RESERVED_NAMES = frozenset({
-    "benchmarks", "corpora", "figures", "kernels", "logs", "records", "significance", "tables",
-    "tasks", "training",
+    "benchmarks", "checkpoint", "claims.csv", "claims.html", "claims_cases.csv", "corpora",
+    "figures", "kernels", "kernels.csv", "kernels.json", "kernels.parquet", "logs", "model.json",
+    "records", "report.zip", "significance", "tables", "tasks", "training",
 })  # fmt: skip
+"""Files and folders that stand beside those of models, or of corpora and tasks, in results."""
 
 
 class Corpus(Strict):
@@ -183,6 +187,13 @@ class Config(Strict):
             raise ConfigError("models: no model is configured and no specimen was found")
         if twins := _twins(models):
             raise ConfigError(f"models: {twins} differ in case only, and name folders; rename one")
+        if reserved := [name for name in models if name.lower() in RESERVED_NAMES]:
+            raise ConfigError(f"specimens: {', '.join(reserved)} is reserved; rename the folder")
+        jobs = Counter(f"{model}.{on}" for model in models for on in (*self.corpora, *self.tasks))
+        if shared := [name for name, count in jobs.items() if count > 1]:
+            raise ConfigError(
+                f"models: two jobs would share the log {shared[0]}; rename a model, corpus or task"
+            )
         return models
 
     def corpus_grid(self, corpus: str) -> Grid:
@@ -221,10 +232,21 @@ def _twins(names: Iterable[str]) -> str:
 
 
 def find_specimens(folder: str | None) -> dict[str, Model]:
-    """The specimens in `folder`, by name; none without a folder."""
+    """The specimens in `folder`, by name; none without a folder. Hidden folders are none.
+
+    Raises:
+        ConfigError: a specimen's folder has a name that a model cannot have.
+    """
     if folder is None:
         return {}
-    folders = sorted(path.parent for path in Path(folder).glob("*/config.json"))
+    found = sorted(path.parent for path in Path(folder).glob("*/config.json"))
+    folders = [path for path in found if not path.name.startswith(".")]
+    for path in folders:
+        if not re.fullmatch(NAME, path.name):
+            raise ConfigError(
+                f"specimens: {path}: a name has letters, digits, dots, underscores and hyphens, and"
+                " begins with a letter or digit; rename the folder"
+            )
     return {
         path.name: Model(path=str(path), origin="specimen", sites=_specimen_sites(path))
         for path in folders
