@@ -131,6 +131,9 @@ def test_a_dataset_saved_to_disk_is_a_source(tmp_path: Path) -> None:
         _read(tmp_path / "whole", split="train")
     with pytest.raises(TextError, match=r"no field 'body'; the fields are: id, text"):
         _read(tmp_path / "whole", field="body")
+    hub = TextSource(hub=str(tmp_path / "whole"), split="train")
+    with pytest.raises(TextError, match="was saved to disk; give it as path"):
+        read_documents(hub, "corpora.made.text")
 
 
 @pytest.mark.parametrize("name", ["wiki.test.raw", "wiki.train.tokens", "valid.txt", "wiki.raw.gz"])
