@@ -37,7 +37,9 @@ METHODS = {
 }
 
 WIDTH = 7.0  # inches: the text width of a two-column page
+_LEGEND_ROW = 0.15  # inches
 SPECIMEN = "specimen, trained here"
+FREE = "free"  # the label of the axes that stand where a page has room left
 
 _RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -198,15 +200,35 @@ def handle(label: str, colour: str, marker: str = "", dash: Any = "-", **look: A
 
 
 def legend(figure: Figure, handles: Sequence[Line2D], table: pd.DataFrame) -> None:
-    """One legend above the panels; it explains hollow marks where `table` has specimens."""
+    """One legend, in the free part of the page where it fits there, else above the panels.
+
+    It explains hollow marks where `table` has specimens.
+    """
     if any_specimen(table):
         handles = [*handles, handle(SPECIMEN, GREY, "o", "", **marks(True, GREY))]
+    shapes = _legend_shapes(handles)
+    for ax in figure.axes:
+        spec = ax.get_subplotspec()
+        if spec is None or ax.get_label() != FREE:
+            continue
+        n_rows, n_columns = spec.get_gridspec().get_geometry()
+        width = 0.94 * len(spec.colspan) / n_columns * figure.get_figwidth()
+        height = 0.8 / n_rows * figure.get_figheight()
+        fitting = [c for rows, c, wide in shapes if wide < width and _LEGEND_ROW * rows < height]
+        if fitting:
+            ax.legend(handles=list(handles), loc="center", ncols=fitting[-1])
+            return
+    fitting = [columns for _, columns, wide in shapes if wide < figure.get_figwidth()]
+    figure.legend(handles=list(handles), loc="outside upper center", ncols=[*fitting, 1][0])
+
+
+def _legend_shapes(handles: Sequence[Line2D]) -> list[tuple[int, int, float]]:
+    """Rows, columns and width in inches of every form of a legend, the widest first."""
     # Inches of an entry: its line and the space around it, then its letters.
     widths = [0.54 + 0.047 * len(str(entry.get_label())) for entry in handles]
-    n_rows = n_columns = len(handles)
+    shapes = []
     for n_rows in range(1, len(handles) + 1):
         n_columns = -(-len(handles) // n_rows)
         # A legend is filled column by column, the first columns being the longer ones.
-        if sum(map(max, np.array_split(widths, n_columns))) < figure.get_figwidth():
-            break
-    figure.legend(handles=list(handles), loc="outside upper center", ncols=n_columns)
+        shapes.append((n_rows, n_columns, sum(map(max, np.array_split(widths, n_columns)))))
+    return shapes
