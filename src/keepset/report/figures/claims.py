@@ -35,8 +35,8 @@ def draw(ledger: pd.DataFrame) -> Figure:
         ledger: The ledger of keepset.analyse.claims.
 
     Returns:
-        The figure, one column wide. Hollow marks: the direction only, in specimens. Where the
-        interval alone would say otherwise than an inconclusive verdict, words say why.
+        The figure, one column wide. Hollow marks: the direction only, in specimens. Words say why
+        an open claim is open, since its interval may lie wholly outside of what is asked.
 
     Raises:
         KeepsetError: the ledger has no rows.
@@ -79,8 +79,9 @@ def _row(ax: Axes, top: float, row: Any, lines: list[str]) -> None:
 
 def _lines(row: Any) -> list[str]:
     """What stands below the title of a claim; no line breaks at an equals sign."""
-    texts = (text.replace(" = ", "\u00a0=\u00a0") for text in (_detail(row), _why(row)))
-    return [line for text in texts for line in textwrap.wrap(text, _LETTERS)]
+    texts = [_detail(row), str(row.why) if row.verdict == "inconclusive" else ""]
+    unbroken = (text.replace(" = ", "\u00a0=\u00a0") for text in texts)
+    return [line for text in unbroken for line in textwrap.wrap(text, _LETTERS)]
 
 
 def _detail(row: Any) -> str:
@@ -91,24 +92,6 @@ def _detail(row: Any) -> str:
     if row.scope == "direction" or row.source == "keepset":
         return f"here {_number(row)}, asked {bound(row)}"
     return f"here {_number(row)}; {papers}"
-
-
-def _why(row: Any) -> str:
-    """Why a claim is open although its interval lies outside, or inside, of what it says."""
-    if row.verdict != "inconclusive" or math.isnan(row.ci_low):
-        return ""
-    low = -math.inf if math.isnan(row.bound_low) else row.bound_low
-    high = math.inf if math.isnan(row.bound_high) else row.bound_high
-    if row.ci_high < low or row.ci_low > high:
-        side, verdict, p = "outside", "contradicted", row.p_against_holm
-    elif low < row.ci_low and row.ci_high < high:
-        side, verdict, p = "inside", "reproduced", row.p_for_holm
-    else:
-        return ""
-    return (
-        f"{side} what is asked ({bound(row)}), but not {verdict}:"
-        f" p = {p:.2g} once adjusted for all tests"
-    )
 
 
 def _number(row: Any) -> str:
