@@ -119,6 +119,7 @@ def correlation(models=None, corpora=("wiki", "speeches", "docs"), layers=12, se
                     half = 0.08 if pooled else 0.05
                     columns = {"study": "made-up", "model": model, "origin": MODELS[model]}
                     columns |= {"corpus": corpus, "site": "ffn", "layer": -1 if pooled else layer}
+                    columns |= {"left_out": -1}
                     columns |= {"size": "magnitude", "impact": impact, "pearson": value}
                     columns |= {"spearman": value, "kendall": value * 0.7}
                     columns |= {"ci_low": value - half, "ci_high": min(value + half, 1.0)}

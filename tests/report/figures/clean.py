@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import combinations
 
+from matplotlib.axes import Axes
 from matplotlib.axes._base import _AxesBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -52,6 +53,11 @@ def assert_clean(figure: Figure) -> None:
 
 def titles(figure: Figure) -> list[str]:
     return [ax.get_title() for ax in figure.axes if ax.get_label() != style.FREE]
+
+
+def panel(figure: Figure, title: str) -> Axes:
+    """The first panel whose title begins so."""
+    return next(ax for ax in figure.axes if ax.get_title().startswith(title))
 
 
 def legend(figure: Figure) -> list[str]:

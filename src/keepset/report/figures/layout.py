@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
@@ -72,23 +72,36 @@ def panels(
     Returns:
         The figure, and the axes of each pair.
     """
-    place = _pack(keys)
-    n_rows, n_columns = (1 + max(cell[axis] for cell in place.values()) for axis in (0, 1))
+    n_rows, n_columns = shape(keys)
     figure = Figure(figsize=(min(WIDTH, 1.4 + width * n_columns), 0.9 + height * n_rows))
-    grid = figure.add_gridspec(n_rows, n_columns)
+    return figure, fill(figure, keys, share_x=share_x, share_y=share_y)
+
+
+def shape(keys: Sequence[Pair]) -> tuple[int, int]:
+    """Rows and columns of the page that `keys` fill."""
+    rows, columns = zip(*_pack(keys).values(), strict=True)
+    return 1 + max(rows), 1 + max(columns)
+
+
+def fill(
+    part: Figure | SubFigure, keys: Sequence[Pair], *, share_x: bool = True, share_y: bool = True
+) -> dict[Pair, Axes]:
+    """The panels of `panels`, in a figure or in a part of one."""
+    place, (n_rows, n_columns) = _pack(keys), shape(keys)
+    grid = part.add_gridspec(n_rows, n_columns)
     by_key: dict[Pair, Axes] = {}
     for key, cell in place.items():
         first = next(iter(by_key.values()), None) if share_x else None
-        by_key[key] = figure.add_subplot(grid[cell], sharex=first)
+        by_key[key] = part.add_subplot(grid[cell], sharex=first)
     for (row, column), ax in zip(place.values(), by_key.values(), strict=True):
         ax.tick_params(labelbottom=not share_x or (row + 1, column) not in place.values())
     if share_y:
         _share_y(by_key, place)
     last = max(column for row, column in place.values() if row == n_rows - 1)
     if last + 1 < n_columns:
-        free = figure.add_subplot(grid[n_rows - 1, last + 1 :], label=FREE)
+        free = part.add_subplot(grid[n_rows - 1, last + 1 :], label=FREE)
         free.set_axis_off()
-    return figure, by_key
+    return by_key
 
 
 def _pack(keys: Sequence[Pair]) -> dict[Pair, tuple[int, int]]:

@@ -212,8 +212,9 @@ def legend(figure: Figure, handles: Sequence[Line2D], table: pd.DataFrame) -> No
         if spec is None or ax.get_label() != FREE:
             continue
         n_rows, n_columns = spec.get_gridspec().get_geometry()
-        width = 0.94 * len(spec.colspan) / n_columns * figure.get_figwidth()
-        height = 0.8 / n_rows * figure.get_figheight()
+        part = ax.figure.bbox  # of the page, or of the part of it that these panels fill
+        width = 0.94 * part.width / figure.dpi * len(spec.colspan) / n_columns
+        height = 0.8 * part.height / figure.dpi / n_rows
         fitting = [c for rows, c, wide in shapes if wide < width and _LEGEND_ROW * rows < height]
         if fitting:
             ax.legend(handles=list(handles), loc="center", ncols=fitting[-1])
