@@ -18,7 +18,7 @@ from keepset.rules.kinds import KINDS
 from keepset.rules.masks import top_mask
 from keepset.rules.rule import Rule, describe, n_kept
 from keepset.settings import Statistics
-from keepset.text import Blocks, Encoded
+from keepset.text import Encoded, Passages
 
 IDENTITY = {"study": "s", "model": "m"}
 RULES = [
@@ -114,14 +114,14 @@ def test_causal_sets_start_from_its_own_lead_in(model, tmp_path):
 def test_its_rows_stand_in_the_tables(model, tmp_path):
     run = runner(model, tmp_path)
     ones = torch.ones(3, dtype=torch.int64)
-    blocks = Blocks(
-        calibration=ids(seed=5),
+    blocks = Passages(
         evaluation=ids(),
-        lead_in=ids(1, seed=9),
+        document=torch.arange(3),
+        lead_in=ids(seed=9),
         n_tokens=11 * ones,
         n_words=ones,
         n_bytes=ones,
-        fingerprint="text",
+        n_core=3,
     )
     table = perplexity_table(run, blocks, [None, *RULES], IDENTITY, "toy")
     assert table["site"].unique().tolist() == ["none", "attention"]

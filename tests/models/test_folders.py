@@ -32,7 +32,12 @@ def test_a_local_folder_is_used_in_place(
     expected = tiny_model("llama")
     assert info == {
         "name": "mine",
-        "source": {"path": "mine", "origin": "specimen", "trust_remote_code": False},
+        "source": {
+            "path": "mine",
+            "bos": "auto",
+            "origin": "specimen",
+            "trust_remote_code": False,
+        },
         "origin": "specimen",
         "checkpoint": str(checkpoint),
         "revision": None,
@@ -45,6 +50,7 @@ def test_a_local_folder_is_used_in_place(
         "n_parameters": expected.num_parameters(),
         "vocab_size": 260,
         "max_positions": 512,
+        "bos": None,
     }
     assert not Path("results").exists()
     model, tokenizer = models.load(info, CPU, torch.float32)

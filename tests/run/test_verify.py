@@ -157,8 +157,8 @@ def test_code_that_is_gone_makes_stale(study, monkeypatch):
             | {"m/c/dense.parquet", "m/c/correlation.parquet", "significance/correlation.parquet"},
         ),
         (
-            {"statistics": {"resamples": 999}},
-            "statistics.resamples",
+            {"statistics": {"confidence": 0.9}},
+            "statistics.confidence",
             {
                 "significance/ratios.parquet",
                 "m/c/correlation.parquet",

@@ -52,8 +52,8 @@ class Folder:
         info = models.prepare("m", Model(path=str(path / "checkpoint")), path)
         store.write_json(info, path / "model.json")
         table = pd.DataFrame(
-            [(split, "The quick brown fox. " * 20) for split in ("calibration", "evaluation")],
-            columns=["split", "text"],
+            [(split, 0, "The quick brown fox. " * 20) for split in ("calibration", "evaluation")],
+            columns=["split", "document", "text"],
         )
         blocks = text.make_blocks("c", table, tokenizer, 16, 64, 96)
         text.save_blocks(blocks, path / "blocks.safetensors")

@@ -99,7 +99,7 @@ def test_separate_sources_keep_their_documents_and_order(tmp_path: Path) -> None
 
 def test_a_table_survives_parquet(tmp_path: Path) -> None:
     table = _prepare(tmp_path, text=_documents(9))
-    assert list(table.columns) == ["split", "document", "text", "source"]
+    assert list(table.columns) == ["split", "document", "section", "text", "source"]
     table.to_parquet(tmp_path / "table.parquet", index=False)
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "table.parquet"), table)
 

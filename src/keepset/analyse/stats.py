@@ -1,4 +1,4 @@
-"""What every comparison shares: bootstrap intervals, corrections, trends."""
+"""What every comparison shares: corrections, and bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats as scipy_stats
-
-from keepset.errors import KeepsetError
 
 Floats = NDArray[np.float64]
 
@@ -25,18 +23,11 @@ class Interval(NamedTuple):
 
 
 class Sampling(NamedTuple):
-    """How bootstrap intervals are made."""
+    """How bootstrap intervals are made: those of units, the one place where t does not serve."""
 
     confidence: float = 0.95
     resamples: int = 9999
     seed: int = 0
-
-
-class Trend(NamedTuple):
-    """Page's L, and the one-sided p of "no ordered increase"."""
-
-    statistic: float
-    p: float
 
 
 def holm(p: ArrayLike) -> Floats:
@@ -76,21 +67,3 @@ def bca(
         if np.isfinite([low, high]).all():
             break
     return float(low), float(high), float(bootstrap.standard_error)
-
-
-def page_trend(data: ArrayLike) -> Trend:
-    """Page's test for an ordered increase (Page 1963).
-
-    Args:
-        data: (subjects, conditions), conditions in the order in which they should increase.
-
-    Returns:
-        NaN for fewer than two subjects or three conditions.
-    """
-    data = np.asarray(data, dtype=np.float64)
-    if data.ndim != 2:
-        raise KeepsetError(f"page_trend needs subjects x conditions, got shape {data.shape}")
-    if data.shape[0] < 2 or data.shape[1] < 3:
-        return Trend(np.nan, np.nan)
-    page = scipy_stats.page_trend_test(data)
-    return Trend(float(page.statistic), float(page.pvalue))

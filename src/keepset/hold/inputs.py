@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from keepset.errors import ModelError
 from keepset.hold.windows import Windowed
-from keepset.rules.masks import Masks, spread_windows, top_mask, window_means, window_width
+from keepset.rules.masks import Masks, spread_windows, top_mask, window_means
 from keepset.rules.rule import Rule, n_kept
 from keepset.rules.scores import NEURON_SCORES, token_score
 from keepset.sites.ffn import Projection, Site
@@ -60,19 +60,28 @@ def output_norms(site: Site) -> Tensor:
 
 
 class Windows(Windowed):
-    """The action of a windowed or dynamic rule.
+    """The action of a windowed or dynamic rule on the inputs of linear maps.
 
-    The first token of a row opens its context and is always run dense under `causal`: it is the
-    attention sink, and no set chosen on later tokens keeps its large units.
+    The first token of a row, the BOS token where there is one, is run dense under every rule: it
+    is the attention sink, and no set chosen on later tokens keeps its large units.
     """
 
-    def __init__(self, rule: Rule, **options: Any) -> None:
-        """See `Windowed`."""
+    def __init__(self, rule: Rule, *, noise: int | None = None, **options: Any) -> None:
+        """See `Windowed`.
+
+        Args:
+            rule: The rule.
+            noise: Seed of noise in the last bit of every h, as another machine's kernels would
+                make; none where left out.
+            options: Those of `Windowed`.
+        """
         super().__init__(rule, **options)
         score = NEURON_SCORES.get(rule.score)
         self._seeded = score is not None and score.seeded
         self._needs_norms = score is not None and score.needs_norms
         self._norms: dict[str, Tensor] = {}
+        self._noise = noise
+        self._noises: dict[str, torch.Generator] = {}
 
     def score(self, site: Site, h: Tensor) -> Tensor:
         """Score every unit at every token: (batch, tokens, n_units) float32."""
@@ -91,28 +100,34 @@ class Windows(Windowed):
         kept = n_kept(site.n_units, self.rule.sparsity)
         if kept == site.n_units:
             return None
-        means = window_means(self.score(site, h), self.valid, self.rule.window)
+        if self._noise is not None:
+            h = self._rounded_elsewhere(site, h, self._noise)
+        text = h[:, self._n_bos :]
+        scores = self.score(site, text)
+        means = window_means(scores, self.valid, self.rule.window)
         if self.rule.choice == "causal":
-            mask = self._causal_mask(site, means, kept)
+            opening = self._opening(site, scores[:, 0])
+            mask = top_mask(torch.cat([opening[:, None], means[:, :-1]], dim=1), kept)
         else:
             # A zero |h| leaves nothing to choose; a random score says nothing about h.
             mask = top_mask(means, kept, zeros_matter=self._seeded)
-        masked = h * spread_windows(mask, h.shape[1], self.rule.window)
-        if self.rule.choice == "causal":
-            masked[:, 0] = h[:, 0]
-        return masked
+        masked = text * spread_windows(mask, text.shape[1], self.rule.window)
+        if not self._n_bos or self._opens_unchosen:
+            masked[:, 0] = text[:, 0]
+        return torch.cat([h[:, : self._n_bos], masked], dim=1) if self._n_bos else masked
 
-    def _causal_mask(self, site: Site, means: Tensor, kept: int) -> Tensor:
-        batch, windows, n = means.shape
-        if not self._stream:
-            chosen = top_mask(means[:, :-1], kept)
-            return torch.cat([chosen.new_ones(batch, 1, n), chosen], dim=1)
-        before = self._before(site, means.reshape(batch * windows, n))
-        return top_mask(before, kept).view(batch, windows, n)
+    def _rounded_elsewhere(self, site: Site, h: Tensor, noise: int) -> Tensor:
+        """h with the last bit of each number one up, one down, or as it was."""
+        if site.key not in self._noises:
+            seed = site_seed(noise, site.key)
+            self._noises[site.key] = torch.Generator(h.device).manual_seed(seed)
+        signs = torch.randint(-1, 2, h.shape, generator=self._noises[site.key], device=h.device)
+        # Half an epsilon of h is at least half, and less than one, of its last bit.
+        return h + h * (signs * (torch.finfo(h.dtype).eps / 2)).to(h.dtype)
 
 
 class Static:
-    """The action of a static rule: one mask per site for every token."""
+    """The action of a static rule: one mask per site for every token but a row's first."""
 
     def __init__(self, masks: Masks) -> None:
         """Keep the units that `masks` marks."""
@@ -120,15 +135,15 @@ class Static:
 
     def __call__(self, site: Site, h: Tensor) -> Tensor:
         """Mask h (batch, tokens, n_units)."""
-        return h * self._masks[site.key].to(h.device)
+        masked = h * self._masks[site.key].to(h.device)
+        masked[:, 0] = h[:, 0]
+        return masked
 
 
 @contextmanager
 def hold_static(model: nn.Module, sites: Sequence[Site], masks: Masks) -> Iterator[None]:
-    """Hold one keep set: without the weights left out where they can be sliced, else masked."""
-    cut = [site for site in sites if sliceable(site)]
-    rest = [site for site in sites if not sliceable(site)]
-    with sliced(cut, masks), watching(model, rest, Static(masks)):
+    """Hold one keep set for every token but the first of each row, which is run dense."""
+    with watching(model, sites, Static(masks)):
         yield
 
 
@@ -136,51 +151,55 @@ def hold_static(model: nn.Module, sites: Sequence[Site], masks: Masks) -> Iterat
 def hold_windows(
     model: nn.Module, sites: Sequence[Site], rule: Rule, **options: Any
 ) -> Iterator[Windows]:
-    """Hold a windowed or dynamic rule; `options` are those of `Windowed`."""
+    """Hold a windowed or dynamic rule; `options` are those of `Windows`."""
     action = Windows(rule, **options)
     with watching(model, sites, action):
         yield action
 
 
 def lead_in_scores(
-    model: nn.Module, sites: Sequence[Site], rule: Rule, lead_in: Tensor
-) -> dict[int, dict[str, Tensor]]:
-    """See `keepset.kinds.SiteKind`; one pass also scores windows of 2, 4, ... and all tokens."""
-    windows, tokens = Windows(rule), lead_in.shape[1]
-    widths = {2**power for power in range(tokens.bit_length())} | {tokens}
-    widths.add(window_width(rule.window, tokens))
-    scores: dict[int, dict[str, Tensor]] = {width: {} for width in widths}
+    model: nn.Module, sites: Sequence[Site], rule: Rule, lead_in: Tensor, width: int
+) -> dict[str, Tensor]:
+    """See `keepset.kinds.SiteKind`."""
+    windows = Windows(rule)
+    scores: dict[str, Tensor] = {}
 
     def action(site: Site, h: Tensor) -> None:
-        score = windows.score(site, h)
-        for width in widths:
-            scores[width][site.key] = window_means(score[:, -width:], None, "sequence")[0, 0]
+        scores[site.key] = windows.score(site, h[:, -width:]).mean(dim=1)
 
     with watching(model, sites, action), torch.inference_mode():
         model(input_ids=lead_in, use_cache=False)
     return scores
 
 
-@contextmanager
-def sliced(sites: Sequence[Site], masks: Masks) -> Iterator[None]:
-    """Run the model with only the kept units' weights: a static rule that does less work.
+Slices = Sequence[tuple[Any, Mapping[str, Tensor]]]
+"""Modules, each with the parameters of kept units alone."""
 
-    Equal to `Static` up to rounding. The dense weights are put back on exit, also after an
-    exception.
+
+def cut_weights(sites: Sequence[Site], masks: Masks) -> Slices:
+    """The weights of the kept units of every site, copied together.
 
     Raises:
         ModelError: a site's projections cannot be sliced (see `sliceable`).
     """
+    slices: list[tuple[Any, Mapping[str, Tensor]]] = []
+    for site in sites:
+        if not sliceable(site):
+            raise ModelError(f"{site.name}: the units of this site cannot be sliced")
+        units = masks[site.key].nonzero()[:, 0].to(site.down_weight().device)
+        if len(units) == site.n_units:
+            continue
+        slices += [(part.module, slice_up(part, units)) for part in site.up]
+        slices.append((site.down, {"weight": _slice_down(site, units)}))
+    return slices
+
+
+@contextmanager
+def in_place(slices: Slices) -> Iterator[None]:
+    """Let the model run with parts of its weights; the dense ones are put back on exit."""
     with ExitStack() as stack:
-        for site in sites:
-            if not sliceable(site):
-                raise ModelError(f"{site.name}: the units of this site cannot be sliced")
-            units = masks[site.key].nonzero()[:, 0].to(site.down_weight().device)
-            if len(units) == site.n_units:
-                continue
-            for projection in site.up:
-                stack.enter_context(swapped(projection.module, slice_up(projection, units)))
-            stack.enter_context(swapped(site.down, {"weight": _slice_down(site, units)}))
+        for module, tensors in slices:
+            stack.enter_context(swapped(module, tensors))
         yield
 
 

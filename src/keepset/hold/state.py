@@ -14,7 +14,7 @@ from keepset.hold.recurrence import Recurrence, Scan
 from keepset.hold.windows import Windowed
 from keepset.kernels.dispatch import SCAN, STEP, mixer_modules, standing_in
 from keepset.rules.masks import Masks, spread_windows, top_mask, window_means, window_width
-from keepset.rules.rule import Rule, n_kept
+from keepset.rules.rule import Rule, Window, n_kept
 from keepset.rules.scores import CHANNEL_SCORES, token_names
 from keepset.sites.state import StateSite
 
@@ -123,7 +123,8 @@ class StateWindows(Windowed, Whole):
     `access` says what a channel that is not kept loses. `read`: the state keeps everything, and C
     reads a part of it. `write`: its state is forgotten, at the start of the window, and nothing
     is written to it within. A window's score is the mean of its tokens' scores, within each group
-    of heads: H^2 (`magnitude`), or H^2 C^2 (`impact`, which is GHOST's on the window).
+    of heads: H^2 (`magnitude`), or H^2 C^2 (`impact`, which is GHOST's on the window). A BOS token
+    is written and read in full.
     """
 
     def __init__(self, rule: Rule, **options: Any) -> None:
@@ -150,78 +151,86 @@ class StateWindows(Windowed, Whole):
             return scan
         recurrence = Recurrence(scan)
         if self.rule.access == "read":
-            mask = self._reading(site, recurrence, kept)
-            spread = spread_windows(mask.flatten(2), recurrence.tokens, self.rule.window)
-            return scan.masked(read=spread.view_as(scan.C))
+            return scan.masked(read=self._reading(site, recurrence, kept))
         y = self._forgetting(site, recurrence, kept)
         return y if scan.D is None else y + scan.x.float() * scan.D[:, None]
 
     def _reading(self, site: StateSite, recurrence: Recurrence, kept: int) -> Tensor:
-        """What is read of a state that keeps everything: (batch, windows, groups, n) bool."""
-        scores = self._dense_scores(site, recurrence)
-        mask = top_mask(scores, kept)
-        if self.rule.choice == "oracle":
-            return mask
-        return torch.cat([self._first(site, scores, kept)[:, None], mask[:, :-1]], dim=1)
+        """What is read of a state that keeps everything: (batch, tokens, groups, n) bool."""
+        n_bos, tokens = self._n_bos, recurrence.tokens
+        sizes = recurrence.sizes(recurrence.empty(), 0, tokens)[:, n_bos:]
+        scores = self._scores(site, sizes, recurrence.C[:, n_bos:])
+        means = self._means(scores, self.valid, self.rule.window)
+        if self.rule.choice == "causal":
+            opening = self._opening(site, scores[:, 0])
+            means = torch.cat([opening[:, None], means[:, :-1]], dim=1)
+        mask = top_mask(means, kept)
+        read = torch.ones_like(recurrence.C, dtype=torch.bool)
+        spread = spread_windows(mask.flatten(2), tokens - n_bos, self.rule.window)
+        first = int(self._opens_unchosen)
+        read[:, n_bos + first :] = spread.view_as(scores)[:, first:]
+        return read
 
-    def _dense_scores(self, site: StateSite, recurrence: Recurrence) -> Tensor:
-        """Scores of all windows of a state that keeps everything."""
-        sizes = recurrence.sizes(recurrence.empty(), 0, recurrence.tokens)
-        return self.means(site, sizes, recurrence.C, self.valid)
+    def last_window(self, site: StateSite, recurrence: Recurrence, width: int) -> Tensor:
+        """Scores over the last `width` tokens, of a state that keeps everything: (batch, ...)."""
+        state, tokens = recurrence.empty(), recurrence.tokens
+        start = tokens - width
+        recurrence.sizes(state, 0, start)
+        sizes = recurrence.sizes(state, start, tokens)
+        return self._scores(site, sizes, recurrence.C[:, start:]).mean(dim=1)
 
-    def means(self, site: StateSite, sizes: Tensor, C: Tensor, valid: Tensor | None) -> Tensor:
-        """Scores of the windows of some tokens: (batch, windows, groups, n)."""
+    def _scores(self, site: StateSite, sizes: Tensor, C: Tensor) -> Tensor:
+        """Scores of tokens: (batch, tokens, groups, n)."""
         generator = self._generator(site, sizes.device) if self._seeded else None
-        score = self._token_score(sizes, C, generator)
-        means = window_means(score.flatten(2), valid, self.rule.window)
-        return means.unflatten(2, sizes.shape[2:])
+        return self._token_score(sizes, C, generator)
 
-    def _first(self, site: StateSite, scores: Tensor, kept: int) -> Tensor:
-        """What a causal rule keeps in each row's first window: (batch, groups, n) bool."""
-        if not self._stream:
-            return torch.ones_like(scores[:, 0], dtype=torch.bool)
-        return top_mask(self._before(site, scores[:, -1]), kept)
+    def _means(self, scores: Tensor, valid: Tensor | None, window: Window) -> Tensor:
+        """Scores of windows: (batch, windows, groups, n)."""
+        means = window_means(scores.flatten(2), valid, window)
+        return means.unflatten(2, scores.shape[2:])
 
     def _forgetting(self, site: StateSite, recurrence: Recurrence, kept: int) -> Tensor:
         """Run window after window; what is not kept is zero from its start to its end."""
-        tokens = recurrence.tokens
-        width = window_width(self.rule.window, tokens)
-        state, parts = recurrence.empty(), []
-        mask = torch.empty(0)
-        if self.rule.choice == "causal":
-            mask = self._first(site, self._dense_scores(site, recurrence), kept)
-        for start in range(0, tokens, width):
+        tokens, n_bos = recurrence.tokens, self._n_bos
+        width = window_width(self.rule.window, tokens - n_bos)
+        state = recurrence.empty()
+        everything = torch.ones_like(recurrence.C[:, 0], dtype=torch.bool)
+        parts = [recurrence.read(state, 0, n_bos, everything)] if n_bos else []
+        mask = everything
+        for start in range(n_bos, tokens, width):
             stop = min(start + width, tokens)
-            valid = None if self.valid is None else self.valid[:, start:stop]
+            valid = None
+            if self.valid is not None:
+                valid = self.valid[:, start - n_bos : stop - n_bos]
             # Channels do not influence one another: each is scored by what it would hold if it
             # were kept.
             sizes = recurrence.sizes(state.clone(), start, stop)
-            score = self.means(site, sizes, recurrence.C[:, start:stop], valid)[:, 0]
-            chosen = top_mask(score, kept)
+            scores = self._scores(site, sizes, recurrence.C[:, start:stop])
+            chosen = top_mask(self._means(scores, valid, "sequence")[:, 0], kept)
             if self.rule.choice == "oracle":
                 mask = chosen
+            elif start == n_bos:
+                mask = top_mask(self._opening(site, scores[:, 0]), kept)
+                if self._opens_unchosen:
+                    parts.append(recurrence.read(state, start, start + 1, everything))
+                    start += 1
             state *= mask[:, :, None, None]
-            parts.append(recurrence.read(state, start, stop, mask))
+            if start < stop:
+                parts.append(recurrence.read(state, start, stop, mask))
             mask = chosen
         return torch.cat(parts, dim=1)
 
 
 class _LastWindow(Whole):
-    """Scores the last window of the first row; the scan itself is left alone."""
+    """Scores the last `width` tokens of every row; the scan itself is left alone."""
 
-    def __init__(self, rule: Rule) -> None:
-        self._windows = StateWindows(rule)
+    def __init__(self, rule: Rule, width: int) -> None:
+        self._windows, self._width = StateWindows(rule), width
         self.scores: dict[str, Tensor] = {}
-        """Site key -> (n_groups, n_state), the mean score over the last window."""
+        """Site key -> (batch, n_groups, n_state)."""
 
     def scan(self, site: StateSite, scan: Scan) -> Scan:
-        recurrence = Recurrence(scan)
-        tokens, state = recurrence.tokens, recurrence.empty()
-        start = tokens - window_width(self._windows.rule.window, tokens)
-        recurrence.sizes(state, 0, start)
-        sizes = recurrence.sizes(state, start, tokens)
-        means = self._windows.means(site, sizes, recurrence.C[:, start:], None)
-        self.scores[site.key] = means[0, 0]
+        self.scores[site.key] = self._windows.last_window(site, Recurrence(scan), self._width)
         return scan
 
 
@@ -243,10 +252,10 @@ def hold_windows(
 
 
 def lead_in_scores(
-    model: nn.Module, sites: Sequence[StateSite], rule: Rule, lead_in: Tensor
-) -> dict[int, dict[str, Tensor]]:
-    """See `keepset.kinds.SiteKind`; one pass scores one window."""
-    action = _LastWindow(rule)
+    model: nn.Module, sites: Sequence[StateSite], rule: Rule, lead_in: Tensor, width: int
+) -> dict[str, Tensor]:
+    """See `keepset.kinds.SiteKind`."""
+    action = _LastWindow(rule, width)
     with scanning(model, sites, action), torch.inference_mode():
         model(input_ids=lead_in, use_cache=False)
-    return {window_width(rule.window, lead_in.shape[1]): action.scores}
+    return action.scores

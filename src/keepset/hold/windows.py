@@ -1,4 +1,4 @@
-"""What windowed and dynamic rules share, whatever they hold: padding, seeds, the window before."""
+"""What windowed and dynamic rules share, whatever they hold: seeds, padding, the window before."""
 
 from __future__ import annotations
 
@@ -16,25 +16,19 @@ from keepset.sites import AnySite
 class Windowed:
     """Base of the actions of windowed and dynamic rules.
 
-    With the choice `causal` a window is held under the set chosen on the window before. In a stream
-    (rows of consecutive text) the window before a row's first is the last of the row above, across
-    batches too, and for the very first row the end of the lead-in. In separate passages the first
-    window has nothing to choose from and is run dense.
+    Windows are cut over the tokens of the text, row by row; a BOS token stands outside of them.
+    With the choice `causal` a window is held under the set chosen on the window before. Before a
+    row's first window stands `before`. Where that is not known, as in separate passages, the first
+    window's set is chosen on the first token of the text alone, and this token runs dense.
     """
 
     valid: Tensor | None = None
-    """(batch, tokens) bool, False at padding; None where nothing is padded."""
+    """(batch, text tokens) bool, False at padding; None where nothing is padded."""
+    before: Mapping[str, Tensor] | None = None
+    """Site key -> (batch, ...) mean scores over the last window of the text before each row."""
 
-    def __init__(
-        self, rule: Rule, *, lead_in: Mapping[str, Tensor] | None = None, stream: bool = True
-    ) -> None:
-        """Prepare the rule.
-
-        Args:
-            rule: A rule whose window is not "corpus".
-            lead_in: Site key -> mean score per unit over the last window of the text before, for
-                `causal` in a stream.
-            stream: Whether rows are consecutive text.
+    def __init__(self, rule: Rule, *, bos: bool = False) -> None:
+        """Prepare the rule; `bos` says whether rows start with a BOS token.
 
         Raises:
             ConfigError: the rule is static.
@@ -42,9 +36,13 @@ class Windowed:
         if rule.window == "corpus":
             raise ConfigError("a rule with window: corpus is static, and holds one keep set")
         self.rule = rule
-        self._stream = stream
-        self._last = dict(lead_in or {})
+        self._n_bos = int(bos)
         self._generators: dict[str, torch.Generator] = {}
+
+    @property
+    def _opens_unchosen(self) -> bool:
+        """Whether nothing is known before a row's first token of text."""
+        return self.rule.choice == "causal" and self.before is None
 
     def _generator(self, site: AnySite, device: torch.device) -> torch.Generator:
         """The site's own random numbers, for seeded scores."""
@@ -53,14 +51,9 @@ class Windowed:
             self._generators[site.key] = torch.Generator(device).manual_seed(seed)
         return self._generators[site.key]
 
-    def _before(self, site: AnySite, scores: Tensor) -> Tensor:
-        """Each row's scores -> those of the row above it, across batches: (rows, ...) float32.
+    def _opening(self, site: AnySite, first: Tensor) -> Tensor:
+        """What a causal rule chooses each row's first window by: (batch, ...) scores.
 
-        Raises:
-            ConfigError: nothing is known of what comes before the first row.
+        `first` are the scores of the rows' first tokens of text.
         """
-        if site.key not in self._last:
-            raise ConfigError("a causal rule on a stream needs the scores of its lead-in")
-        before = torch.cat([self._last[site.key].to(scores)[None], scores[:-1]])
-        self._last[site.key] = scores[-1].clone()
-        return before
+        return first if self.before is None else self.before[site.key].to(first)

@@ -37,37 +37,42 @@ class SiteKind(Protocol):
     def hold_static(
         self, model: nn.Module, sites: Sequence[Any], masks: Masks
     ) -> AbstractContextManager[None]:
-        """Hold one keep set for every token. Everything is put back on exit."""
+        """Hold one keep set, from each row's first token or from its second.
+
+        What is masked holds from the second, as the first is the attention sink; what is cut for
+        good holds from the first. Everything is put back on exit.
+        """
 
     def hold_windows(
         self,
         model: nn.Module,
         sites: Sequence[Any],
         rule: Rule,
-        *,
-        lead_in: Mapping[str, Tensor] | None = None,
-        stream: bool = True,
+        **options: Any,
     ) -> AbstractContextManager[Windowed]:
-        """Hold a windowed or dynamic rule; the arguments are those of `Windowed`.
+        """Hold a windowed or dynamic rule; `options` are those of `Windowed`.
+
+        A kind whose grid has a part `dynamic` also takes `noise`, as
+        `keepset.hold.inputs.Windows` does.
 
         Raises:
             ConfigError: the rule's score cannot be taken per token, or its access is unknown.
         """
 
     def lead_in_scores(
-        self, model: nn.Module, sites: Sequence[Any], rule: Rule, lead_in: Tensor
-    ) -> dict[int, dict[str, Tensor]]:
-        """Score the end of the text before the first block, for a causal rule.
+        self, model: nn.Module, sites: Sequence[Any], rule: Rule, lead_in: Tensor, width: int
+    ) -> dict[str, Tensor]:
+        """Score the end of the text before each of some rows, run dense, for a causal rule.
 
         Args:
             model: The model, or its body: no logits are needed.
             sites: The sites to score.
-            rule: A causal rule; gives the score, its seed and the window.
-            lead_in: (1, tokens) int64.
+            rule: A causal rule; gives the score and its seed.
+            lead_in: (rows, tokens) int64, with a BOS token where the model has one.
+            width: How many of each row's last tokens are scored; the BOS token is not among them.
 
         Returns:
-            Number of last tokens -> site key -> mean score per unit. The rule's window is among
-            the numbers; others may be there where the same pass gives them.
+            Site key -> mean score per unit, (rows, ...) float32.
         """
 
     def sets_owner(self, owner: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Hashable, Iterator, Sequence
+import math
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any
+from typing import Any, NoReturn
 
 import pandas as pd
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from keepset import kinds
 from keepset.errors import ConfigError, ModelError
+from keepset.hold.contexts import with_bos
 from keepset.hold.windows import Windowed
 from keepset.kernels.mixers import mixer_kernels
 from keepset.kernels.selection import Selection
@@ -50,6 +52,7 @@ class Runner:
         keep_sets: KeepSets | None = None,
         batch_tokens: int = 1024,
         kernels: Kernels | Selection | str | None = None,
+        bos: int | None = None,
     ) -> None:
         """Wrap a model in eval mode.
 
@@ -59,50 +62,79 @@ class Runner:
             keep_sets: Rule -> masks, for static rules.
             batch_tokens: Tokens per forward pass, at least one passage.
             kernels: Which implementations run; auto if left out.
+            bos: The token that is put before every block, lead-in and passage; None: none is. It
+                is never scored, and stands outside of windows.
         """
         self.selection = Selection.of(kernels)
         self.model: Any = model
         self.sites = list(sites)
         self.batch_tokens = batch_tokens
+        self.bos = bos
         self._keep_sets = keep_sets
         self._device = next(model.parameters()).device
-        self._lead_ins: dict[Hashable, dict[int, dict[str, Tensor]]] = {}
+        self._lead_ins: dict[Hashable, dict[str, Tensor]] = {}
+
+    @property
+    def _n_bos(self) -> int:
+        return int(self.bos is not None)
+
+    def n_predicted(self, blocks: Tensor) -> int:
+        """How many tokens of blocks (n_blocks, tokens) are predicted.
+
+        All where a BOS token stands before each block, else all but the first of each.
+        """
+        return blocks.shape[0] * (blocks.shape[1] - 1 + self._n_bos)
 
     def sites_of(self, kind: str) -> list[Any]:
         """The sites of one kind."""
         return [site for site in self.sites if site.kind == kind]
 
     def lead_in_scores(self, rule: Rule, lead_in: Tensor) -> dict[str, Tensor]:
-        """Mean token scores over the last window of the text before, run dense.
+        """Mean token scores over the last window of the texts before some blocks, run dense.
 
         Args:
             rule: A causal rule; gives the kind of site, the score, its seed and the window.
-            lead_in: (1, tokens) int64.
+            lead_in: (n_blocks, tokens) int64, the text before each block.
 
         Returns:
-            Site key -> mean score per unit, float32. What one pass gave is kept for the next rule.
+            Site key -> mean score per unit, (n_blocks, ...) float32. They are kept for the next
+            rule.
         """
         width = window_width(rule.window, lead_in.shape[1])
-        key = (rule.site, rule.score, rule.seed, lead_in.numpy().tobytes())
-        if width not in self._lead_ins.get(key, {}):
+        key = (rule.site, rule.score, rule.seed, width, lead_in.numpy().tobytes())
+        if key not in self._lead_ins:
             # No logits are needed, so the head is left out where transformers names the body.
             body = getattr(self.model, "base_model", self.model)
-            scores = kinds.of(rule.site).lead_in_scores(
-                body, self.sites_of(rule.site), rule, lead_in.to(self._device)
-            )
+            kind, sites = kinds.of(rule.site), self.sites_of(rule.site)
+            parts = [
+                kind.lead_in_scores(body, sites, rule, self._contexts(rows), width)
+                for rows in self._batches(lead_in)
+            ]
+            scores = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
             self._lead_ins = {key: scores}
-        return self._lead_ins[key][width]
+        return self._lead_ins[key]
+
+    def _batches(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Rows (n, ...) in batches."""
+        tokens = rows.shape[1] + self._n_bos
+        return rows.split(max(1, self.batch_tokens // tokens))
+
+    def _contexts(self, rows: Tensor) -> Tensor:
+        """Rows of text (n, tokens) as the model reads them."""
+        return with_bos(rows, self.bos).to(self._device)
 
     @contextmanager
-    def holding(
-        self, rule: Rule | None, lead_in: Tensor | None = None, *, stream: bool = True
-    ) -> Iterator[Windowed | None]:
-        """Hold `rule` (None: dense) on the model."""
-        with mixer_kernels(self.model, self.selection), self._held(rule, lead_in, stream) as action:
+    def holding(self, rule: Rule | None, *, noise: int | None = None) -> Iterator[Windowed | None]:
+        """Hold `rule` (None: dense) on the model, which reads separate passages.
+
+        Gives the action of a windowed or dynamic rule. `noise` is a seed of
+        `keepset.hold.inputs.Windows`, of dynamic rules.
+        """
+        with mixer_kernels(self.model, self.selection), self._held(rule, noise) as action:
             yield action
 
     def _held(
-        self, rule: Rule | None, lead_in: Tensor | None, stream: bool
+        self, rule: Rule | None, noise: int | None
     ) -> AbstractContextManager[Windowed | None]:
         if rule is None or rule.sparsity == 0:
             return nullcontext()
@@ -111,10 +143,8 @@ class Runner:
             raise ModelError(f"{describe(rule)}: the model has no {KINDS[rule.site].units}")
         if rule.window == "corpus":
             return kind.hold_static(self.model, sites, self._masks(rule))
-        scores = None
-        if rule.choice == "causal" and stream and lead_in is not None:
-            scores = self.lead_in_scores(rule, lead_in)
-        return kind.hold_windows(self.model, sites, rule, lead_in=scores, stream=stream)
+        options = {} if noise is None else {"noise": noise}
+        return kind.hold_windows(self.model, sites, rule, bos=self.bos is not None, **options)
 
     def _masks(self, rule: Rule) -> Masks:
         try:
@@ -132,47 +162,75 @@ class Runner:
         rule: Rule | None = None,
         lead_in: Tensor | None = None,
         progress: Progress | None = None,
+        *,
+        noise: int | None = None,
     ) -> Tensor:
         """Summed negative log-likelihood of each block under a rule.
 
         Args:
-            blocks: (n_blocks, tokens) int64, consecutive text.
+            blocks: (n_blocks, tokens) int64.
             rule: The keep rule; None is dense.
-            lead_in: (1, tokens) text before the first block, for causal rules.
+            lead_in: (n_blocks, tokens) the text before each block, for causal rules; without it
+                nothing stands before a block.
             progress: Told of every batch.
+            noise: Seed of noise in the last bit of what a dynamic rule holds; none if left out.
 
         Returns:
-            (n_blocks,) float64, nats over tokens - 1 predictions each.
+            (n_blocks,) float64, nats over the predictions of each (`n_predicted`).
 
         Raises:
-            ModelError: blocks are longer than the model's positions, or the loss is not finite;
-                the message names the first layer at fault.
+            ModelError: blocks are longer than the model's positions or have tokens that it does
+                not know, or the loss is not finite; the message names the first layer at fault.
+            ConfigError: there are more or fewer lead-ins than blocks.
         """
-        check_length(self.model, blocks.shape[1], "blocks", "text.block")
+        check_length(self.model, blocks.shape[1] + self._n_bos, "blocks", "text.block")
         label = describe(rule)
-        parts = []
-        with self.holding(rule, lead_in), torch.inference_mode():
-            for batch in blocks.split(max(1, self.batch_tokens // blocks.shape[1])):
-                ids = batch.to(self._device)
+        before: dict[str, Tensor] = {}
+        if rule is not None and rule.choice == "causal" and rule.sparsity and lead_in is not None:
+            if len(lead_in) != len(blocks):
+                raise ConfigError(
+                    f"{len(blocks)} blocks need as many lead-ins, got {len(lead_in)}: give the text"
+                    " before each block"
+                )
+            before = self.lead_in_scores(rule, lead_in)
+        parts: list[Tensor] = []
+        with self.holding(rule, noise=noise) as windows, torch.inference_mode():
+            start = 0
+            for batch in self._batches(blocks):
+                ids = self._contexts(batch)
+                if windows is not None and before:
+                    rows = slice(start, start + len(batch))
+                    windows.before = {key: scores[rows] for key, scores in before.items()}
                 logits = self.model(input_ids=ids, use_cache=False).logits
                 parts.append(_nll(logits, ids).sum(dim=1))
+                start += len(batch)
                 if progress is not None:
                     progress.advance(batch.numel(), label)
         nll = torch.cat(parts).cpu()
         if not bool(torch.isfinite(nll).all()):
-            self._blame(blocks, rule, lead_in)
+            self.blame("the loss is", blocks, rule)
         return nll
 
-    def _blame(self, blocks: Tensor, rule: Rule | None, lead_in: Tensor | None) -> None:
+    def blame(self, what: str, rows: Iterable[Tensor], rule: Rule | None) -> NoReturn:
+        """Refuse a result that is not finite, and name the first layer at fault.
+
+        Args:
+            what: The result and its verb, for the message.
+            rows: The texts that gave it, each (tokens,) int64.
+            rule: What the model ran under.
+
+        Raises:
+            ModelError: always.
+        """
         label = describe(rule)
-        with self.holding(rule, lead_in), ExitStack() as hooks, torch.inference_mode():
+        with self.holding(rule), ExitStack() as hooks, torch.inference_mode():
             for site in self.sites:
                 module = self.model.get_submodule(site.name)
                 check = _finite_check(site.name, label)
                 hooks.enter_context(module.register_forward_pre_hook(check, with_kwargs=True))
-            for block in blocks.split(1):
-                self.model(input_ids=block.to(self._device), use_cache=False)
-        raise ModelError(f"the loss is not finite under {label}; try dtype: float32")
+            for row in rows:
+                self.model(input_ids=self._contexts(row[None]), use_cache=False)
+        raise ModelError(f"{what} not finite under {label}; try dtype: float32")
 
     def last_words(
         self,
@@ -191,19 +249,24 @@ class Runner:
             One row per item, in order: correct (bool), logprob (nats, summed over the target).
 
         Raises:
-            ModelError: a passage is longer than the model's positions.
+            ModelError: a passage is longer than the model's positions or has tokens that it does
+                not know, or a log-probability is not finite; the message names the first layer at
+                fault.
         """
-        longest = max(len(item.ids) for item in items)
+        longest = max(len(item.ids) for item in items) + self._n_bos
         check_length(self.model, longest, "passages", "the task's max_words")
         order = sorted(range(len(items)), key=lambda number: len(items[number].ids))
         answers: dict[int, tuple[bool, float]] = {}
-        with self.holding(rule, stream=False) as windows, torch.inference_mode():
+        with self.holding(rule) as windows, torch.inference_mode():
             for batch in _batches(order, items, self.batch_tokens):
                 encoded = [items[number] for number in batch]
                 answers.update(zip(batch, self._last_word_batch(encoded, windows), strict=True))
                 if progress is not None:
                     progress.advance(sum(len(item.ids) for item in encoded), describe(rule))
         rows = [answers[number] for number in range(len(items))]
+        wrong = [items[n].ids for n, (_, logprob) in enumerate(rows) if not math.isfinite(logprob)]
+        if wrong:
+            self.blame("a target's log-probability is", map(torch.tensor, wrong), rule)
         return pd.DataFrame(rows, columns=["correct", "logprob"])
 
     def _last_word_batch(
@@ -211,19 +274,20 @@ class Runner:
     ) -> list[tuple[bool, float]]:
         # The last token is only predicted, never read.
         lengths = [len(item.ids) - 1 for item in items]
-        ids = torch.zeros(len(items), max(lengths), dtype=torch.long)
-        valid = torch.zeros_like(ids, dtype=torch.bool)
+        text = torch.zeros(len(items), max(lengths), dtype=torch.long)
+        valid = torch.zeros_like(text, dtype=torch.bool)
         for row, (item, length) in enumerate(zip(items, lengths, strict=True)):
-            ids[row, :length] = torch.tensor(item.ids[:-1])
+            text[row, :length] = torch.tensor(item.ids[:-1])
             valid[row, :length] = True
         if windows is not None:
             windows.valid = valid.to(self._device)
-        first = min(item.target_start for item in items) - 1
-        logits = self._tail_logits(ids.to(self._device), first)
+        # The prediction of a token stands where the token before it was read.
+        places = [item.target_start - 1 + self._n_bos for item in items]
+        logits = self._tail_logits(self._contexts(text), min(places))
         results = []
-        for row, item in enumerate(items):
+        for row, (item, place) in enumerate(zip(items, places, strict=True)):
             target = torch.tensor(item.ids[item.target_start :], device=self._device)
-            start = item.target_start - 1 - first
+            start = place - min(places)
             scores = logits[row, start : start + len(target)].float().log_softmax(dim=-1)
             picked = scores.gather(1, target[:, None]).sum(dtype=torch.float64)
             correct = bool((scores.argmax(dim=-1) == target).all())
@@ -302,4 +366,4 @@ def perplexity(runner: Runner, blocks: Tensor, rule: Rule | None = None) -> floa
         1.0
     """
     nll = runner.block_nll(blocks, rule)
-    return float((nll.sum() / (blocks.shape[0] * (blocks.shape[1] - 1))).exp())
+    return float((nll.sum() / runner.n_predicted(blocks)).exp())

@@ -7,13 +7,16 @@ from typing import Any
 
 import pandas as pd
 
+from keepset.errors import ModelError
 from keepset.measure.runner import Runner
 from keepset.rules.rule import Rule
+from keepset.rules.scores import site_seed
 from keepset.run.progress import Progress
-from keepset.text import Blocks, Encoded
+from keepset.text import Encoded, Passages
 
 _TYPES = {
-    **dict.fromkeys(["seed", "block", "n_tokens", "n_words", "n_bytes", "item"], "int64"),
+    **dict.fromkeys(["seed", "block", "document", "draw", "item"], "int64"),
+    **dict.fromkeys(["n_tokens", "n_words", "n_bytes"], "int64"),
     **dict.fromkeys(["sparsity", "nll", "logprob"], "float64"),
     "correct": "bool",
 }
@@ -27,13 +30,14 @@ DENSE_COLUMNS: dict[str, Any] = {
     "choice": "none",
     "access": "none",
 }
-_PERPLEXITY = ["site", *DENSE_COLUMNS, "block", "nll", "n_tokens", "n_words", "n_bytes"]
+_COUNTS = ["n_tokens", "n_words", "n_bytes"]
+_PERPLEXITY = ["site", *DENSE_COLUMNS, "block", "document", "nll", *_COUNTS]
 _CAPABILITY = ["site", *DENSE_COLUMNS, "item", "correct", "logprob"]
 
 
 def perplexity_table(
     runner: Runner,
-    blocks: Blocks,
+    blocks: Passages,
     rules: Sequence[Rule | None],
     identity: Mapping[str, Any],
     label: str,
@@ -42,33 +46,93 @@ def perplexity_table(
 
     Args:
         runner: The model.
-        blocks: Its blocks.
+        blocks: Its blocks. Dense and dynamic rules run on all of them, the others on the first
+            `n_core`.
         rules: The rules; None is dense.
         identity: Leading columns (study, model, origin, corpus).
         label: What the progress line says.
 
     Returns:
         The `perplexity` table of docs/METHODS.md.
+
+    Raises:
+        ModelError: the predicted tokens of the blocks were counted with a BOS token that the model
+            does not get, or without one that it gets.
     """
-    progress = Progress(label, len(rules) * blocks.evaluation.numel())
+    parts = _perplexities(runner, blocks, rules, identity, label)
+    return _joined(parts, [*identity, *_PERPLEXITY])
+
+
+def rounding_table(
+    runner: Runner,
+    blocks: Passages,
+    rules: Sequence[Rule],
+    identity: Mapping[str, Any],
+    label: str,
+    draws: int,
+    seed: int,
+) -> pd.DataFrame:
+    """Run dynamic rules again and again, each time with other noise in the last bit of every h.
+
+    Which units are the largest depends on the last bits, and other kernels round these otherwise.
+
+    Args:
+        runner, blocks, rules, identity, label: As in `perplexity_table`; all rules are dynamic.
+        draws: How often.
+        seed: Decides the noise, together with the number of the draw.
+
+    Returns:
+        The columns of `perplexity_table`, and `draw`, from 1.
+    """
     tables = []
-    for rule in rules:
-        nll = runner.block_nll(blocks.evaluation, rule, blocks.lead_in, progress)
+    for draw in range(1, draws + 1):
+        noise = site_seed(seed, f"rounding.{draw}")
+        said = f"{label} rounding {draw}"
+        parts = _perplexities(runner, blocks, rules, identity, said, noise)
+        tables += [part.assign(draw=draw) for part in parts]
+    return _joined(tables, [*identity, *_PERPLEXITY, "draw"])
+
+
+def _perplexities(
+    runner: Runner,
+    blocks: Passages,
+    rules: Sequence[Rule | None],
+    identity: Mapping[str, Any],
+    label: str,
+    noise: int | None = None,
+) -> list[pd.DataFrame]:
+    """A table for each rule."""
+    if int(blocks.n_tokens.sum()) != runner.n_predicted(blocks.evaluation):
+        raise ModelError(
+            f"{label}: the blocks' predicted tokens were not counted for a model with"
+            f" {'a' if runner.bos is not None else 'no'} BOS token; make the blocks again"
+        )
+    sizes = [_n_blocks(blocks, rule) for rule in rules]
+    progress = Progress(label, sum(sizes) * blocks.evaluation.shape[1])
+    tables = []
+    for rule, size in zip(rules, sizes, strict=True):
+        ids, lead_in = blocks.evaluation[:size], blocks.lead_in[:size]
+        nll = runner.block_nll(ids, rule, lead_in, progress, noise=noise)
         tables.append(
             pd.DataFrame(
                 {
                     **identity,
                     **_setting(rule),
-                    "block": range(len(nll)),
+                    "block": range(size),
+                    "document": blocks.document[:size].numpy(),
                     "nll": nll.numpy(),
-                    "n_tokens": blocks.n_tokens.numpy(),
-                    "n_words": blocks.n_words.numpy(),
-                    "n_bytes": blocks.n_bytes.numpy(),
+                    **{name: getattr(blocks, name)[:size].numpy() for name in _COUNTS},
                 }
             )
         )
     progress.close()
-    return _joined(tables, [*identity, *_PERPLEXITY])
+    return tables
+
+
+def _n_blocks(blocks: Passages, rule: Rule | None) -> int:
+    """Claims of sameness, which need the most text, are about dynamic rules."""
+    everywhere = rule is None or rule.method == "dynamic"
+    return len(blocks.evaluation) if everywhere else blocks.n_core
 
 
 def capability_table(

@@ -3,11 +3,11 @@
 `prepare` finds, checks and if need be converts a model once; `load` then needs no network.
 """
 
+from keepset.models.bos import bos_token as bos_token
 from keepset.models.checkpoint import save as save
 from keepset.models.devices import resolve_device as resolve_device, resolve_dtype as resolve_dtype
+from keepset.models.limits import check_ids as check_ids, check_length as check_length, fits as fits
 from keepset.models.loading import (
-    check_length as check_length,
-    fits as fits,
     load as load,
     load_tokenizer as load_tokenizer,
     prepare as prepare,

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -20,12 +19,13 @@ from transformers import (
 from keepset.errors import ModelError
 from keepset.files import store
 from keepset.models import mamba_ssm
+from keepset.models.bos import bos_token
 from keepset.models.checkpoint import check, explained, fingerprint, relevant
-from keepset.models.sources import ModelFiles, cached, convert_gguf, find, snapshot
+from keepset.models.gguf_files import convert_gguf
+from keepset.models.limits import positions_of
+from keepset.models.sources import ModelFiles, cached, find, snapshot
 from keepset.settings import Model
 from keepset.sites.families import ACTIVATION_KEYS
-
-_POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
 def prepare(name: str, source: Model, folder: str | Path) -> dict[str, Any]:
@@ -42,7 +42,8 @@ def prepare(name: str, source: Model, folder: str | Path) -> dict[str, Any]:
         What `load` needs and results record, ready for JSON: name, source, origin, checkpoint
         (absolute path or hub id), revision (commit of a hub repository), trust_remote_code,
         fingerprint, architecture, model_type, activation (None: unknown), n_parameters,
-        vocab_size, max_positions (None: unlimited or unknown), license (None: unknown).
+        vocab_size, max_positions (None: unlimited or unknown), license (None: unknown), bos (id of
+        the token that stands before every text, or None).
 
     Raises:
         ModelError: the model is missing, incomplete or unknown; the message says what to do.
@@ -71,7 +72,9 @@ def prepare(name: str, source: Model, folder: str | Path) -> dict[str, Any]:
         "fingerprint": _fingerprint(source, files, path),
         **_describe(where, path, code),
     }
-    load_tokenizer(info)
+    info["bos"] = bos_token(
+        load_tokenizer(info), info["model_type"], source.bos, where=f"{where}.bos"
+    )
     return info
 
 
@@ -121,32 +124,6 @@ def load(
     with explained(f"{where}: cannot move the model to {device}"):
         model = model.to(device)
     return model.eval().requires_grad_(False), load_tokenizer(info)
-
-
-def fits(model: nn.Module, tokens: int) -> bool:
-    """Whether text of `tokens` tokens is within the model's positions, if it states any."""
-    config: Any = model.config
-    positions = getattr(config, "max_position_embeddings", None)
-    return positions is None or tokens <= positions
-
-
-def check_length(model: nn.Module, tokens: int, what: str, remedy: str) -> None:
-    """Refuse text that is longer than the model's positions.
-
-    Args:
-        model: A causal language model; one without a stated limit takes any length.
-        tokens: The longest piece of text, in tokens.
-        what: What is that long, and `remedy`: what to lower; both for the message.
-
-    Raises:
-        ModelError: the text is too long.
-    """
-    if not fits(model, tokens):
-        positions = getattr(model.config, "max_position_embeddings", None)
-        raise ModelError(
-            f"{what} of {tokens} tokens are too long for a model of {positions} positions;"
-            f" lower {remedy}"
-        )
 
 
 def load_tokenizer(info: Mapping[str, Any]) -> PreTrainedTokenizerBase:
@@ -201,12 +178,11 @@ def _describe(where: str, folder: Path, code: bool) -> dict[str, Any]:
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=code)
     text = config.get_text_config()
     activations = (getattr(text, key, None) for key in ACTIVATION_KEYS)
-    positions = (getattr(text, key, None) for key in _POSITION_KEYS)
     return {
         "architecture": type(model).__name__,
         "model_type": text.model_type,
         "activation": next((a for a in activations if a is not None), None),
         "n_parameters": model.num_parameters(),
         "vocab_size": text.vocab_size,
-        "max_positions": next((n for n in positions if n is not None), None),
+        "max_positions": positions_of(config),
     }

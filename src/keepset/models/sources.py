@@ -7,7 +7,6 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import yaml
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
@@ -19,10 +18,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from keepset.errors import ModelError
-from keepset.models.checkpoint import CONFIG, explained, relevant, save
+from keepset.models.checkpoint import CONFIG, relevant
 from keepset.settings import Model
 
 _HUB_TIMEOUT = 10.0  # seconds until a hub that does not answer counts as out of reach
@@ -157,29 +155,3 @@ def _card_license(folder: Path) -> str | None:
     except yaml.YAMLError:
         return None
     return str(header["license"]) if isinstance(header, dict) and header.get("license") else None
-
-
-def convert_gguf(where: str, file: Path, folder: Path) -> None:
-    """Write the model and tokenizer of a GGUF file to `folder`, dequantized to float32.
-
-    Raises:
-        ModelError: transformers cannot read the file.
-    """
-    with explained(f"{where}: cannot read {file}"):
-        arguments = {"gguf_file": file.name, "local_files_only": True}
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, **arguments)
-        model = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **arguments)
-    save(_without_quantization(model), tokenizer, folder)
-
-
-def _without_quantization(model: PreTrainedModel) -> PreTrainedModel:
-    """The same weights in a model that does not call itself quantized.
-
-    transformers refuses to save a model read from GGUF, though its weights are dequantized.
-    """
-    content = model.config.to_dict()
-    content.pop("quantization_config", None)
-    with torch.device("meta"):
-        fresh = type(model)(type(model.config).from_dict(content))
-    fresh.load_state_dict(model.state_dict(keep_vars=True), assign=True)
-    return fresh

@@ -198,6 +198,12 @@ class Config(Strict):
         specimen = self.all_models()[model].origin == "specimen"
         return self.text.specimen_evaluation_tokens if specimen else self.text.evaluation_tokens
 
+    def sameness_tokens(self, model: str) -> int:
+        """The same, dense and under dynamic rules."""
+        specimen = self.all_models()[model].origin == "specimen"
+        tokens = self.text.specimen_sameness_tokens if specimen else self.text.sameness_tokens
+        return tokens or self.evaluation_tokens(model)
+
 
 def find_specimens(folder: str | None) -> dict[str, Model]:
     """The specimens in `folder` by name; none without a folder.

@@ -63,6 +63,11 @@ class Statistics(Strict):
     """Intervals and tests."""
 
     confidence: float = Field(0.95, gt=0.5, lt=1.0, description="Level of every interval.")
-    resamples: int = Field(9999, ge=99, description="Bootstrap resamples.")
+    resamples: int = Field(
+        9999, ge=99, description="Bootstrap resamples, where units are a sample."
+    )
     perplexity_margin: float = Field(0.01, gt=0, description="Equivalence margin, relative.")
     accuracy_margin: float = Field(0.05, gt=0, lt=1, description="Equivalence margin, absolute.")
+    rounding_draws: int = Field(
+        3, ge=0, description="Runs of dynamic rules with noise in the last bit; 0 for none."
+    )

@@ -22,6 +22,11 @@ class Model(Strict):
         description="Hub id or folder of the tokenizer, for checkpoints of mamba_ssm, which have"
         " none.",
     )
+    bos: Literal["auto"] | bool = Field(
+        "auto",
+        description="Whether a BOS token stands before every block, passage and prompt. auto: where"
+        " the tokenizer itself puts one, and for the Gemma family.",
+    )
     dtype: Dtype | None = Field(None, description="Overrides the study's dtype for this model.")
     trust_remote_code: bool = Field(False, description="Run Python code shipped with the model.")
     origin: Literal["pretrained", "specimen"] = Field(
@@ -82,10 +87,31 @@ class Text(Strict):
     calibration_tokens: int = Field(ge=2, description="Calibration tokens per model and corpus.")
     evaluation_tokens: int = Field(ge=2, description="Evaluation tokens per model and corpus.")
     specimen_evaluation_tokens: int = Field(ge=2, description="The same, for specimens.")
+    sameness_tokens: int | None = Field(
+        None,
+        ge=2,
+        description="Evaluation tokens dense and under dynamic rules, where claims of sameness need"
+        " more; the first are those of evaluation_tokens, which is taken if left out.",
+    )
+    specimen_sameness_tokens: int | None = Field(None, ge=2, description="The same, for specimens.")
+    sampling: Literal["documents", "stream"] = Field(
+        "documents",
+        description="documents: blocks of as many documents as there are, at seeded places; stream:"
+        " consecutive blocks of the joined documents from their start, as in published results.",
+    )
     specimen_corpora: list[Name] | None = Field(
         None, description="Corpora that specimens are run on; all without."
     )
     batch_tokens: int = Field(1024, ge=2, description="Tokens per forward pass.")
+
+    @model_validator(mode="after")
+    def _more(self) -> Text:
+        for prefix in ("", "specimen_"):
+            more, core = f"{prefix}sameness_tokens", f"{prefix}evaluation_tokens"
+            tokens = getattr(self, more)
+            if tokens is not None and tokens < getattr(self, core):
+                raise ValueError(f"{more} is less than {core}; give more, or leave it out")
+        return self
 
 
 class Task(Strict):

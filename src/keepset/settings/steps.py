@@ -69,6 +69,11 @@ def _model_run(config: Config, wildcards: Wildcards) -> Settings:
     return {"run": _run(config, wildcards["model"]), **_identity(config, wildcards)}
 
 
+def _levels(config: Config, _: Wildcards) -> Settings:
+    """What tests and intervals without a draw need: no seed, no number of resamples."""
+    return {"statistics": config.statistics.model_dump(exclude={"resamples"})}
+
+
 def _statistics(config: Config, _: Wildcards) -> Settings:
     return {"statistics": config.statistics.model_dump(), "seed": config.seed}
 
@@ -94,10 +99,20 @@ def _task(config: Config, wildcards: Wildcards) -> Settings:
 
 
 def _blocks(config: Config, wildcards: Wildcards) -> Settings:
+    model, corpus = wildcards["model"], wildcards["corpus"]
+    longer = config.studies(model, "state", corpus)
     return {
-        "name": wildcards["corpus"],
-        "lengths": config.text.model_dump(include={"block", "calibration_tokens"}),
-        "evaluation_tokens": config.evaluation_tokens(wildcards["model"]),
+        "name": corpus,
+        "lengths": {
+            **config.text.model_dump(include={"block", "calibration_tokens"}),
+            "evaluation_tokens": config.evaluation_tokens(model),
+        },
+        "cutting": {
+            "sampling": config.text.sampling,
+            "sameness_tokens": config.sameness_tokens(model),
+            "factors": state_section(config).lengths if longer else [],
+            "seed": config.seed,
+        },
     }
 
 
@@ -126,8 +141,12 @@ def _evaluation(
     rules = {"kind": kind.name, "part": part, "grid": grid, "seeds": config.seeds()}
     if part == "windowed":
         rules["choice"] = wildcards["choice"]
-    chosen = {"chosen": chosen_by(config, kind.name, corpus)} if part == "static" else {}
-    return {**_model_run(config, wildcards), "rules": rules, **chosen}
+    settings = {**_model_run(config, wildcards), "rules": rules}
+    if part == "static":
+        settings["chosen"] = chosen_by(config, kind.name, corpus)
+    if part == "dynamic":
+        settings |= {"draws": config.statistics.rounding_draws, "seed": config.seed}
+    return settings
 
 
 def _capability(config: Config, wildcards: Wildcards) -> Settings:
@@ -162,7 +181,7 @@ def _pruning(config: Config, wildcards: Wildcards) -> Settings:
 
 
 def _channels(config: Config, wildcards: Wildcards) -> Settings:
-    return {**_statistics(config, wildcards), **_identity(config, wildcards)}
+    return {"statistics": config.statistics.model_dump(), **_identity(config, wildcards)}
 
 
 def _claims(config: Config, wildcards: Wildcards) -> Settings:
@@ -261,8 +280,8 @@ _STEPS = {
     "prune_state": _step("states:prune_state", _pruning),
     "join_perplexity": _step("tables:join_tables"),
     "join_correlations": _step("tables:join_tables"),
-    "test_significance": _step("significance:test_significance", _statistics),
-    "compare_settings": _step("comparison:compare_settings", _statistics),
+    "test_significance": _step("significance:test_significance", _levels),
+    "compare_settings": _step("comparison:compare_settings", _levels),
     "sort_channels": _step("comparison:sort_channels"),
     "judge_claims": _step("claims:judge_claims", _claims),
     "write_tables": _step(

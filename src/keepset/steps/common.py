@@ -56,6 +56,7 @@ def load(model: PathLike, run: Run, keep_sets: KeepSets | None = None) -> Loaded
         keep_sets=keep_sets,
         batch_tokens=run.batch_tokens,
         kernels=Kernels.model_validate(run.kernels),
+        bos=info["bos"],
     )
     runner.selection.require(device)
     scan = provider_for(network, "scan", runner.selection)
@@ -63,6 +64,7 @@ def load(model: PathLike, run: Run, keep_sets: KeepSets | None = None) -> Loaded
         **provenance.environment(),
         "model": info["fingerprint"],
         "source": info["source"],
+        "bos": info["bos"],
         "device": str(device),
         "dtype": str(dtype),
         # Whole passages under a rule are masked, or cut, in torch; only decoding has other paths.
@@ -72,15 +74,16 @@ def load(model: PathLike, run: Run, keep_sets: KeepSets | None = None) -> Loaded
 
 
 def cache_owner(
-    model: Mapping[str, Any], blocks: text.Blocks, dtype: str, gradients: bool
+    model: Mapping[str, Any], blocks: text.Blocks, dtype: str, gradients: bool | None = None
 ) -> dict[str, Any]:
-    """What an activation cache belongs to."""
-    return {
+    """What an activation cache belongs to; without `gradients`, what keep sets belong to."""
+    owner = {
         "model": model["fingerprint"],
+        "bos": model["bos"],
         "text": blocks.fingerprint,
         "dtype": dtype,
-        "gradients": gradients,
     }
+    return owner if gradients is None else {**owner, "gradients": gradients}
 
 
 def load_moments(
@@ -104,5 +107,5 @@ def static_sets(
     """
     dtype = str(models.resolve_dtype(run.dtype, models.resolve_device(run.device)))
     info = store.read_json(model)
-    owner = {"model": info["fingerprint"], "text": blocks.fingerprint, "dtype": dtype}
+    owner = cache_owner(info, blocks, dtype)
     return kinds.load_sets(files, owner, chosen)

@@ -25,6 +25,9 @@ def evaluate_rules(
     rules: Mapping[str, Any] | None = None,
     sets: PathLike | None = None,
     chosen: Mapping[str, Any] | None = None,
+    rounding: PathLike | None = None,
+    draws: int = 0,
+    seed: int = 0,
 ) -> None:
     """Perplexity per block under every rule of one part of a grid, or dense.
 
@@ -32,17 +35,27 @@ def evaluate_rules(
         rules: The arguments of `part_rules`; dense where there are none.
         sets: What static keep sets are read from (`Kind.sets`).
         chosen: What they must have been chosen with.
+        rounding: Of dynamic rules: where the table of `rounding_table` goes.
+        draws: How often they are run again for it, and
+        seed: what decides the noise.
     """
     tokens, setup = text.load_blocks(blocks), Run(**run)
     kind = rules["kind"] if rules else ""
     files = {} if sets is None else {kind: sets}
     loaded = load(model, setup, static_sets(files, model, tokens, setup, {kind: chosen or {}}))
-    keep_rules: list[Rule | None] = [None]
-    if rules:
-        keep_rules = [*part_rules(**rules)] if loaded.runner.sites_of(kind) else []
+    keep_rules: list[Rule] = []
+    if rules and loaded.runner.sites_of(kind):
+        keep_rules = part_rules(**rules)
     label = f"{identity['model']} {identity['corpus']} {Path(output).stem}"
-    table = tables.perplexity_table(loaded.runner, tokens, keep_rules, identity, label)
-    store.write_table(table, output, {**loaded.provenance, "text": tokens.fingerprint})
+    run_rules = keep_rules if rules else [None]
+    table = tables.perplexity_table(loaded.runner, tokens, run_rules, identity, label)
+    facts = {**loaded.provenance, "text": tokens.fingerprint}
+    store.write_table(table, output, facts)
+    if rounding is not None:
+        table = tables.rounding_table(
+            loaded.runner, tokens, keep_rules, identity, label, draws, seed
+        )
+        store.write_table(table, rounding, facts)
 
 
 def evaluate_lengths(
@@ -57,7 +70,7 @@ def evaluate_lengths(
 ) -> None:
     """Perplexity on longer passages than the units were chosen on.
 
-    Consecutive blocks are joined; lengths that the model's positions do not reach are left out.
+    Lengths that the model's positions, or the text, do not reach are left out.
     The arguments are those of `evaluate_rules`; `rules` are those of `length_rules`.
     """
     tokens, setup, kind = text.load_blocks(blocks), Run(**run), rules["kind"]
@@ -66,13 +79,14 @@ def evaluate_lengths(
     keep_rules = length_rules(**rules) if loaded.runner.sites_of(kind) else []
     parts = []
     for factor in rules["state"]["lengths"] if keep_rules else ():
-        joined = tokens.joined(factor)
-        if joined is None or not models.fits(loaded.runner.model, joined.evaluation.shape[1]):
+        longer = tokens.longer.get(factor)
+        if longer is None:
             continue
-        length = joined.evaluation.shape[1]
+        length = longer.evaluation.shape[1]
+        if not models.fits(loaded.runner.model, length + int(tokens.bos is not None)):
+            continue
         label = f"{identity['model']} {identity['corpus']} lengths {length}"
-        table = tables.perplexity_table(loaded.runner, joined, [None, *keep_rules], identity, label)
-        # Words and bytes of the tokens where blocks were joined are not known.
+        table = tables.perplexity_table(loaded.runner, longer, [None, *keep_rules], identity, label)
         parts.append(table.drop(columns=["n_words", "n_bytes"]).assign(length=length))
     table = pd.concat(parts) if parts else pd.DataFrame()
     store.write_table(table, output, {**loaded.provenance, "text": tokens.fingerprint})

@@ -26,16 +26,16 @@ def tokenize_corpus(
     corpus: PathLike,
     model: PathLike,
     lengths: Mapping[str, int],
-    evaluation_tokens: int,
+    cutting: Mapping[str, Any],
     output: PathLike,
 ) -> None:
-    """Cut a corpus into blocks of one model's tokens."""
-    blocks = text.make_blocks(
-        name,
-        pd.read_parquet(corpus),
-        models.load_tokenizer(store.read_json(model)),
-        lengths["block"],
-        lengths["calibration_tokens"],
-        evaluation_tokens,
-    )
-    text.save_blocks(blocks, output)
+    """Cut a corpus into blocks of one model's tokens.
+
+    Args:
+        lengths: The arguments of `make_blocks` that say how many tokens.
+        cutting: The fields of `Cutting`, without the model's BOS token.
+    """
+    info, table = store.read_json(model), pd.read_parquet(corpus)
+    tokenizer = models.load_tokenizer(info)
+    how = text.Cutting(**cutting, bos=info.get("bos"))
+    text.save_blocks(text.make_blocks(name, table, tokenizer, **lengths, cutting=how), output)

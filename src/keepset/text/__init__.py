@@ -2,6 +2,8 @@
 
 from keepset.text.blocks import (
     Blocks as Blocks,
+    Cutting as Cutting,
+    Passages as Passages,
     cut_blocks as cut_blocks,
     load_blocks as load_blocks,
     make_blocks as make_blocks,

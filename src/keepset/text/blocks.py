@@ -2,128 +2,116 @@
 
 from __future__ import annotations
 
+import json
 import warnings
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from keepset.errors import TextError
 from keepset.files.store import fingerprint, replacing
 from keepset.text.corpora import join_documents
+from keepset.text.sampling import Cut, Sampler
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# A token depends on about a word of text around it, and no real word is this long. So a cut in the
-# text cannot change the tokens that end this many characters before it.
-_MARGIN = 2_000
-_CHARACTERS_PER_TOKEN = 6
+
+@dataclass(frozen=True)
+class Passages:
+    """Text that results are reported on, as blocks of T text tokens without special tokens."""
+
+    evaluation: Tensor
+    """(m, T) int64."""
+    document: Tensor
+    """(m,) int64: the document that each block is from, numbered as they appear."""
+    lead_in: Tensor
+    """(m, L) int64: the text before each block, for causal windows; never scored."""
+    n_tokens: Tensor
+    """(m,) int64: predicted tokens of each block."""
+    n_words: Tensor
+    """(m,) int64: words, separated by white space, in the text of the predicted tokens."""
+    n_bytes: Tensor
+    """(m,) int64: UTF-8 bytes of the text of the predicted tokens."""
+    n_core: int
+    """The first `n_core` blocks are run under every rule, the others dense and under dynamic ones,
+    where claims of sameness need more text."""
 
 
 @dataclass(frozen=True)
-class Blocks:
-    """Blocks of T tokens of one corpus for one tokenizer, without special tokens.
+class Blocks(Passages):
+    """The blocks of one corpus for one tokenizer.
 
-    The first token of a block is never predicted: each block has T - 1 predicted tokens.
+    With a BOS token, which a runner puts before every block, the first token of a block is
+    predicted too: each block has T predicted tokens, T - 1 without.
     """
 
-    calibration: torch.Tensor
+    calibration: Tensor
     """(n, T) int64: keep sets and thresholds are chosen on these."""
-    lead_in: torch.Tensor
-    """(1, T) int64: the text before the first evaluation block, for causal windows; not scored."""
-    evaluation: torch.Tensor
-    """(m, T) int64: results are reported on these consecutive blocks."""
-    n_tokens: torch.Tensor
-    """(m,) int64: predicted tokens of each evaluation block."""
-    n_words: torch.Tensor
-    """(m,) int64: words, separated by white space, in the text of the predicted tokens."""
-    n_bytes: torch.Tensor
-    """(m,) int64: UTF-8 bytes of the text of the predicted tokens."""
+    calibration_document: Tensor
+    """(n,) int64: the document that each is from, numbered apart from those of `document`."""
+    bos: int | None
+    """The model's BOS token, which is in no block."""
+    longer: Mapping[int, Passages]
+    """Factor -> passages of factor * T tokens, about as many tokens as the core blocks have. None
+    where no document, or text, is so long."""
     fingerprint: str
     """SHA-256 over all fields above and their shapes, hence over T."""
 
-    def joined(self, factor: int) -> Blocks | None:
-        """Join every `factor` consecutive evaluation blocks; None if there are fewer.
 
-        Words and bytes are sums over the parts. They leave out the first token of each part,
-        which the part did not predict.
-        """
-        count = len(self.evaluation) // factor
-        if count == 0:
-            return None
-        parts = slice(0, count * factor)
-        length = factor * self.evaluation.shape[1]
-        return replace(
-            self,
-            evaluation=self.evaluation[parts].reshape(count, length),
-            n_tokens=torch.full((count,), length - 1),
-            n_words=self.n_words[parts].view(count, factor).sum(dim=1),
-            n_bytes=self.n_bytes[parts].view(count, factor).sum(dim=1),
-        )
+@dataclass(frozen=True)
+class Cutting:
+    """How text is cut into blocks, beside their length and number.
+
+    Attributes:
+        sampling: Where blocks are taken, see `make_blocks`.
+        sameness_tokens: Tokens of all evaluation blocks, where more than the core has; rounded up
+            to complete blocks.
+        factors: Lengths of the longer passages, in blocks.
+        seed: Decides documents and places.
+        bos: The BOS token that will stand before every block; it makes the first token count.
+    """
+
+    sampling: Literal["documents", "stream"] = "documents"
+    sameness_tokens: int | None = None
+    factors: Sequence[int] = ()
+    seed: int = 0
+    bos: int | None = None
 
 
 @dataclass(frozen=True)
-class _Stream:
-    """The first blocks of a split: token ids (k, T), and where in `text` each token ends."""
+class _Wanted:
+    """How many blocks of how many tokens."""
 
-    text: str
-    ids: torch.Tensor
-    ends: torch.Tensor
-
-
-@dataclass(frozen=True)
-class _Streams:
-    """The splits of a corpus as token streams."""
-
-    label: str
-    table: pd.DataFrame
-    tokenizer: PreTrainedTokenizerBase
     block: int
+    calibration: int
+    core: int
+    evaluation: int
+    factors: Sequence[int]
 
-    def __post_init__(self) -> None:
-        if not self.tokenizer.is_fast:
-            raise TextError(
-                f"{self.label}: tokenizer {self.tokenizer.name_or_path} gives no character"
-                " offsets; use a model with a fast tokenizer (tokenizer.json)"
-            )
+    def longer(self, n_evaluation: int) -> dict[int, int]:
+        """Factor -> passages with about as many tokens as the core of `n_evaluation` blocks."""
+        counts = {factor: min(self.core, n_evaluation) // factor for factor in self.factors}
+        return {factor: count for factor, count in counts.items() if count}
 
-    def first(self, split: str, max_blocks: int, min_blocks: int = 1) -> _Stream:
-        """The first blocks of a split; tokenizes only about as much text as they need.
 
-        Raises:
-            TextError: the split has fewer than `min_blocks` blocks.
-        """
-        text = join_documents(self.table.loc[self.table["split"] == split, "text"])
-        max_tokens = max_blocks * self.block
-        length = _CHARACTERS_PER_TOKEN * max_tokens + _MARGIN
-        ids, ends = self._tokenize(text, length)
-        while len(ids) < max_tokens and length < len(text):
-            length *= 2
-            ids, ends = self._tokenize(text, length)
-        n_blocks = min(len(ids) // self.block, max_blocks)
-        if n_blocks < min_blocks:
-            raise TextError(
-                f"{self.label}: the {split} text has {len(ids)} tokens, {min_blocks * self.block}"
-                " are needed; give more text, or a smaller block"
-            )
-        n_tokens = n_blocks * self.block
-        return _Stream(text, ids[:n_tokens].view(n_blocks, -1), ends[:n_tokens].view(n_blocks, -1))
+@dataclass(frozen=True)
+class _Cuts:
+    """What was cut; `lead_in` stands before blocks at the very start of their text."""
 
-    def _tokenize(self, text: str, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and ends of the tokens of `text[:length]` that do not depend on the rest."""
-        encoded = self.tokenizer(
-            text[:length], add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        )
-        ids = torch.tensor(encoded["input_ids"], dtype=torch.int64)
-        ends = torch.tensor([end for _, end in encoded["offset_mapping"]], dtype=torch.int64)
-        ends = ends.cummax(0).values if len(ends) else ends
-        n_certain = len(ids) if length >= len(text) else int((ends <= length - _MARGIN).sum())
-        return ids[:n_certain], ends[:n_certain]
+    calibration: list[Cut]
+    evaluation: list[Cut]
+    longer: dict[int, list[Cut]]
+    lead_in: Tensor
 
 
 def make_blocks(
@@ -133,16 +121,20 @@ def make_blocks(
     block: int,
     calibration_tokens: int,
     evaluation_tokens: int,
+    cutting: Cutting | None = None,
 ) -> Blocks:
     """Cut the calibration and evaluation text of a corpus into blocks of `block` tokens.
 
-    The documents of a split are joined (`join_documents`) and tokenized as one stream. The stream
-    is cut into consecutive blocks; an incomplete last block is dropped.
+    `documents`: blocks are taken from as many documents of a split as it has, in an order and at
+    places that `seed` decides (`Sampler.from_documents`). An evaluation block has as many tokens of
+    its own document before it, its lead-in; documents shorter than the two are joined.
 
-    Where one source was split, the lead-in is the first block of the evaluation stream, and the
-    evaluation blocks follow it. Where evaluation has a separate source, its blocks start at the
-    first token, as in published results; the lead-in is then the block after the calibration
-    blocks or, if there is no more calibration text, the last calibration block.
+    `stream`: the documents of a split are joined, tokenized as one stream and cut into consecutive
+    blocks, as in published results; an incomplete last block is dropped. The lead-in of a block is
+    the block before. Where one source was split, the first block of the evaluation stream is the
+    first lead-in. Where evaluation has a separate source, its blocks start at the first token; the
+    first lead-in is then the block after the calibration blocks or, if there is no more calibration
+    text, the last calibration block.
 
     Args:
         name: the corpus, for messages.
@@ -150,7 +142,8 @@ def make_blocks(
         tokenizer: a fast tokenizer.
         block: tokens per block, T.
         calibration_tokens: rounded up to complete blocks.
-        evaluation_tokens: rounded up to complete blocks.
+        evaluation_tokens: of the core blocks; rounded up to complete blocks.
+        cutting: where and what else; the defaults of `Cutting` if left out.
 
     Raises:
         TextError: a split is too short for one block, or the tokenizer is not a fast one.
@@ -158,24 +151,77 @@ def make_blocks(
     Warns:
         UserWarning: a split has fewer blocks than requested; all of them are used.
     """
-    n_calibration, n_evaluation = -(-calibration_tokens // block), -(-evaluation_tokens // block)
-    streams = _Streams(f"corpora.{name}", table, tokenizer, block)
-    calibration = streams.first("calibration", n_calibration + 1)
-    if "source" in table and (table["source"] == "evaluation").any():
-        evaluation, n_skipped = streams.first("evaluation", n_evaluation), 0
-        lead_in = calibration.ids[-1:]
-    else:
-        evaluation, n_skipped = streams.first("evaluation", n_evaluation + 1, min_blocks=2), 1
-        lead_in = evaluation.ids[:1]
-    blocks = _blocks(calibration.ids[:n_calibration], lead_in, evaluation, n_skipped)
-    for split, n_wanted in (("calibration", n_calibration), ("evaluation", n_evaluation)):
-        if (n_blocks := len(getattr(blocks, split))) < n_wanted:
+    cutting = cutting or Cutting()
+    n_core = -(-evaluation_tokens // block)
+    n_evaluation = max(n_core, -(-(cutting.sameness_tokens or 0) // block))
+    wanted = _Wanted(block, -(-calibration_tokens // block), n_core, n_evaluation, cutting.factors)
+    sampler = Sampler(f"corpora.{name}", tokenizer, cutting.seed)
+    cut = _cut_documents if cutting.sampling == "documents" else _cut_stream
+    cuts = cut(sampler, table, wanted)
+    for split in ("calibration", "evaluation"):
+        n_blocks, n_wanted = len(getattr(cuts, split)), getattr(wanted, split)
+        if n_blocks < n_wanted:
+            documents = cutting.sampling == "documents"
+            hint = "; text.sampling: stream gives more of them" if documents else ""
             warnings.warn(
                 f"corpora.{name}: {split} has {n_blocks} blocks of {block} tokens, {n_wanted} were"
-                f" requested; using {n_blocks}",
+                f" requested; using {n_blocks}{hint}",
                 stacklevel=2,
             )
-    return blocks
+    return _blocks(cuts, min(n_core, len(cuts.evaluation)), cutting.bos)
+
+
+def _cut_documents(sampler: Sampler, table: pd.DataFrame, wanted: _Wanted) -> _Cuts:
+    block = wanted.block
+
+    def first(split: str, length: int, count: int, lead: int) -> list[Cut]:
+        return [*islice(sampler.from_documents(_rows(table, split), length, lead), count)]
+
+    calibration = first("calibration", block, wanted.calibration, 0)
+    _check(sampler, table, "calibration", calibration, block)
+    evaluation = first("evaluation", block, wanted.evaluation, block)
+    _check(sampler, table, "evaluation", evaluation, 2 * block)
+    longer = {
+        factor: first("evaluation", factor * block, count, block)
+        for factor, count in wanted.longer(len(evaluation)).items()
+    }
+    return _Cuts(calibration, evaluation, longer, lead_in=calibration[-1].ids)
+
+
+def _cut_stream(sampler: Sampler, table: pd.DataFrame, wanted: _Wanted) -> _Cuts:
+    block = wanted.block
+    separate = "source" in table and (table["source"] == "evaluation").any()
+    skipped = 0 if separate else block
+
+    def first(length: int, count: int) -> list[Cut]:
+        return sampler.from_stream(_rows(table, "evaluation"), length, count, skipped)
+
+    calibration = sampler.from_stream(_rows(table, "calibration"), block, wanted.calibration + 1, 0)
+    _check(sampler, table, "calibration", calibration, block)
+    evaluation = first(block, wanted.evaluation)
+    _check(sampler, table, "evaluation", evaluation, skipped + block)
+    longer = {
+        factor: first(factor * block, count)
+        for factor, count in wanted.longer(len(evaluation)).items()
+    }
+    lead_in = calibration[-1].ids
+    return _Cuts(calibration[: wanted.calibration], evaluation, longer, lead_in)
+
+
+def _rows(table: pd.DataFrame, split: str) -> pd.DataFrame:
+    return table[table["split"] == split]
+
+
+def _check(
+    sampler: Sampler, table: pd.DataFrame, split: str, cuts: Sequence[Cut], needed: int
+) -> None:
+    """Refuse text that gave no block."""
+    if not cuts:
+        tokens = sampler.read(join_documents(_rows(table, split)["text"]), needed)
+        raise TextError(
+            f"{sampler.label}: the {split} text has {len(tokens.ids)} tokens, {needed} are needed;"
+            " give more text, or a smaller block"
+        )
 
 
 def cut_blocks(
@@ -199,17 +245,24 @@ def cut_blocks(
         >>> blocks.shape[1], tokenizer.decode(blocks[0, :4])
         (32, 'The river is')
     """
-    table = pd.DataFrame({"split": "evaluation", "text": documents})
-    # A token has at least one byte, so there are at most this many blocks.
-    max_blocks = len(join_documents(documents).encode())
-    return _Streams(label, table, tokenizer, block).first("evaluation", max_blocks).ids
+    text = join_documents(documents)
+    # A token has at least one byte, so there are at most this many.
+    ids = Sampler(label, tokenizer).read(text, len(text.encode())).ids
+    if len(ids) < block:
+        raise TextError(
+            f"{label}: the text has {len(ids)} tokens, {block} are needed; give more text, or a"
+            " smaller block"
+        )
+    return ids[: len(ids) // block * block].view(-1, block)
 
 
 def save_blocks(blocks: Blocks, path: str | Path) -> None:
-    """Write blocks as safetensors, atomically; the fingerprint goes into the metadata."""
-    tensors = {name: getattr(blocks, name).contiguous().clone() for name in _TENSORS}
+    """Write blocks as safetensors, atomically; what is no tensor goes into the metadata."""
+    tensors = {name: value.contiguous().clone() for name, value in _tensors(blocks).items()}
+    facts = {"n_core": blocks.n_core, "bos": blocks.bos}
+    metadata = {"facts": json.dumps(facts), "fingerprint": blocks.fingerprint}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"fingerprint": blocks.fingerprint})
+        save_file(tensors, temporary, metadata=metadata)
 
 
 def load_blocks(path: str | Path) -> Blocks:
@@ -220,41 +273,81 @@ def load_blocks(path: str | Path) -> Blocks:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in _TENSORS}
-            expected = (file.metadata() or {})["fingerprint"]
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+        facts, expected = json.loads(metadata["facts"]), metadata["fingerprint"]
+        blocks = _from_tensors(tensors, facts["n_core"], facts["bos"])
     except FileNotFoundError:
         raise TextError(f"{path}: no such file of blocks; make it first") from None
-    except (OSError, SafetensorError, KeyError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise TextError(f"{path}: not a file of blocks ({error}); delete and remake it") from None
-    if _fingerprint(tensors) != expected:
+    if blocks.fingerprint != expected:
         raise TextError(f"{path}: the blocks do not match their fingerprint; delete and remake it")
-    return Blocks(**tensors, fingerprint=expected)
+    return blocks
 
 
-_TENSORS = tuple(field.name for field in fields(Blocks) if field.name != "fingerprint")
+_PASSAGES = tuple(field.name for field in fields(Passages) if field.name != "n_core")
+_CALIBRATION = ("calibration", "calibration_document")
 
 
-def _blocks(
-    calibration: torch.Tensor, lead_in: torch.Tensor, evaluation: _Stream, n_skipped: int
-) -> Blocks:
-    ids = evaluation.ids[n_skipped:]
-    # From end to end: some tokenizers leave the space before a word out of its offsets.
-    spans = evaluation.ends[n_skipped:, [0, -1]].tolist()
-    texts = [evaluation.text[start:end] for start, end in spans]
+def _blocks(cuts: _Cuts, n_core: int, bos: int | None) -> Blocks:
+    calibration = cuts.calibration
     tensors = {
-        "calibration": calibration,
-        "lead_in": lead_in,
+        "calibration": torch.stack([cut.ids for cut in calibration]),
+        "calibration_document": _numbers(calibration),
+        **_passages(cuts.evaluation, cuts.lead_in, bos),
+    }
+    for factor, longer in cuts.longer.items():
+        parts = _passages(longer, cuts.lead_in, bos) if longer else {}
+        tensors |= {f"longer.{factor}.{name}": tensor for name, tensor in parts.items()}
+    return _from_tensors(tensors, n_core, bos)
+
+
+def _passages(cuts: Sequence[Cut], lead_in: Tensor, bos: int | None) -> dict[str, Tensor]:
+    # The first token is predicted from a BOS token, and not at all without.
+    texts = [cut.text_after(0 if bos is not None else 1) for cut in cuts]
+    ids, before = torch.stack([cut.ids for cut in cuts]), [cut.before(len(lead_in)) for cut in cuts]
+    return {
         "evaluation": ids,
-        "n_tokens": torch.full((len(ids),), ids.shape[1] - 1),
+        "document": _numbers(cuts),
+        "lead_in": torch.stack([tokens if len(tokens) else lead_in for tokens in before]),
+        "n_tokens": torch.full((len(ids),), ids.shape[1] - (bos is None)),
         "n_words": torch.tensor([len(text.split()) for text in texts]),
         "n_bytes": torch.tensor([len(text.encode()) for text in texts]),
     }
-    return Blocks(**tensors, fingerprint=_fingerprint(tensors))
 
 
-def _fingerprint(tensors: dict[str, torch.Tensor]) -> str:
-    parts: list[bytes | str] = []
-    for name in _TENSORS:
+def _numbers(cuts: Sequence[Cut]) -> Tensor:
+    """The documents, numbered from 0 as they appear."""
+    return torch.from_numpy(pd.factorize(np.array([cut.document for cut in cuts]))[0])
+
+
+def _from_tensors(tensors: Mapping[str, Tensor], n_core: int, bos: int | None) -> Blocks:
+    """Blocks of tensors as a file holds them: those of longer passages are longer.FACTOR.NAME."""
+    factors = sorted({int(name.split(".")[1]) for name in tensors if name.startswith("longer.")})
+    longer = {}
+    for factor in factors:
+        parts = {name: tensors[f"longer.{factor}.{name}"] for name in _PASSAGES}
+        longer[factor] = Passages(**parts, n_core=len(parts["evaluation"]))
+    return Blocks(
+        **{name: tensors[name] for name in (*_PASSAGES, *_CALIBRATION)},
+        n_core=n_core,
+        bos=bos,
+        longer=longer,
+        fingerprint=_fingerprint(tensors, n_core, bos),
+    )
+
+
+def _tensors(blocks: Blocks) -> dict[str, Tensor]:
+    tensors = {name: getattr(blocks, name) for name in (*_PASSAGES, *_CALIBRATION)}
+    for factor, longer in blocks.longer.items():
+        tensors |= {f"longer.{factor}.{name}": getattr(longer, name) for name in _PASSAGES}
+    return tensors
+
+
+def _fingerprint(tensors: Mapping[str, Tensor], n_core: int, bos: int | None) -> str:
+    parts: list[bytes | str] = [json.dumps([n_core, bos])]
+    for name in sorted(tensors):
         values = tensors[name].contiguous().numpy().astype("<i8")
         parts += [name, str(values.shape), values.tobytes()]
     return fingerprint(*parts)

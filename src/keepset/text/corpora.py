@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from itertools import count, pairwise, zip_longest
+from collections.abc import Iterable, Iterator
+from itertools import count, islice, pairwise
 from typing import Any, TypeVar
 
 import pandas as pd
@@ -19,8 +19,7 @@ SHARES = {"calibration": 0.4, "evaluation": 0.3, "heldout": 0.3}
 
 T = TypeVar("T")
 
-_NOTHING: Any = object()
-_Rows = list[tuple[int, str]]  # (document, text)
+_Rows = list[tuple[int, int, str]]  # (document, section, text)
 
 _LARGE = 0.1  # A document with a larger share of the text is cut: it could not fit into a split.
 _PART = 2_000  # The least characters of a part of a cut document.
@@ -51,8 +50,9 @@ def prepare_corpus(name: str, corpus: Corpus, seed: int) -> pd.DataFrame:
 
     Returns:
         One row per text, in reading order: `split` ("calibration", "evaluation" or "heldout"),
-        `document` (its number, unique to one split), `text`, and `source` (the configuration key
-        that it was read from: "text", or the name of the split).
+        `document` (its number, unique to one split), `section` (the place of the text in its
+        document), `text`, and `source` (the configuration key that it was read from: "text", or the
+        name of the split).
 
     Raises:
         TextError: a source cannot be read, or there is too little text to split.
@@ -63,11 +63,11 @@ def prepare_corpus(name: str, corpus: Corpus, seed: int) -> pd.DataFrame:
         splits = _read_splits(name, corpus)
     splits["calibration"] = _without_repeats(name, splits)
     rows = [
-        (split, document, text, "text" if corpus.text is not None else split)
-        for split, pairs in splits.items()
-        for document, text in pairs
+        (split, *row, "text" if corpus.text is not None else split)
+        for split, of_split in splits.items()
+        for row in of_split
     ]
-    return pd.DataFrame(rows, columns=["split", "document", "text", "source"])
+    return pd.DataFrame(rows, columns=["split", "document", "section", "text", "source"])
 
 
 def join_documents(texts: Iterable[str]) -> str:
@@ -78,8 +78,20 @@ def join_documents(texts: Iterable[str]) -> str:
 
 def take_turns(queues: Iterable[Iterable[T]]) -> list[T]:
     """The first of each queue, then the second of each, and so on until all are empty."""
-    rounds = zip_longest(*queues, fillvalue=_NOTHING)
-    return [value for values in rounds for value in values if value is not _NOTHING]
+    return [*in_turn(map(iter, queues))]
+
+
+def in_turn(queues: Iterable[Iterator[T]]) -> Iterator[T]:
+    """The same one by one: a queue is not asked for before its turn comes."""
+    while True:
+        filled = []
+        for queue in queues:
+            for value in islice(queue, 1):
+                yield value
+                filled.append(queue)
+        if not filled:
+            return
+        queues = filled
 
 
 def paragraphs(text: str) -> list[str]:
@@ -94,13 +106,13 @@ def _read_splits(name: str, corpus: Corpus) -> dict[str, _Rows]:
     for split in SHARES:
         source: TextSource | None = getattr(corpus, split)
         texts = read_documents(source, f"corpora.{name}.{split}") if source is not None else []
-        splits[split] = [(next(numbers), text) for text in texts]
+        splits[split] = [(next(numbers), 0, text) for text in texts]
     return splits
 
 
 def _split(name: str, texts: list[str], seed: int) -> dict[str, _Rows]:
-    def order(row: tuple[int, str]) -> str:
-        return fingerprint(str(seed), row[1])
+    def order(row: tuple[Any, ...]) -> str:
+        return fingerprint(str(seed), row[-1])
 
     limit = _LARGE * sum(map(len, texts))
     parts = [
@@ -117,7 +129,7 @@ def _split(name: str, texts: list[str], seed: int) -> dict[str, _Rows]:
     filled = dict.fromkeys(SHARES, 0.0)
     for number, text in sorted(documents, key=order):
         split = min(filled, key=filled.__getitem__)
-        sections = [(number, section) for section in _cut(text, _SECTION)]
+        sections = [(number, place, part) for place, part in enumerate(_cut(text, _SECTION))]
         splits[split].append(sorted(sections, key=order))
         filled[split] += len(text) / SHARES[split]
     return {split: take_turns(rows) for split, rows in splits.items()}
@@ -135,8 +147,8 @@ def _cut(text: str, size: int) -> list[str]:
 def _without_repeats(name: str, splits: dict[str, _Rows]) -> _Rows:
     reported: set[str] = set()
     for split in ("evaluation", "heldout"):
-        reported.update(*(_long_paragraphs(text) for _, text in splits[split]))
-    kept = [row for row in splits["calibration"] if reported.isdisjoint(_long_paragraphs(row[1]))]
+        reported.update(*(_long_paragraphs(text) for *_, text in splits[split]))
+    kept = [row for row in splits["calibration"] if reported.isdisjoint(_long_paragraphs(row[-1]))]
     if not kept:
         raise TextError(
             f"corpora.{name}: all calibration text repeats paragraphs of the evaluation or"

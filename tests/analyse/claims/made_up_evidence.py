@@ -14,6 +14,11 @@ from keepset.settings import Statistics
 CORPORA = ("wiki", "docs")
 TASKS = {"last-word": "built", "recall": "recall"}
 BLOCKS, TOKENS, ITEMS, LAYERS = 24, 127, 600, 12
+DOCUMENTS = 16
+"""Some have two blocks among the first BLOCKS, which all rules run on."""
+MORE_BLOCKS = 36
+"""What dense and dynamic rules run on."""
+DRAWS = 3
 WINDOWS = ("8", "64", "sequence")
 NAMES = {
     "pretrained": ("opt-1.3b", "opt-l1", "qwen2.5-1.5b", "mamba2-1.3b", "zamba2-1.2b"),
@@ -84,21 +89,34 @@ def perplexity(origin: str, noise: float = 0.002, seed: int = 0) -> pd.DataFrame
     heads, losses = [], []
     for name, kind in zip(NAMES[origin], KINDS, strict=True):
         for corpus in CORPORA:
-            base = rng.normal(3.0, 0.2, size=BLOCKS)
+            base = rng.normal(3.0, 0.2, size=MORE_BLOCKS)
             for site, setting, nats, number in _runs(kind):
+                blocks = MORE_BLOCKS if setting[0] in ("dense", "dynamic") else BLOCKS
                 spread = (noise + 0.05 * nats) * (setting[0] != "dense")
-                losses.append(base + nats + rng.normal(0, spread, size=BLOCKS))
+                losses.append(base[:blocks] + nats + rng.normal(0, spread, size=blocks))
                 heads.append(("made-up", name, origin, corpus, site, number, *setting))
     columns = ["study", "model", "origin", "corpus", "site", "seed", *SETTING]
+    lengths = [len(loss) for loss in losses]
     table = pd.DataFrame(heads, columns=columns)
-    table = table.loc[np.repeat(table.index, BLOCKS)].reset_index(drop=True)
+    table = table.loc[np.repeat(table.index, lengths)].reset_index(drop=True)
+    block = np.concatenate([np.arange(length) for length in lengths])
     return table.assign(
-        block=np.tile(np.arange(BLOCKS), len(heads)),
+        block=block,
+        document=block * DOCUMENTS // BLOCKS,
         nll=TOKENS * np.concatenate(losses),
         n_tokens=TOKENS,
         n_words=90,
         n_bytes=500,
     )
+
+
+def rounding(table: pd.DataFrame, noise: float = 0.002, seed: int = 5) -> pd.DataFrame:
+    """The dynamic rules of a perplexity table, DRAWS times with noise."""
+    rng = np.random.default_rng(seed)
+    dynamic = table[table["method"] == "dynamic"]
+    draws = [dynamic.assign(draw=draw) for draw in range(1, DRAWS + 1)]
+    again = pd.concat(draws, ignore_index=True)
+    return again.assign(nll=again["nll"] + TOKENS * rng.normal(0, noise, size=len(again)))
 
 
 SETTING = ("method", "score", "sparsity", "window", "choice", "access")
@@ -203,9 +221,11 @@ def memory(origin: str) -> pd.DataFrame:
 
 def evidence(origin: str, noise: float = 0.002) -> Evidence:
     """A study in which every claim holds: of pretrained models, or of specimens alone."""
+    losses = perplexity(origin, noise)
     return Evidence(
         models=models(origin),
-        perplexity=perplexity(origin, noise),
+        perplexity=losses,
+        rounding=rounding(losses),
         capability=capability(origin),
         correlation=correlation(origin),
         ablations=ablations(origin),
@@ -288,5 +308,8 @@ BREAK: dict[str, Callable[[Evidence], Evidence]] = {
     "D1": lambda e: shift(e, -1.4, site="state", method="dynamic", access="write"),
     "D2": lambda e: shift(e, 2.0, site="state", method="dynamic", access="read"),
     "D3": lambda e: shift(e, -0.9, method="windowed", choice="causal"),
+    "D6": lambda e: shift(e, 4.0, **DYN, sparsity=0.95, model=named(e, "relu")),
+    "D7": lambda e: shift(e, 3.0, **DYN, sparsity=0.99, model=named(e, "l1")),
+    "D8": lambda e: answer(e, False, 0.8, **DYN90, model=named(e, "relu")),
     "D4": _swap_predictors,
 }

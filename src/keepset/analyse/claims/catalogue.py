@@ -12,7 +12,8 @@ _HYBRID = "a pretrained hybrid such as Zamba2-1.2B, on a GPU"
 _MAMBA = "a pretrained Mamba-2 model such as mamba2-1.3b, on a GPU"
 _STATE = "a pretrained model with a recurrent state, such as mamba2-1.3b or Zamba2-1.2B, on a GPU"
 
-_BLOCKS = "paired t-test over blocks, BCa interval"
+_TEXT = "t-test over documents"
+_TWO_MODELS = "same text; one training of each, so p is over text, not over trainings"
 
 CLAIMS: tuple[Claim, ...] = (
     Claim(
@@ -52,7 +53,7 @@ CLAIMS: tuple[Claim, ...] = (
         " least a hundredfold.",
         STUDY,
         "{C4:static 0.90} times dense",
-        f"static magnitude 90% / dense > 100; {_BLOCKS}; specimen: > 1",
+        f"static magnitude 90% / dense > 100; {_TEXT}; specimen: > 1",
         _SWIGLU,
         feedforward.static_collapse,
     ),
@@ -63,8 +64,8 @@ CLAIMS: tuple[Claim, ...] = (
         " token.",
         STUDY,
         "{C5:dynamic 0.95} times dense",
-        "dynamic magnitude 95% / dense within the perplexity margin; TOST over blocks, BCa"
-        " interval; specimen: costs less than for the SwiGLU specimen (Welch)",
+        "dynamic magnitude 95% / dense within the perplexity margin, in a specimen too; TOST over"
+        " documents, rounding added",
         _RELU,
         feedforward.relu_lossless,
     ),
@@ -74,7 +75,7 @@ CLAIMS: tuple[Claim, ...] = (
         "A SwiGLU transformer does lose under the same rule.",
         STUDY,
         "{C6:dynamic 0.95} times dense",
-        f"dynamic magnitude 95% / dense above the margin; {_BLOCKS}; specimen: > 1",
+        f"dynamic magnitude 95% / dense above the margin; {_TEXT}; specimen: > 1",
         _SWIGLU,
         feedforward.swiglu_costly,
     ),
@@ -85,8 +86,7 @@ CLAIMS: tuple[Claim, ...] = (
         " token.",
         STUDY,
         "{C7:dense} dense, {C7:dynamic 0.90} dynamic (n = 300, p = 1.00)",
-        "accuracy within the accuracy margin of dense; TOST on Tango's score; specimen: loses less"
-        " than the SwiGLU specimen (Welch)",
+        "accuracy within the accuracy margin of dense, in a specimen too; TOST on Tango's score",
         _RELU + ", and a task that it does",
         skills.relu_keeps,
     ),
@@ -108,7 +108,7 @@ CLAIMS: tuple[Claim, ...] = (
         " or dynamic at 95%.",
         STUDY,
         "{C9:static 0.90} static, {C9:dynamic 0.95} dynamic, times dense",
-        f"both / dense < 2; {_BLOCKS}; specimen: costs less than for the SwiGLU specimen (Welch)",
+        f"both / dense < 2, in a specimen too, unless its FFN is idle; {_TEXT}",
         _HYBRID,
         feedforward.hybrid_mild,
     ),
@@ -119,8 +119,8 @@ CLAIMS: tuple[Claim, ...] = (
         STUDY,
         "90%: {C10:windowed 0.9 W=1@Qwen2.5-1.5B} (W = 1), {C10:windowed 0.9 W=1024@Qwen2.5-1.5B}"
         " (W = 1024), Qwen2.5-1.5B",
-        "at 50% and 90%: Page's test over blocks; against it, a step that falls (paired t-test,"
-        " Bonferroni over steps)",
+        "at 50% and 90%, a rise at every step; t-tests over documents: the largest p of the steps;"
+        " against it, a step that falls (Bonferroni over steps)",
         "a model with windowed runs",
         dial.monotone,
     ),
@@ -130,7 +130,7 @@ CLAIMS: tuple[Claim, ...] = (
         "Choosing once by a gradient score still costs more than choosing by size at every token.",
         STUDY,
         "in words",
-        f"static Taylor 90% / dynamic magnitude 90% > 1; {_BLOCKS}",
+        f"static Taylor 90% / dynamic magnitude 90% > 1; {_TEXT}",
         "a transformer with static Taylor runs",
         feedforward.gradient_no_rescue,
     ),
@@ -142,7 +142,7 @@ CLAIMS: tuple[Claim, ...] = (
         GHOST,
         "at 50%: GHOST {C12:ghost 0.5@Mamba2-1.3B}, magnitude {C12:magnitude 0.5@Mamba2-1.3B},"
         " random {C12:random 0.5@Mamba2-1.3B}, dense {C12:dense@Mamba2-1.3B} (Mamba2-1.3B)",
-        f"GHOST / each < 1 at 50%; {_BLOCKS}; specimen: at 70% and 90%",
+        f"GHOST / each < 1 at 50%; {_TEXT}; specimen: at 70% and 90%",
         _MAMBA,
         state.ghost_wins,
     ),
@@ -153,8 +153,8 @@ CLAIMS: tuple[Claim, ...] = (
         " with 99% of the neurons left out at every token.",
         TWELL,
         "in words",
-        "dynamic magnitude 99% / dense within the perplexity margin; TOST over blocks, BCa"
-        " interval; specimen: costs less than without the penalty (Welch)",
+        "dynamic magnitude 99% / dense within the perplexity margin, in a specimen too; TOST over"
+        " documents, rounding added",
         "a pretrained transformer trained with an L1 penalty",
         feedforward.l1_lossless,
     ),
@@ -186,7 +186,8 @@ CLAIMS: tuple[Claim, ...] = (
         "GHOST, which needs forward passes only, fits in a third of Taylor's memory.",
         GHOST,
         "{C16:ghost} GB against {C16:taylor} GB or more",
-        "peak memory of GHOST / Taylor < 1/3, measured; specimen: < 1",
+        "peak memory of GHOST / Taylor < 1/3, measured, without the weights, which the papers' GB"
+        " may include; specimen: < 1",
         _MAMBA,
         state.forward_memory,
     ),
@@ -197,7 +198,7 @@ CLAIMS: tuple[Claim, ...] = (
         " where not kept costs more than one GHOST set for all text.",
         OURS,
         _UNASKED,
-        f"dynamic 90% (write), by size and by impact / static GHOST 90% > 1; {_BLOCKS}",
+        f"dynamic 90% (write), by size and by impact / static GHOST 90% > 1; {_TEXT}",
         _STATE,
         state.rechoice_forgets,
     ),
@@ -208,7 +209,7 @@ CLAIMS: tuple[Claim, ...] = (
         " does not read it.",
         OURS,
         _UNASKED,
-        f"dynamic 90%: write / read > 1, by size and by impact; {_BLOCKS}",
+        f"dynamic 90%: write / read > 1, by size and by impact; {_TEXT}",
         _STATE,
         state.forgetting_costs,
     ),
@@ -219,7 +220,7 @@ CLAIMS: tuple[Claim, ...] = (
         " paper's, which is chosen on the window itself.",
         OURS,
         _UNASKED,
-        f"windowed magnitude 90%: causal / oracle > 1 at every W; {_BLOCKS}",
+        f"windowed magnitude 90%: causal / oracle > 1 at every W; {_TEXT}",
         "a model with oracle and causal windows",
         dial.causal_costs_more,
     ),
@@ -234,5 +235,39 @@ CLAIMS: tuple[Claim, ...] = (
         " units, BCa interval",
         "a model with single-unit ablations and gradients",
         dial.taylor_predicts,
+    ),
+    Claim(
+        "D6",
+        "The ReLU specimen pays less than SwiGLU",
+        "Of two specimens trained on the same data, the ReLU transformer (OPT) pays less than the"
+        " SwiGLU one (Qwen2) for leaving out 95% of its neurons at every token.",
+        OURS,
+        _UNASKED,
+        f"dynamic magnitude 95% / dense, ReLU / SwiGLU < 1; {_TEXT}, {_TWO_MODELS}",
+        "ReLU and SwiGLU models that differ in nothing else, several trainings of each",
+        feedforward.relu_pays_less,
+    ),
+    Claim(
+        "D7",
+        "An L1 penalty makes skipping cheaper",
+        "Of two ReLU specimens that differ in the L1 penalty alone, the one trained with it pays"
+        " less for leaving out 99% of its neurons at every token.",
+        OURS,
+        _UNASKED,
+        f"dynamic magnitude 99% / dense, with / without the penalty < 1; {_TEXT}, {_TWO_MODELS}",
+        "several trainings with the penalty and without",
+        feedforward.penalty_pays,
+    ),
+    Claim(
+        "D8",
+        "The ReLU specimen keeps more accuracy",
+        "Of two specimens trained on the same data, the ReLU transformer (OPT) keeps more of its"
+        " accuracy than the SwiGLU one (Qwen2) with 90% of its neurons left out at every token.",
+        OURS,
+        _UNASKED,
+        "accuracy under dynamic magnitude 90% less dense, ReLU less SwiGLU > 0; paired t-test over"
+        " items; one training of each, so p is over items, not over trainings",
+        "ReLU and SwiGLU models that differ in nothing else, several trainings of each",
+        skills.relu_keeps_more,
     ),
 )

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-
-import numpy as np
+from itertools import pairwise
 
 from keepset.analyse import effects
 from keepset.analyse.claims.case import Case, Findings
-from keepset.analyse.claims.comparing import RISE, WITH_FFN
+from keepset.analyse.claims.comparing import RISE, WITH_FFN, with_working_ffn
 from keepset.analyse.claims.evidence import Evidence, groups
-from keepset.analyse.claims.runs import Run, Setting, ffn, setting_name
+from keepset.analyse.claims.runs import Setting, ffn, setting_name
 
 SPARSITIES = (0.5, 0.9)
 NOTIONS = ("magnitude", "weight", "output")
 
 
 def monotone(evidence: Evidence) -> Findings:
-    """C10: loss rises from dynamic over every oracle window to static, at 50% and 90%."""
-    for model, origin in evidence.models_with(architecture=WITH_FFN):
+    """C10: loss rises at every step from dynamic over oracle windows to static, at 50% and 90%."""
+    working, idle = with_working_ffn(evidence, architecture=WITH_FFN)
+    yield from idle
+    for model, origin in working:
         cases: list[Case | str] = list(_rises(evidence, model, origin))
         yield from cases or [f"no oracle windows at 50% or 90% for {model}"]
 
@@ -26,31 +27,31 @@ def monotone(evidence: Evidence) -> Findings:
 def _rises(evidence: Evidence, model: str, origin: str) -> Iterator[Case]:
     for corpus in evidence.corpora(model):
         for sparsity in SPARSITIES:
-            steps = _dial(evidence, model, corpus, sparsity)
-            if len(steps) < 3:
+            dial = _dial(evidence, model, corpus, sparsity)
+            if len(dial) < 3:
                 continue
-            (first, _), *_, (last, _) = steps
-            first_to_last = evidence.ratio(model, corpus, last, first)
-            assert first_to_last is not None
-            compared = f"{setting_name(last)} / {setting_name(first)}, {len(steps)} steps"
-            losses = [run.values["nll"] / run.values["n_tokens"] for _, run in steps]
-            effect = effects.rising(np.stack(losses, axis=1), first_to_last)
+            steps = [
+                evidence.ratio(model, corpus, after, before) for before, after in pairwise(dial)
+            ]
+            whole = evidence.ratio(model, corpus, dial[-1], dial[0])
+            assert whole is not None
+            effect = effects.rising([step for step in steps if step is not None], whole)
+            first, last = setting_name(dial[0]), setting_name(dial[-1])
+            compared = f"{last} / {first}, every one of {len(steps)} steps"
             yield Case(model, origin, "ffn", corpus, compared, "ratio", effect, RISE)
 
 
-def _dial(
-    evidence: Evidence, model: str, corpus: str, sparsity: float
-) -> list[tuple[Setting, Run]]:
+def _dial(evidence: Evidence, model: str, corpus: str, sparsity: float) -> list[Setting]:
     """The settings from dynamic to static that were run, in order; none without windows."""
     any_window = ffn("windowed", "magnitude", sparsity, choice="oracle")
     windows = evidence.windows(model, corpus, any_window)
-    steps = [
+    dial = [
         ffn("dynamic", "magnitude", sparsity),
         *(_windowed(sparsity, window, "oracle") for window in windows),
         ffn("static", "magnitude", sparsity),
     ]
-    runs = [(step, evidence.losses(model, corpus, step)) for step in steps]
-    return [(step, run) for step, run in runs if run is not None] if windows else []
+    known = [step for step in dial if evidence.losses(model, corpus, step) is not None]
+    return known if windows else []
 
 
 def _windowed(sparsity: float, window: str, choice: str) -> Setting:
@@ -59,7 +60,9 @@ def _windowed(sparsity: float, window: str, choice: str) -> Setting:
 
 def causal_costs_more(evidence: Evidence) -> Findings:
     """D3: at 90%, causal windows cost more than oracle windows of the same length."""
-    for model, origin in evidence.models_with(architecture=WITH_FFN):
+    working, idle = with_working_ffn(evidence, architecture=WITH_FFN)
+    yield from idle
+    for model, origin in working:
         cases: list[Case | str] = list(_causal_cases(evidence, model, origin))
         yield from cases or [f"no causal and oracle windows at 90% for {model}"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -12,16 +12,29 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from keepset.analyse import accuracies, perplexities
+from keepset.analyse import accuracies, effects, perplexities
 from keepset.analyse.bounds import Effect
-from keepset.analyse.claims.runs import DENSE, Key, Run, Setting, find_runs, key_of, setting_name
-from keepset.analyse.effects import log_ratio
+from keepset.analyse.claims.runs import (
+    DENSE,
+    Key,
+    Run,
+    Setting,
+    Shared,
+    find_runs,
+    key_of,
+    setting_name,
+    share_blocks,
+)
+from keepset.analyse.perplexities import Rounding
 from keepset.analyse.stats import Floats, Sampling
 from keepset.errors import KeepsetError
 from keepset.settings import Statistics
 from keepset.sites.families import FAMILIES
 
 SWIGLU = frozenset({"silu", "swish"})
+LOSSES = ["nll", "n_tokens", "document"]
+Named = tuple[str, Setting | None]
+"""A model, and the setting that it was run under; None is dense."""
 
 
 def traits(info: Mapping[str, Any], *, l1: bool = False) -> dict[str, Any]:
@@ -55,6 +68,7 @@ class Evidence:
     Attributes:
         models: What `traits` returns, a row per model.
         perplexity: Per setting and block.
+        rounding: The same of the dynamic rules again, per `draw`: h disturbed in its last bit.
         capability: Per setting and item.
         correlation: Per layer, with a pooled row at layer -1.
         ablations: Per ablated unit: model, origin, corpus, layer, unit, magnitude, weight, output,
@@ -69,6 +83,7 @@ class Evidence:
 
     models: pd.DataFrame
     perplexity: pd.DataFrame = field(default_factory=pd.DataFrame)
+    rounding: pd.DataFrame = field(default_factory=pd.DataFrame)
     capability: pd.DataFrame = field(default_factory=pd.DataFrame)
     correlation: pd.DataFrame = field(default_factory=pd.DataFrame)
     ablations: pd.DataFrame = field(default_factory=pd.DataFrame)
@@ -99,7 +114,7 @@ class Evidence:
         return [task for name, task in self._tasks if name == model]
 
     def losses(self, model: str, corpus: str, setting: Setting | None) -> Run | None:
-        """nll and n_tokens by block; `setting` None is dense. None where it was not run."""
+        """nll, n_tokens and document by block; `setting` None is dense. None: it was not run."""
         return self._texts.get((model, corpus), {}).get(key_of(setting))
 
     def answers(self, model: str, task: str, setting: Setting) -> tuple[Floats, Floats] | None:
@@ -122,29 +137,64 @@ class Evidence:
         windows = [key[5] for key in keys if (*key[:5], key[6]) == (*rule, choice)]
         return sorted(windows, key=lambda w: math.inf if w == "sequence" else float(w))
 
-    def ratio(self, model: str, corpus: str, a: Setting, b: Setting | None) -> Effect | None:
-        """Log ratio of perplexities; `b` None is dense. None where a setting was not run.
+    def sparsities(self, model: str, corpus: str, *rule: str) -> list[float]:
+        """The sparsities that a rule (site, method, score) was run at, in order."""
+        keys = [key for key in self._texts.get((model, corpus), {}) if key != DENSE]
+        return sorted({key[3] for key in keys if key[:3] == rule})
+
+    def shared(self, corpus: str, *runs: Named) -> Shared | None:
+        """Runs on the blocks that all of them have; None where one was not run.
+
+        Raises:
+            KeepsetError: they have not the same blocks.
+        """
+        losses = [self.losses(model, corpus, setting) for model, setting in runs]
+        known = [run for run in losses if run is not None]
+        return share_blocks(known, _names(corpus, runs)) if len(known) == len(runs) else None
+
+    def ratio(self, model: str, corpus: str, a: Setting | None, b: Setting | None) -> Effect | None:
+        """Log ratio of perplexities; None is dense. None where a setting was not run.
 
         Raises:
             KeepsetError: the two have not the same blocks.
         """
-        paired = self._paired(model, corpus, a, b)
-        return log_ratio(*paired, self.sampling) if paired is not None else None
-
-    def costs(self, model: str, corpus: str, setting: Setting) -> Floats | None:
-        """Nats per token that a setting costs in each block, None where it was not run."""
-        paired = self._paired(model, corpus, setting, None)
-        return perplexities.log_ratios(*paired) if paired is not None else None
-
-    def _paired(
-        self, model: str, corpus: str, a: Setting, b: Setting | None
-    ) -> tuple[Floats, Floats, Floats] | None:
-        """By block: nll under `a`, nll under `b`, n_tokens. None where one was not run."""
-        run, other = self.losses(model, corpus, a), self.losses(model, corpus, b)
-        if run is None or other is None:
+        runs = ((model, a), (model, b))
+        shared = self.shared(corpus, *runs)
+        if shared is None:
             return None
-        same_items(run, other, f"{model} {corpus}: {setting_name(a)} and {setting_name(b)}")
-        return run.values["nll"], other.values["nll"], other.values["n_tokens"]
+        text = (shared.n_tokens, shared.document, self.statistics.confidence)
+        here, there = shared.nll
+        return effects.log_ratio(here, there, *text, self.rounding_of(corpus, *runs))
+
+    def cost_ratio(self, model: str, rival: str, corpus: str, setting: Setting) -> Effect | None:
+        """Log of what a setting costs one model over what it costs another, on the same text.
+
+        None where it was not run for one of them.
+
+        Raises:
+            KeepsetError: the two have not the same blocks.
+        """
+        runs = ((model, setting), (model, None), (rival, setting), (rival, None))
+        shared = self.shared(corpus, *runs)
+        if shared is None:
+            return None
+        here, dense, there, dense_there = shared.nll
+        costs = ((here, dense), (there, dense_there))
+        text = (shared.n_tokens, shared.document, self.statistics.confidence)
+        return effects.ratio_of_ratios(costs, *text, self.rounding_of(corpus, *runs))
+
+    def rounding_of(self, corpus: str, *runs: Named) -> list[Rounding]:
+        """How much of the runs' losses is rounding, on the blocks that all have; where measured."""
+        compared = [self.losses(model, corpus, setting) for model, setting in runs]
+        measured = []
+        for model, setting in runs:
+            texts = [draw.get((model, corpus), {}) for draw in self._draws]
+            draws = [text[key_of(setting)] for text in texts if key_of(setting) in text]
+            if draws:
+                known = [run for run in (*draws, *compared) if run is not None]
+                shared = share_blocks(known, _names(corpus, runs) + " and the draws of rounding")
+                measured.append(perplexities.rounding(shared.nll[: len(draws)], shared.n_tokens))
+        return measured
 
     def size_by_layer(self, model: str, site: str, impact: str) -> pd.DataFrame:
         """Correlations of size with an impact in single layers, those that are known."""
@@ -164,21 +214,31 @@ class Evidence:
 
     @cached_property
     def _texts(self) -> dict[tuple[str, str], dict[Key, Run]]:
-        return find_runs(self.perplexity, "corpus", "block", ["nll", "n_tokens"])
+        return find_runs(self.perplexity, "corpus", "block", LOSSES)
+
+    @cached_property
+    def _draws(self) -> list[dict[tuple[str, str], dict[Key, Run]]]:
+        draws = self.rounding.groupby("draw") if len(self.rounding) else ()
+        return [find_runs(rows, "corpus", "block", LOSSES) for _, rows in draws]
 
     @cached_property
     def _tasks(self) -> dict[tuple[str, str], dict[Key, Run]]:
         return find_runs(self.capability, "task", "item", ["correct"])
 
 
+def _names(corpus: str, runs: Sequence[Named]) -> str:
+    """What a message calls runs."""
+    return " and ".join(f"{model} {corpus} {setting_name(setting)}" for model, setting in runs)
+
+
 def same_items(a: Run, b: Run, names: str) -> None:
-    """Refuse to compare runs of different blocks or items.
+    """Refuse to compare runs of different items.
 
     Raises:
         KeepsetError: they differ.
     """
     if not np.array_equal(a.items, b.items):
-        raise KeepsetError(f"{names} have not the same blocks or items; evaluate both again")
+        raise KeepsetError(f"{names} have not the same items; evaluate both again")
 
 
 def groups(table: pd.DataFrame, *keys: str) -> Iterator[tuple[list[str], pd.DataFrame]]:

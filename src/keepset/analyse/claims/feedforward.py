@@ -11,10 +11,11 @@ from keepset.analyse.claims.case import Case, Findings
 from keepset.analyse.claims.comparing import (
     RISE,
     WITH_FFN,
-    cheap_or_cheaper,
+    cheaper_cases,
     ratio_cases,
     size_correlations,
-    transformer_specimens,
+    specimens,
+    with_working_ffn,
 )
 from keepset.analyse.claims.evidence import Evidence
 from keepset.analyse.claims.runs import ffn, setting_name
@@ -58,24 +59,37 @@ def static_collapse(evidence: Evidence) -> Findings:
 
 
 def relu_lossless(evidence: Evidence) -> Findings:
-    """C5: dynamic at 95% within the margin of dense; in a specimen, cheaper than for SwiGLU."""
-    yield from _relu_lossless(evidence, 0.95, l1=False, rivals={"ffn": "swiglu"})
+    """C5: dynamic at 95% within the margin of dense, in a specimen too."""
+    yield from _lossless(evidence, 0.95, l1=False)
 
 
 def l1_lossless(evidence: Evidence) -> Findings:
-    """C13: dynamic at 99% within the margin; in a specimen, cheaper than without the penalty."""
-    yield from _relu_lossless(evidence, 0.99, l1=True, rivals={"ffn": "relu", "l1": False})
+    """C13: dynamic at 99% within the margin of dense, in a specimen too."""
+    yield from _lossless(evidence, 0.99, l1=True)
 
 
-def _relu_lossless(
-    evidence: Evidence, sparsity: float, *, l1: bool, rivals: dict[str, object]
-) -> Findings:
+def _lossless(evidence: Evidence, sparsity: float, *, l1: bool) -> Findings:
     margin = math.log1p(evidence.statistics.perplexity_margin)
-    yield from cheap_or_cheaper(
-        evidence, ffn("dynamic", "magnitude", sparsity), Bounds(-margin, margin),
-        transformer_specimens(evidence, **rivals), "a specimen",
+    yield from ratio_cases(
+        evidence, ffn("dynamic", "magnitude", sparsity), None, Bounds(-margin, margin),
         architecture="transformer", ffn="relu", l1=l1,
     )  # fmt: skip
+
+
+def relu_pays_less(evidence: Evidence) -> Findings:
+    """D6: dynamic at 95% costs a ReLU specimen less than a SwiGLU specimen."""
+    models = specimens(evidence, ffn="relu", l1=False)
+    rivals = specimens(evidence, ffn="swiglu")
+    setting = ffn("dynamic", "magnitude", 0.95)
+    yield from cheaper_cases(evidence, setting, models, rivals, "a SwiGLU specimen")
+
+
+def penalty_pays(evidence: Evidence) -> Findings:
+    """D7: dynamic at 99% costs a ReLU specimen less if it was trained with an L1 penalty."""
+    models = specimens(evidence, ffn="relu", l1=True)
+    rivals = specimens(evidence, ffn="relu", l1=False)
+    setting = ffn("dynamic", "magnitude", 0.99)
+    yield from cheaper_cases(evidence, setting, models, rivals, "a specimen without the penalty")
 
 
 def swiglu_costly(evidence: Evidence) -> Findings:
@@ -88,13 +102,12 @@ def swiglu_costly(evidence: Evidence) -> Findings:
 
 
 def hybrid_mild(evidence: Evidence) -> Findings:
-    """C9: static 90% and dynamic 95% / dense < 2; in a specimen, cheaper than for a transformer."""
-    rivals = transformer_specimens(evidence, ffn="swiglu")
+    """C9: static 90% and dynamic 95% / dense < 2, in a specimen too, unless its FFN is idle."""
+    working, idle = with_working_ffn(evidence, architecture="hybrid")
+    yield from idle
     for setting in (ffn("static", "magnitude", 0.9), ffn("dynamic", "magnitude", 0.95)):
-        yield from cheap_or_cheaper(
-            evidence, setting, Bounds(high=MILD), rivals, "a SwiGLU transformer specimen",
-            architecture="hybrid",
-        )  # fmt: skip
+        for model, _ in working:
+            yield from ratio_cases(evidence, setting, None, Bounds(high=MILD), model=model)
 
 
 def gradient_no_rescue(evidence: Evidence) -> Findings:
