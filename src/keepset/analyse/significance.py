@@ -213,11 +213,10 @@ def by_seed(group: pd.DataFrame, dense: pd.DataFrame, name: str) -> pd.DataFrame
     if group.duplicated(["seed", "block"]).any():
         raise KeepsetError(f"{name}: a block appears twice; evaluate it again")
     nll = group.pivot(index="block", columns="seed", values="nll").sort_index()
-    first, same = dense.iloc[: len(nll)], not nll.isna().any(axis=None)
-    for column in ("n_tokens", "document"):
-        ends = group.groupby("block")[column].agg(["min", "max"])
-        same = same and ends.index.equals(first.index)
-        same = same and bool(ends.eq(first[column], axis=0).all(axis=None))
+    first, columns = dense.iloc[: len(nll)], ["n_tokens", "document"]
+    same = nll.index.equals(first.index) and not nll.isna().any(axis=None)
+    if same:
+        same = np.array_equal(group[columns], first.loc[group["block"], columns])
     if not same:
         raise KeepsetError(f"{name}: its blocks are not those of dense; evaluate both again")
     if not np.isfinite(nll.to_numpy()).all():
