@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from keepset.report.figures.style import FREE, WIDTH, guide, in_order, legend
@@ -132,7 +132,7 @@ def _share_y(panels: dict[Pair, Axes], place: dict[Pair, tuple[int, int]]) -> No
 
 
 def finish_ratios(
-    figure: Figure, table: pd.DataFrame, handles: Sequence[Line2D], x_label: str,
+    figure: Figure, table: pd.DataFrame, handles: Sequence[Artist], x_label: str,
     y_label: str = "token perplexity / dense",
 ) -> Figure:  # fmt: skip
     """Give a figure of ratios to dense its axes, labels and legend, once its panels are drawn."""

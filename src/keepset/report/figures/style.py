@@ -10,9 +10,11 @@ from typing import Any, ParamSpec
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from keepset.errors import KeepsetError
 from keepset.files.store import replacing
@@ -41,6 +43,9 @@ _LEGEND_ROW = 0.15  # inches
 SPECIMEN = "specimen, trained here"
 FREE = "free"  # the label of the axes that stand where a page has room left
 
+ROUNDING_SDS = 2
+_HATCHED: dict[str, Any] = {"facecolor": "none", "edgecolor": GREY, "hatch": "//////"}
+
 _RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
@@ -57,6 +62,7 @@ _RC: dict[Any, Any] = {
     "ytick.major.width": 0.6,
     "lines.linewidth": 1.1,
     "lines.markersize": 4,
+    "hatch.linewidth": 0.5,
     "figure.constrained_layout.use": True,
     "figure.constrained_layout.h_pad": 0.05,
     "pdf.fonttype": 42,
@@ -158,6 +164,25 @@ def lines(
     ax.set_xticks(range(len(labels)), list(labels.values()))
 
 
+def rounding_band(ax: Axes, rows: pd.DataFrame, x: str, labels: Mapping[Any, str]) -> None:
+    """Hatch what rounding alone can do to a ratio of 1, as `lines` places `x`.
+
+    Args:
+        ax: Where.
+        rows: Ratios of dynamic rules; of several at one x, the largest `rounding` counts.
+        x, labels: As in `lines`.
+    """
+    sd = rows.groupby(x)["rounding"].max().dropna()
+    places = [list(labels).index(value) for value in sd.index]
+    ends = (np.exp(-ROUNDING_SDS * sd), np.exp(ROUNDING_SDS * sd))
+    ax.fill_between(places, *ends, linewidth=0, zorder=0, **_HATCHED)
+
+
+def rounding_handle() -> Patch:
+    """The legend's entry of `rounding_band`."""
+    return Patch(label=f"rounding: \u00b1{ROUNDING_SDS} sd", **_HATCHED)
+
+
 def ends(rows: pd.DataFrame) -> tuple[pd.Series, pd.Series, pd.Series]:
     """Ratios with the ends of their intervals."""
     return rows["ratio"], rows["ci_low"], rows["ci_high"]
@@ -199,7 +224,7 @@ def handle(label: str, colour: str, marker: str = "", dash: Any = "-", **look: A
     return Line2D([], [], **{"color": colour, "marker": marker, "ls": dash, "label": label} | look)
 
 
-def legend(figure: Figure, handles: Sequence[Line2D], table: pd.DataFrame) -> None:
+def legend(figure: Figure, handles: Sequence[Artist], table: pd.DataFrame) -> None:
     """One legend, in the free part of the page where it fits there, else above the panels.
 
     It explains hollow marks where `table` has specimens.
@@ -223,7 +248,7 @@ def legend(figure: Figure, handles: Sequence[Line2D], table: pd.DataFrame) -> No
     figure.legend(handles=list(handles), loc="outside upper center", ncols=[*fitting, 1][0])
 
 
-def _legend_shapes(handles: Sequence[Line2D]) -> list[tuple[int, int, float]]:
+def _legend_shapes(handles: Sequence[Artist]) -> list[tuple[int, int, float]]:
     """Rows, columns and width in inches of every form of a legend, the widest first."""
     # Inches of an entry: its line and the space around it, then its letters.
     widths = [0.54 + 0.047 * len(str(entry.get_label())) for entry in handles]
