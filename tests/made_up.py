@@ -72,6 +72,7 @@ def perplexity(models=None, corpora=("wiki", "speeches", "docs"), blocks=8, seed
                 noise = rng.normal(0, 0.12, size=blocks) * cost
                 columns = {"study": "made-up", "model": model, "origin": MODELS[model]}
                 columns |= {"corpus": corpus, "site": "ffn", **setting, "block": range(blocks)}
+                columns |= {"document": range(blocks)}
                 columns |= {"nll": 255 * (base + cost + noise), "n_tokens": 255}
                 parts.append(pd.DataFrame(columns | {"n_words": 190, "n_bytes": 1130}))
     return pd.concat(parts, ignore_index=True)

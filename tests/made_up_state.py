@@ -96,6 +96,7 @@ def perplexity(models=None, corpora=("wiki",), blocks=8, seed=0):
                 noise = rng.normal(0, 0.1, size=blocks) * cost
                 columns = {"study": "made-up", "model": model, "origin": MODELS[model]}
                 columns |= {"corpus": corpus, **rule, "block": range(blocks)}
+                columns |= {"document": range(blocks)}
                 columns |= {"nll": 127 * (base + cost + noise), "n_tokens": 127}
                 parts.append(pd.DataFrame(columns | {"n_words": 95, "n_bytes": 560}))
     return pd.concat(parts, ignore_index=True)
@@ -109,7 +110,8 @@ def lengths(models=None, corpora=("wiki",), factors=(1, 2, 4), seed=0):
     whole = whole[whole["sparsity"].isin([0.0, *SPARSITIES[2:]])]
     parts = []
     for factor in factors:
-        part = whole.assign(block=whole["block"] // factor)
+        longer = whole["block"] // factor
+        part = whole.assign(block=longer, document=longer)
         drift = np.where(part["score"] == "magnitude", 1 + 0.02 * factor, 1)
         part["nll"] *= drift
         keys = [name for name in part if name not in ("nll", "n_tokens")]

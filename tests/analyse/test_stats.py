@@ -6,7 +6,6 @@ from hypothesis import given, settings, strategies as st
 from statsmodels.stats.multitest import multipletests
 
 from keepset.analyse import stats
-from keepset.errors import KeepsetError
 
 
 class TestHolm:
@@ -25,24 +24,6 @@ class TestHolm:
 
     def test_empty(self):
         assert stats.holm([]).shape == (0,)
-
-
-class TestPageTrend:
-    def test_published_example(self):
-        # Ratings of three teaching styles by ten students: the worked example of scipy's manual.
-        table = [[3, 4, 3], [2, 2, 4], [3, 3, 5], [1, 3, 2], [2, 3, 2], [2, 4, 5]]
-        table += [[1, 2, 4], [3, 4, 4], [2, 4, 5], [1, 3, 4]]
-        got = stats.page_trend(table)
-        assert got.statistic == 133.5
-        assert got.p == pytest.approx(0.0018, abs=1e-4)
-
-    @pytest.mark.parametrize("shape", [(1, 5), (5, 2)])
-    def test_too_little(self, shape):
-        assert np.isnan(stats.page_trend(np.zeros(shape))).all()
-
-    def test_shape(self):
-        with pytest.raises(KeepsetError, match="subjects"):
-            stats.page_trend([1, 2, 3])
 
 
 def test_bca_of_the_spatial_test_data():

@@ -19,7 +19,7 @@ from keepset.settings import Statistics
 def found() -> dict[str, pd.DataFrame]:
     perplexity = made_up.perplexity(["relu"], ("wiki_en", "docs")).query("corpus == 'docs'")
     capability = made_up.capability(["relu"], items=60)
-    tested = significance.test_significance(perplexity, capability, Statistics(resamples=99), 0)
+    tested = significance.test_significance(perplexity, capability, Statistics(), pd.DataFrame())
     return {**tested, "correlation": made_up.correlation(["relu"], ("wiki_en",))}
 
 
@@ -158,16 +158,16 @@ def test_escape():
 
 @pytest.fixture(scope="module")
 def compared() -> dict[str, pd.DataFrame]:
-    settings = Statistics(resamples=99)
+    settings, none = Statistics(), pd.DataFrame()
     perplexity = made_up_state.perplexity(["hybrid"], blocks=4)
     perplexity = perplexity[(perplexity["method"] != "windowed") & (perplexity["sparsity"] <= 0.5)]
     items = made_up_state.recall(["hybrid"], each=3)
-    ratios = significance.test_significance(perplexity, pd.DataFrame(), settings, 0)["ratios"]
+    ratios = significance.test_significance(perplexity, none, settings, none)["ratios"]
     return {
         "recall": comparisons.recall_table(items, settings, 1 / 64),
-        "state_pairs": comparisons.state_pairs(perplexity, items, settings, 0),
+        "state_pairs": comparisons.state_pairs(perplexity, items, settings),
         "side_by_side": comparisons.side_by_side(ratios),
-        "lengths": comparisons.length_ratios(made_up_state.lengths(["mamba2"]), settings, 0),
+        "lengths": comparisons.length_ratios(made_up_state.lengths(["mamba2"]), settings),
     }
 
 
@@ -218,7 +218,7 @@ class TestComparisons:
     def test_states_and_neurons_are_told_apart(self, tmp_path):
         perplexity = made_up_state.perplexity(["hybrid"], blocks=4).query("sparsity in (0, 0.5)")
         found = significance.test_significance(
-            perplexity, pd.DataFrame(), Statistics(resamples=99), 0
+            perplexity, pd.DataFrame(), Statistics(), pd.DataFrame()
         )
         tables.write_tables({"ratios": found["ratios"], "trend": found["trend"]}, tmp_path)
         names = {tuple(row[3:5]) for row in body((tmp_path / "perplexity.tex").read_text())}

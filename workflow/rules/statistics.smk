@@ -7,7 +7,7 @@ use rule join_perplexity as test_significance with:
     input:
         perplexity=per_corpus("perplexity.parquet"),
         capability=results(outputs.capabilities(CONFIG)),
-        rounding=[],
+        rounding=results(outputs.roundings(CONFIG)),
     output:
         ratios=f"{RESULTS}/significance/ratios.parquet",
         capability=f"{RESULTS}/significance/capability.parquet",

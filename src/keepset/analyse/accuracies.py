@@ -33,10 +33,19 @@ def wilson(count: float, n: int, confidence: float) -> Interval:
 
 
 def discordant(a: ArrayLike, b: ArrayLike) -> tuple[int, int, int]:
-    """Pairs right under `a` only, under `b` only, and all pairs."""
-    a, b = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
-    if a.shape != b.shape or a.ndim != 1:
-        raise KeepsetError(f"paired items need two lists of one length, got {a.shape}, {b.shape}")
+    """Pairs right under `a` only, under `b` only, and all pairs.
+
+    Raises:
+        KeepsetError: lengths differ, or an answer is neither right nor wrong.
+    """
+    right = [np.asarray(answers, dtype=np.float64) for answers in (a, b)]
+    if right[0].shape != right[1].shape or right[0].ndim != 1:
+        shapes = f"{right[0].shape}, {right[1].shape}"
+        raise KeepsetError(f"paired items need two lists of one length, got {shapes}")
+    # A NaN as a truth value would be a right answer.
+    if not np.isin(right, (0.0, 1.0)).all():
+        raise KeepsetError("an item has neither a right nor a wrong answer; run the task again")
+    a, b = (answers == 1.0 for answers in right)
     return int((a & ~b).sum()), int((~a & b).sum()), len(a)
 
 

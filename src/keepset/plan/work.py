@@ -141,11 +141,10 @@ def _evaluation(
     for group in _by_access(rules):
         yield study.under(kind, group, study.evaluation)
         if choice == "causal":
-            # Scores of units serve all rules that choose by them; a state depends on its rule.
-            steps = kind.steps(group[0].access, choice)
-            lead_ins = len(group if steps else {(rule.score, rule.seed) for rule in group})
-            tokens = lead_ins * study.block
-            yield study.run(tokens, stepped=tokens if steps else 0)
+            # What the text before gives serves all sparsities.
+            lead_ins = len({(rule.score, rule.seed, rule.window) for rule in group})
+            tokens = lead_ins * study.evaluation
+            yield study.run(tokens, stepped=tokens if kind.steps(group[0].access, choice) else 0)
 
 
 def _by_access(rules: Iterable[Rule]) -> list[list[Rule]]:

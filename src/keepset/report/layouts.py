@@ -111,13 +111,15 @@ def _capability(table: pd.DataFrame) -> Shown:
 
 def _trend(table: pd.DataFrame) -> Shown:
     names = [*_DIAL, "choice"]
-    return [*names, "blocks", "L", "p", "monotone"], [
+    slope = _estimate("slope")
+    return [*names, "documents", "slope", "p", "p of a rise at every step", "monotone"], [
         [
             *_names(row, names),
-            str(row.n_blocks),
-            number(row.statistic),
+            str(row.n_documents),
+            slope(row),
             p_value(row.p_holm),
-            "yes" if row.monotone else "no",
+            p_value(row.p_monotone_holm),
+            row.monotone,
         ]
         for row in _records(table)
     ]
@@ -196,8 +198,9 @@ LAYOUTS = {
     "trend": Layout(
         "trend",
         _trend,
-        "Page's test that perplexity rises with the window, blocks as subjects; $p$: Holm over"
-        " model and corpus; monotone: perplexity over all blocks rises at every step.",
+        "Slope of the loss on the window: nats per token for each doubling, with {level}intervals"
+        " over documents; $p$: one-sided $t$-test over documents; monotone: the loss rises at every"
+        " step (yes), falls at one (no), or neither is shown (open). Holm over model and corpus.",
     ),
     "correlations": Layout(
         "correlation",

@@ -145,7 +145,7 @@ def _evaluation(
     if part == "static":
         settings["chosen"] = chosen_by(config, kind.name, corpus)
     if part == "dynamic":
-        settings |= {"draws": config.statistics.rounding_draws, "seed": config.seed}
+        settings["noise"] = {"draws": config.statistics.rounding_draws, "seed": config.seed}
     return settings
 
 
@@ -196,7 +196,7 @@ def _claims(config: Config, wildcards: Wildcards) -> Settings:
     tasks = {name: task.kind for name, task in config.tasks.items() if not _is_part(config, task)}
     settings = {
         "study": config.study,
-        **_statistics(config, wildcards),
+        **_levels(config, wildcards),
         "tasks": tasks,
         "l1": [name for name in specimens if trained[name].l1 > 0],
         "induction": [name for name in specimens if trained[name].induction],
@@ -302,7 +302,10 @@ _STEPS = {
 def all_steps() -> dict[str, Step]:
     """Rule of the workflow -> its step, those of kinds of sites and of figures among them."""
     grids = {
-        evaluation.rule: _step("evaluation:evaluate_rules", partial(_evaluation, kind, evaluation))
+        evaluation.rule: _step(
+            f"evaluation:{'evaluate_dynamic' if evaluation.rounding else 'evaluate_rules'}",
+            partial(_evaluation, kind, evaluation),
+        )
         for kind, evaluation in evaluations()
     }
     drawn = {f"draw_{name}": _drawing(figure) for name, figure in FIGURES.items()}

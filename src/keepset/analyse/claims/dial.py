@@ -31,15 +31,23 @@ def _rises(evidence: Evidence, model: str, origin: str) -> Iterator[Case]:
             dial = _dial(evidence, model, corpus, sparsity)
             if len(dial) < 3:
                 continue
-            steps = [
-                evidence.ratio(model, corpus, after, before) for before, after in pairwise(dial)
-            ]
+            steps = {}
+            for before, after in pairwise(dial):
+                step = evidence.ratio(model, corpus, after, before)
+                assert step is not None
+                steps[f"{_length(before)} to {_length(after)}"] = step
             whole = evidence.ratio(model, corpus, dial[-1], dial[0])
             assert whole is not None
-            effect = effects.rising([step for step in steps if step is not None], whole)
+            effect = effects.rising(list(steps.values()), whole)
+            least = max(steps, key=lambda name: steps[name].greater(0.0))
             first, last = setting_name(dial[0]), setting_name(dial[-1])
-            compared = f"{last} / {first}, every one of {len(steps)} steps"
+            compared = f"{last} / {first}, in each of {len(steps)} steps, least sure at {least}"
             yield Case(model, origin, "ffn", corpus, compared, "ratio", effect, RISE)
+
+
+def _length(setting: Setting) -> str:
+    """How long a keep set is held: "W=8", "dynamic", "static"."""
+    return f"W={setting['window']}" if "window" in setting else setting["method"]
 
 
 def _dial(evidence: Evidence, model: str, corpus: str, sparsity: float) -> list[Setting]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -79,8 +79,8 @@ class Evidence:
             magnitude, energy, n_documents.
         memory: Per scoring method: model, origin, corpus, method, peak_bytes, n_tokens.
         tasks: Task -> kind.
+        documents: Corpus -> documents that there are for evaluation.
         statistics: Levels and margins.
-        seed: Of the bootstrap.
     """
 
     models: pd.DataFrame
@@ -92,8 +92,8 @@ class Evidence:
     channels: pd.DataFrame = field(default_factory=pd.DataFrame)
     memory: pd.DataFrame = field(default_factory=pd.DataFrame)
     tasks: Mapping[str, str] = field(default_factory=dict)
+    documents: Mapping[str, int] = field(default_factory=dict)
     statistics: Statistics = field(default_factory=Statistics)
-    seed: int = 0
 
     def models_with(self, **required: Any) -> Iterator[tuple[str, str]]:
         """(model, origin) of the models with these traits; a list names alternatives."""
@@ -161,7 +161,8 @@ class Evidence:
             return None
         text = (shared.n_tokens, shared.document, self.statistics.confidence)
         here, there = shared.nll
-        return effects.log_ratio(here, there, *text, self.rounding_of(corpus, *runs))
+        ratio = effects.log_ratio(here, there, *text, self.rounding_of(corpus, *runs))
+        return self._limited(ratio, corpus)
 
     def cost_ratio(self, model: str, rival: str, corpus: str, setting: Setting) -> Effect | None:
         """Log of what a setting costs one model over what it costs another, on the same text.
@@ -178,7 +179,12 @@ class Evidence:
         here, dense, there, dense_there = shared.nll
         costs = ((here, dense), (there, dense_there))
         text = (shared.n_tokens, shared.document, self.statistics.confidence)
-        return effects.ratio_of_ratios(costs, *text, self.rounding_of(corpus, *runs))
+        ratio = effects.ratio_of_ratios(costs, *text, self.rounding_of(corpus, *runs))
+        return self._limited(ratio, corpus)
+
+    def _limited(self, effect: Effect, corpus: str) -> Effect:
+        """The effect, with how many documents can be had of its corpus."""
+        return replace(effect, limit=self.documents.get(corpus, math.inf))
 
     def rounding_of(self, corpus: str, *runs: Named) -> list[Rounding]:
         """How much of the runs' losses is rounding, on the blocks that all have; where measured."""
