@@ -12,7 +12,7 @@ from keepset.calibrate.units import unit_table
 from keepset.files import store
 from keepset.kinds import find_sites
 from keepset.settings import Model
-from keepset.steps import activations, correlation
+from keepset.steps import activations, correlation, states
 
 RUN = {"device": "cpu", "dtype": "float32", "batch_tokens": 64}
 IDENTITY = {"study": "s", "model": "m", "origin": "specimen", "corpus": "c"}
@@ -26,11 +26,8 @@ SETTINGS = {
 WORDS = ["river", "stone", "winter", "market", "garden", "letter", "harbour", "summer"]
 
 
-@pytest.fixture(scope="module")
-def folder(tiny_model, tiny_tokenizer, tmp_path_factory):
-    """A prepared model, blocks of several documents, and the cache."""
-    path = tmp_path_factory.mktemp("size-impact")
-    model = tiny_model("llama")
+def prepare(model, tiny_tokenizer, path):
+    """A prepared model, and blocks of several documents."""
     model.save_pretrained(path / "checkpoint")
     tiny_tokenizer.save_pretrained(path / "checkpoint")
     info = models.prepare("m", Model(path=str(path / "checkpoint")), path)
@@ -44,7 +41,14 @@ def folder(tiny_model, tiny_tokenizer, tmp_path_factory):
     table = pd.DataFrame(rows, columns=["split", "document", "text"])
     blocks = text.make_blocks("c", table, tiny_tokenizer, 16, 96, 32)
     text.save_blocks(blocks, path / "blocks.safetensors")
-    files = (path / "model.json", path / "blocks.safetensors")
+    return path / "model.json", path / "blocks.safetensors"
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_model, tiny_tokenizer, tmp_path_factory):
+    """The same with the activation cache."""
+    path = tmp_path_factory.mktemp("size-impact")
+    files = prepare(tiny_model("llama"), tiny_tokenizer, path)
     cache = path / "activations.safetensors"
     activations.cache_activations(*files, RUN, ["ffn"], True, IDENTITY, cache)
     return path
@@ -98,3 +102,24 @@ def test_a_corpus_without_ablations_has_an_empty_table(folder):
     assert not len(ablated)
     assert "loss" not in set(table["impact"])
     assert store.read_json(folder / "ablations.json")["model"]
+
+
+def test_each_document_of_a_states_text_is_left_out(tiny_model, tiny_tokenizer, tmp_path):
+    files = prepare(tiny_model("mamba2"), tiny_tokenizer, tmp_path)
+    n_documents = len(text.load_blocks(files[1]).calibration_document.unique())
+    outputs = {name: tmp_path / f"{name}.parquet" for name in ("channels", "memory")}
+    outputs["sets"] = tmp_path / "state.safetensors"
+    chosen = {"static": {"scores": ["ghost", "taylor"], "sparsities": [0.5]}, "seeds": [1]}
+    states.score_state(*files, RUN, chosen, IDENTITY, outputs)
+    channels = pd.read_parquet(outputs["channels"])
+    output = tmp_path / "correlation-state.parquet"
+    states.correlate_state(outputs["channels"], {"confidence": 0.95}, IDENTITY, output)
+    table = pd.read_parquet(output)
+    for one in (channels, table):
+        assert sorted(one["left_out"].unique()) == list(range(-1, n_documents))
+        assert set(one["n_documents"]) == {n_documents}
+    assert table.query("left_out == -1 and impact == 'ghost'")["ci_low"].notna().all()
+    own = channels.query("left_out == 1 and layer == 0")
+    row = table.query("left_out == 1 and layer == 0 and size == 'magnitude' and impact == 'ghost'")
+    expected = own["magnitude"].corr(own["energy"], method="spearman")
+    assert row["spearman"].tolist() == pytest.approx([expected])
