@@ -52,9 +52,12 @@ def _costs_about_one(evidence: Evidence) -> Findings:
         if not re.search(r"mamba-?2-1\.3b", model, re.IGNORECASE):
             continue
         for case in ratio_cases(evidence, setting, None, FALL, model=model):
-            if isinstance(case, Case) and (dense := evidence.losses(model, case.where, None)):
-                level = math.exp(dense.values["nll"].sum() / dense.values["n_tokens"].sum())
-                yield replace(case, bounds=Bounds(high=math.log1p(MOST_AT_HALF / level)))
+            if not isinstance(case, Case):
+                continue
+            shared = evidence.shared(case.where, (model, setting), (model, None))
+            assert shared is not None
+            level = math.exp(shared.nll[1].sum() / shared.n_tokens.sum())
+            yield replace(case, bounds=Bounds(high=math.log1p(MOST_AT_HALF / level)))
 
 
 def quadrants(evidence: Evidence) -> Findings:
