@@ -157,6 +157,7 @@ def channels(models=None, corpora=("wiki",), layers=4, n=64, seed=0):
                 energy = -0.5 * weight + rng.normal(0, 0.6, size=n) + layer / 4
                 columns = {"study": "made-up", "model": model, "origin": MODELS[model]}
                 columns |= {"corpus": corpus, "layer": layer, "group": 0, "channel": range(n)}
+                columns |= {"left_out": -1, "n_documents": 16}
                 columns |= {"magnitude": np.exp(weight), "energy": np.exp(2 * energy - 6)}
                 columns |= {"controllability": np.exp(energy), "observability": 1.0}
                 parts.append(pd.DataFrame(columns | {"taylor": np.exp(energy - 5)}))

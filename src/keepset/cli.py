@@ -88,6 +88,7 @@ def _perplexity(arguments: argparse.Namespace) -> None:
     from keepset.kinds import find_sites
     from keepset.measure.runner import Runner
     from keepset.models import anywhere
+    from keepset.models.bos import bos_token
     from keepset.rules.rule import Rule, describe
     from keepset.run.job import limit_threads
 
@@ -105,9 +106,10 @@ def _perplexity(arguments: argparse.Namespace) -> None:
         arguments.model, device=arguments.device, dtype=arguments.dtype
     )
     blocks = text.cut_blocks(documents, tokenizer, arguments.block, arguments.text)
-    runner = Runner(model, find_sites(model), batch_tokens=arguments.batch_tokens)
+    bos = bos_token(tokenizer, model.config.model_type)
+    runner = Runner(model, find_sites(model), batch_tokens=arguments.batch_tokens, bos=bos)
     nll = runner.block_nll(blocks, rule)
-    predicted = blocks.shape[0] * (blocks.shape[1] - 1)
+    predicted = runner.n_predicted(blocks)
     mean = float(nll.sum()) / predicted
     print(
         f"{describe(rule)}: token perplexity {math.exp(mean):.6g}"
@@ -151,18 +153,23 @@ def _generate(arguments: argparse.Namespace) -> None:
         if arguments.activations is not None:
             moments = generate.read_moments(arguments.activations, info["fingerprint"])
         model, tokenizer = models.load(info, device, models.resolve_dtype(arguments.dtype, device))
-        ids = tokenizer(arguments.prompt, return_tensors="pt").input_ids.to(device)
+        # Some tokenizers also put a token behind a text, which would end it.
+        encoded = tokenizer(arguments.prompt, add_special_tokens=False, return_tensors="pt")
+        ids = encoded.input_ids.long().to(device)
         forced = [] if arguments.path is None else [arguments.path]
         selection = Selection(arguments.kernels, forced=forced)
-        options: Any = {"moments": moments, "stop": generate.stops(model), "kernels": selection}
-        dense, sparse = generate.compare(model, ids, arguments.tokens, rule, **options)
+        shared: Any = {"moments": moments, "kernels": selection, "bos": info["bos"]}
+        stop = generate.stops(model)
+        dense, sparse = generate.compare(model, ids, arguments.tokens, rule, stop=stop, **shared)
         print(f"{arguments.prompt}{tokenizer.decode(sparse.tokens)}\n")
         for name, run in (("dense", dense), (describe(rule), sparse)):
-            print(f"{name}: {run.rate:.2f} tokens/s of {clock_name()}, {len(run.steps_s)} decoded")
-        print(f"speed-up {sparse.rate / dense.rate:.3f}")
+            speed = f"{run.rate:.2f} tokens/s of {clock_name()}, " if len(run.steps_s) else ""
+            print(f"{name}: {speed}{len(run.steps_s)} decoded")
+        if len(dense.steps_s) and len(sparse.steps_s):
+            print(f"speed-up {sparse.rate / dense.rate:.3f}")
         _print_paths(sparse, selection)
         if arguments.check:
-            _check_tokens(generate.disagreement(model, ids, sparse.tokens, rule, moments))
+            _check_tokens(generate.disagreement(model, ids, sparse.tokens, rule, **shared))
 
 
 def _print_paths(run: Generation, selection: Selection) -> None:
@@ -223,14 +230,15 @@ def _parser() -> argparse.ArgumentParser:
         description="Reads claims.csv and claims_cases.csv of a study.",
     )
     claims.add_argument("folder", help="the results of a study, e.g. results/embedded")
-    claims.add_argument("--claim", help="show this claim alone, with its cases: C1 ... D4")
+    claims.add_argument("--claim", help="show this claim alone, with its cases: C1 ... D8")
     claims.set_defaults(run=_claims)
 
     perplexity = commands.add_parser(
         "perplexity",
         help="perplexity of a model on a text file, dense or under a keep rule",
-        description="The whole file, cut into consecutive blocks without a BOS token; the first"
-        " token of a block and a last, shorter piece are not predicted.",
+        description="The whole file, cut into consecutive blocks, each after the model's BOS token"
+        " where it has one; without one, the first token of a block is not predicted. A last,"
+        " shorter piece is left out.",
     )
     perplexity.add_argument("model", help="folder, .gguf file, hub id, or PACKAGE:FILE")
     perplexity.add_argument("text", help="a .txt, .jsonl or .parquet file")

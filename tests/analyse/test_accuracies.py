@@ -169,3 +169,9 @@ class TestNewcombe:
         a, b = pairs(400, 60, 40, 500)
         expected = accuracies.paired_difference(a, b, 0.95)
         assert accuracies.newcombe(a, b, 0.95) == pytest.approx(expected, abs=2e-3)
+
+
+@pytest.mark.parametrize("statistic", [accuracies.discordant, accuracies.mcnemar_exact])
+def test_an_answer_that_is_not_known_is_no_right_one(statistic):
+    with pytest.raises(KeepsetError, match="neither a right nor a wrong"):
+        statistic([True, np.nan], [True, False])

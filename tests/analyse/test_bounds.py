@@ -84,7 +84,7 @@ class TestNeeded:
         just_too_large, just_small_enough = 0.01 / z * 1.01, 0.01 / z * 0.95
         n, why = needed(effect(0.0, 0.01, floor=just_too_large), bounds, 0.05)
         assert math.isinf(n)
-        assert "no more text would decide" in why
+        assert "no text would decide" in why
         without = needed(effect(0.0, 0.01), bounds, 0.05).n
         assert without < needed(effect(0.0, 0.01, floor=just_small_enough), bounds, 0.05).n < 1e4
 

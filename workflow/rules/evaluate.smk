@@ -3,7 +3,8 @@
 #         tasks/{task}.jsonl; of states, {model}/{corpus}/state.safetensors.
 # Outputs: {model}/{corpus}/{dense,static,dynamic,windowed-oracle,windowed-causal}.parquet, and
 #          {state-static,state-windowed-oracle,state-windowed-causal}.parquet, joined in
-#          {model}/{corpus}/perplexity.parquet; {model}/{task}/capability.parquet.
+#          {model}/{corpus}/perplexity.parquet; {model}/{corpus}/rounding.parquet, the dynamic rules
+#          again with noise in the last bit; {model}/{task}/capability.parquet.
 
 
 rule evaluate_dense:
@@ -31,7 +32,7 @@ rule evaluate_dense:
 
 # The parts of every kind's grid. Windows are the longest jobs, so they start first.
 for KIND, EVALUATION in evaluations():
-    WINDOWED = EVALUATION.part == "windowed"
+    WINDOWED, ROUNDING = EVALUATION.part == "windowed", EVALUATION.rounding
     WILDCARDS = "{model}.{corpus}.{choice}" if WINDOWED else "{model}.{corpus}"
     TITLE = EVALUATION.title.format(
         model="{wildcards.model}", choice="{wildcards.choice}"
@@ -45,8 +46,10 @@ for KIND, EVALUATION in evaluations():
             model=MODEL,
             blocks=f"{FOLDER}/blocks.safetensors",
         output:
-            f"{FOLDER}/{EVALUATION.table}.parquet",
             f"{FOLDER}/{EVALUATION.table}.json",
+            *([f"{FOLDER}/{ROUNDING}.json"] if ROUNDING else []),
+            **({"rounding": f"{FOLDER}/{ROUNDING}.parquet"} if ROUNDING else {}),
+            output=f"{FOLDER}/{EVALUATION.table}.parquet",
         log:
             f"{LOGS}/{EVALUATION.rule}/{WILDCARDS}.log",
         benchmark:

@@ -121,7 +121,7 @@ def needed(effect: Effect, bounds: Bounds, alpha: float) -> Needed:
 
     fewest, most = math.log(effect.n + 1), math.log(effect.n + 1) + 80.0
     if surplus(most) < 0:
-        why = "rounding alone is too large for the bound: no more text would decide"
+        why = "rounding alone is too large for the bound: no text would decide, a wider dtype may"
         return Needed(math.inf, why)
     n = effect.n + 1.0
     if surplus(fewest) < 0:

@@ -11,14 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats as scipy_stats
 
-from keepset.analyse import accuracies, perplexities, stats
+from keepset.analyse import accuracies, perplexities
 from keepset.analyse.bounds import Effect
 from keepset.analyse.perplexities import Estimate, Rounding
-from keepset.analyse.stats import Floats, Sampling
 from keepset.errors import KeepsetError
 
 
@@ -248,45 +246,6 @@ def lost_accuracy(costs: Sequence[tuple[ArrayLike, ArrayLike]], confidence: floa
     return replace(
         mean((here - dense) - (other - other_dense), "item", confidence), test="paired t-test"
     )
-
-
-def rank_correlation_gap(
-    better: ArrayLike, worse: ArrayLike, truth: ArrayLike, layer: ArrayLike, sampling: Sampling
-) -> Effect:
-    """How much better one score ranks units than another: a difference of rank correlations.
-
-    Both are correlations with `truth` of ranks within layers. Units are resampled: BCa interval,
-    and normal tests with the bootstrap's standard error.
-
-    Args:
-        better, worse: (n,) the score that should rank better, and the other.
-        truth: (n,) what both should follow.
-        layer: (n,) the layer of each unit.
-        sampling: Level, resamples and seed.
-
-    Raises:
-        KeepsetError: lengths differ, or there are fewer than three units.
-    """
-    columns = pd.DataFrame({"better": better, "worse": worse, "truth": truth, "layer": layer})
-    if len(columns) < 3:
-        raise KeepsetError(f"a rank correlation needs three units, got {len(columns)}")
-    ranked = columns.groupby("layer").rank()
-    ranked -= ranked.groupby(columns["layer"]).transform("mean")
-    ranks = [ranked[name].to_numpy() for name in ("better", "worse", "truth")]
-
-    def gap(x: Floats, y: Floats, z: Floats, axis: int) -> Floats:
-        return (
-            scipy_stats.pearsonr(x, z, axis=axis).statistic
-            - scipy_stats.pearsonr(y, z, axis=axis).statistic
-        )
-
-    low, high, error = stats.bca(ranks, gap, sampling)
-    estimate = float(gap(ranks[0], ranks[1], ranks[2], axis=0))
-    return Effect(
-        estimate, low, high, error, len(columns), "neuron", "bootstrap z-test",
-        lambda bound: float(scipy_stats.norm.sf((estimate - bound) / error)),
-        lambda bound: float(scipy_stats.norm.cdf((estimate - bound) / error)),
-    )  # fmt: skip
 
 
 def unsampled(estimate: float, unit: str = "run") -> Effect:

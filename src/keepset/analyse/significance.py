@@ -93,6 +93,11 @@ def _need(table: pd.DataFrame, name: str, columns: Sequence[str]) -> None:
         raise KeepsetError(f"{name} table: missing column {', '.join(missing)}; make it again")
 
 
+def _need_finite(values: pd.DataFrame | pd.Series, name: str) -> None:
+    if not np.isfinite(values.to_numpy(dtype=np.float64)).all():
+        raise KeepsetError(f"{name} is not finite; run the model in float32")
+
+
 def adjust(rows: Iterator[Row], columns: list[str], family: str) -> pd.DataFrame:
     """Rows to a table; each column `..._holm` is Holm's adjustment over each model x `family`."""
     table = pd.DataFrame(list(rows)).reindex(columns=columns)
@@ -152,6 +157,8 @@ def _dense(runs: pd.DataFrame, cell: Row, unit: str) -> pd.DataFrame:
     dense = runs[runs["site"] == site].set_index(unit).sort_index()
     if not len(dense) or not dense.index.is_unique:
         raise KeepsetError(f"{name_of(cell)}: one dense row per {unit} is needed; run it again")
+    measured = "nll" if unit == "block" else "logprob"
+    _need_finite(dense[measured], f"{name_of(cell)} dense: {measured}")
     return dense
 
 
@@ -167,8 +174,8 @@ def find_draws(rounding: pd.DataFrame) -> Draws:
     """
     keys = [*TEXT_CELL, *SETTING]
     _need(rounding, "rounding", [*keys, "seed", "block", "draw", "nll"])
-    if len(rounding) and not np.isfinite(rounding["nll"]).all():
-        raise KeepsetError("rounding table: nll is not finite; run the model in float32")
+    if len(rounding):
+        _need_finite(rounding["nll"], "rounding table: nll")
     return {
         tuple(values.values()): group.pivot_table("nll", "block", "draw")
         for values, group in groups(rounding, keys)
@@ -219,8 +226,7 @@ def by_seed(group: pd.DataFrame, dense: pd.DataFrame, name: str) -> pd.DataFrame
         same = np.array_equal(group[columns], first.loc[group["block"], columns])
     if not same:
         raise KeepsetError(f"{name}: its blocks are not those of dense; evaluate both again")
-    if not np.isfinite(nll.to_numpy()).all():
-        raise KeepsetError(f"{name}: nll is not finite; run the model in float32")
+    _need_finite(nll, f"{name}: nll")
     return nll
 
 
@@ -278,6 +284,7 @@ def _capability(capability: pd.DataFrame, statistics: Statistics) -> Iterator[Ro
                 raise KeepsetError(
                     f"{name_of(cell, setting)}: its items are not those of dense; run both again"
                 )
+            _need_finite(answers["logprob"], f"{name_of(cell, setting)}: logprob")
             row = {**cell, **setting, **_accuracy(answers, statistics)}
             if setting["method"] != "dense":
                 row |= _against_dense(answers["correct"], dense["correct"], statistics)

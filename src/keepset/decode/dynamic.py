@@ -15,10 +15,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from keepset.decode.block import Forward, separable, standing_forward
 from keepset.decode.down import SparseDown
+from keepset.decode.position import Position
 from keepset.decode.score import UnitScore
 from keepset.decode.whole import Kernel, WholeBlock, WholeBlocks
 from keepset.kernels.selection import Selection
@@ -30,16 +31,17 @@ from keepset.sites.ffn import Site
 
 @contextmanager
 def dynamic_downs(
-    sites: Sequence[Site], rule: Rule, paths: Counter[str], selection: Selection
+    model: nn.Module, sites: Sequence[Site], rule: Rule, paths: Counter[str], selection: Selection
 ) -> Iterator[None]:
     """Hold a dynamic rule on `sites`; `paths` counts tokens x sites by path."""
-    sparse = SparseDown(sites, paths, selection)
+    sparse, position = SparseDown(sites, paths, selection), Position(counting=False)
     label = f"dynamic {rule.score} kept={1 - rule.sparsity:.2g}"
-    blocks = WholeBlocks(label, paths, selection)
+    blocks = WholeBlocks(label, paths, selection, position)
     with ExitStack() as stack:
+        stack.enter_context(position.following(model))
         for site in sites:
             score = UnitScore(site, rule)
-            plain = _forward(site, score, sparse)
+            plain = _forward(site, score, sparse, position)
             if selection.may_use_triton("ffn", sparse.rows(site).device) and separable(site):
                 block = WholeBlock(site, plain, _kernel(score), sparse.rows(site), blocks)
                 stack.enter_context(block.standing_in())
@@ -48,7 +50,7 @@ def dynamic_downs(
         yield
 
 
-def _forward(site: Site, score: UnitScore, sparse: SparseDown) -> Forward:
+def _forward(site: Site, score: UnitScore, sparse: SparseDown, position: Position) -> Forward:
     """What stands in for the forward of a site's down projection."""
     # A ReLU's zeros add nothing; other activations have next to none, and looking costs time.
     relu = site.activation.startswith("relu")
@@ -56,12 +58,14 @@ def _forward(site: Site, score: UnitScore, sparse: SparseDown) -> Forward:
     def forward(h: Tensor) -> Tensor:
         flat = h.reshape(-1, site.n_units)
         scores = score(flat)
-        if len(flat) == 1:
+        if len(flat) == 1 and not position.opens:
             # A token's weights have just driven everything else out of the cache, code included:
             # what counts is how few operations there are, more than what each of them costs.
             kept = top_units(scores[0], score.k, zeros=not relu)
         else:
             kept = top_mask(scores, score.k, zeros_matter=False)
+            if position.opens:
+                kept.view(position.batch, position.tokens, -1)[:, 0] = True
             if relu:
                 kept = torch.logical_and(kept, flat)
         return sparse(site, flat, kept).view(*h.shape[:-1], -1)

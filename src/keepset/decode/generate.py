@@ -18,11 +18,12 @@ from keepset.calibrate.sets import RankedSets
 from keepset.decode import Session, sparse_decoding
 from keepset.errors import CacheError, ConfigError
 from keepset.files import archive
+from keepset.hold.contexts import with_bos
 from keepset.kernels import clock
 from keepset.kernels.selection import Selection
-from keepset.measure.runner import Runner
-from keepset.models import check_length
-from keepset.rules.rule import Rule
+from keepset.measure.runner import Runner, refuse_infinite
+from keepset.models import check_ids, check_length
+from keepset.rules.rule import Rule, describe
 from keepset.rules.scores import Moments
 from keepset.settings import Kernels
 from keepset.sites.ffn import find_ffn_sites
@@ -110,21 +111,25 @@ def generate(
     moments: Mapping[str, Moments] | None = None,
     stop: Collection[int] = (),
     kernels: Kernels | Selection | str | None = None,
+    bos: int | None = None,
 ) -> Generation:
     """Continue a prompt greedily with a key-value cache; of equal logits the lowest index wins.
 
     Args:
         model: A causal language model in eval mode.
-        ids: The prompt, (1, n) int64, n >= 1.
+        ids: The prompt, (1, n) int64, n >= 1, or 0 where a BOS token stands before it.
         tokens: New tokens, at most.
-        rule: The keep rule, as in `sparse_decoding`; None is dense. The prompt is under it too.
+        rule: The keep rule, as in `sparse_decoding`; None is dense. The prompt is under it too,
+            but for the first token of the context.
         moments: Calibration sums, for static rules.
         stop: Tokens after which generation ends.
         kernels: Which implementations may run, as in `sparse_decoding`.
+        bos: The token that is put before the prompt; None where the model has none.
 
     Raises:
         ConfigError: an empty prompt, no tokens asked for, or a rule that cannot be decoded under.
-        ModelError: prompt and new tokens exceed the model's positions.
+        ModelError: prompt and new tokens exceed the model's positions, the prompt has tokens that
+            the model does not know, or logits are not finite.
 
     Example:
         >>> from keepset import generate, load, parse_keep
@@ -133,8 +138,8 @@ def generate(
         >>> generate(model, prompt, 4, parse_keep("dynamic:0.9"), kernels="torch").tokens.shape
         torch.Size([4])
     """
-    with sparse_decoding(model, rule, moments=moments, kernels=kernels) as session:
-        (run,) = _take_turns([_Decoder(model, session, stop)], ids, tokens)
+    with sparse_decoding(model, rule, moments=moments, kernels=kernels, bos=bos) as session:
+        (run,) = _take_turns([_Decoder(model, session, stop)], with_bos(ids, bos), tokens)
     return run
 
 
@@ -144,10 +149,9 @@ def compare(
     tokens: int,
     rule: Rule,
     *,
-    moments: Mapping[str, Moments] | None = None,
     replay: Replay | None = None,
     stop: Collection[int] = (),
-    kernels: Kernels | Selection | str | None = None,
+    **options: Any,
 ) -> tuple[Generation, Generation]:
     """Generate dense and under a rule; the two take turns, token by token.
 
@@ -155,8 +159,9 @@ def compare(
     Errors as in `generate`.
 
     Args:
-        model, ids, tokens, rule, moments, stop, kernels: As in `generate`.
+        model, ids, tokens, rule, stop: As in `generate`.
         replay: A text to read in the place of the new tokens.
+        options: moments, kernels and bos, as in `generate`.
 
     Returns:
         Dense, sparse.
@@ -172,10 +177,11 @@ def compare(
     """
     other = twin(model)
     sets, text = (None, None) if replay is None else (replay.sets, replay.tokens)
-    with sparse_decoding(other, rule, moments=moments, given=sets, kernels=kernels) as session:
+    with sparse_decoding(other, rule, given=sets, **options) as session:
         plain = Session(None, session.selection, mixers=session.mixers)
         decoders = [_Decoder(model, plain, stop, text), _Decoder(other, session, stop, text)]
-        dense, sparse = _take_turns(decoders, ids, tokens)
+        context = with_bos(ids, options.get("bos"))
+        dense, sparse = _take_turns(decoders, context, tokens)
     return dense, sparse
 
 
@@ -194,6 +200,7 @@ def _take_turns(decoders: Sequence[_Decoder], ids: Tensor, tokens: int) -> list[
         raise ConfigError("generation needs a prompt of one token or more, and --tokens >= 1")
     for decoder in decoders:
         check_length(decoder.model, ids.shape[1] + tokens, "prompt and new tokens", "--tokens")
+        check_ids(decoder.model, ids, "the prompt")
     with torch.inference_mode():
         for _ in range(2):
             for decoder in decoders:
@@ -223,6 +230,7 @@ class _Decoder:
     def read_prompt(self, ids: Tensor) -> None:
         """Predict the first new token, from an empty cache; what was decoded before is dropped."""
         self._session.paths.clear()
+        self._read: list[Tensor] = []
         self._tokens: list[Tensor] = []
         self._seconds: list[float] = []
         self._cache: Any = None
@@ -240,8 +248,15 @@ class _Decoder:
         start = self._clock()
         cache = {self._cache_name: self._cache}
         out = self.model(input_ids=ids, use_cache=True, **cache, **self._options)
-        token = out.logits[:, -1:].argmax(dim=-1)
+        logits = out.logits[:, -1:]
+        token = logits.argmax(dim=-1)
         self._seconds.append(self._clock() - start)
+        self._read.append(ids)
+        # A masked logit is minus infinity; NaN is the largest of its row.
+        if not bool(torch.isfinite(logits.amax(dim=-1)).all()):
+            sites, context = find_ffn_sites(self.model), torch.cat(self._read, dim=1)
+            label = describe(self._session.rule)
+            refuse_infinite(self.model, sites, [context], "the logits are", label)
         self._tokens.append(token)
         self._cache = out[self._cache_name]
 
@@ -288,6 +303,7 @@ def disagreement(
     rule: Rule | None,
     moments: Mapping[str, Moments] | None = None,
     kernels: Kernels | Selection | str | None = None,
+    bos: int | None = None,
 ) -> Disagreement | None:
     """Compare new tokens with those of the masked reference, `keepset.hold.inputs`.
 
@@ -302,15 +318,23 @@ def disagreement(
         rule: The rule that they were generated under.
         moments: Calibration sums, for static rules.
         kernels: Which implementations run the reference's mixers.
+        bos: The token that was put before the prompt.
 
     Returns:
         None if every token is the reference's greedy choice, else the first that is not.
+
+    Raises:
+        ModelError: the reference's logits are not finite; the message names the first layer at
+            fault.
     """
-    context = torch.cat([ids, new[None, :-1].to(ids.device)], dim=1)
+    text = torch.cat([ids, new[None, :-1].to(ids.device)], dim=1)
+    context = with_bos(text, bos)
     keep_sets = RankedSets(moments or {})
-    runner = Runner(model, find_ffn_sites(model), keep_sets=keep_sets, kernels=kernels)
-    with runner.holding(rule, stream=False), torch.inference_mode():
-        logits = model(input_ids=context, use_cache=False).logits[0, ids.shape[1] - 1 :].cpu()
+    runner = Runner(model, find_ffn_sites(model), keep_sets=keep_sets, kernels=kernels, bos=bos)
+    with runner.holding(rule), torch.inference_mode():
+        logits = model(input_ids=context, use_cache=False).logits[0, -len(new) :].cpu()
+    if not bool(torch.isfinite(logits.amax(dim=-1)).all()):
+        runner.blame("the logits are", text, rule)
     best = logits.argmax(dim=-1)
     wrong = (best != new).nonzero()[:, 0]
     if not len(wrong):

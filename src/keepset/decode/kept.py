@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
 
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
@@ -13,13 +11,10 @@ from transformers.pytorch_utils import Conv1D
 from keepset.decode.block import Forward, ffn_weights, units_of
 from keepset.decode.down import SparseDown
 from keepset.decode.score import UnitScore
-from keepset.hold.inputs import slice_up, swapped
+from keepset.hold.inputs import Slices, in_place, slice_up
 from keepset.kernels.weights import FfnWeights
 from keepset.rules.masks import top_mask
 from keepset.sites.ffn import Site
-
-Slices = Sequence[tuple[Any, Mapping[str, Tensor]]]
-"""The modules of a block, each with the parameters of the kept units."""
 
 
 class KeptBlock:
@@ -37,7 +32,7 @@ class KeptBlock:
     def hold(self, units: Tensor) -> None:
         """Put the weights of `units` (k,) in the model's, until `release`."""
         if not self.held:
-            self._in_place = _in_place(self.slices(units))
+            self._in_place.enter_context(in_place(self.slices(units)))
             self.held = True
 
     def release(self) -> None:
@@ -60,7 +55,7 @@ class KeptBlock:
 
     def by_slices(self, x: Tensor, slices: Slices) -> Tensor:
         """Only the units of `slices` are computed."""
-        with _in_place(slices):
+        with in_place(slices):
             return self.dense_down(units_of(self.site, x))
 
     def by_kernel(self, x: Tensor, units: Tensor) -> Tensor:
@@ -75,11 +70,3 @@ class KeptBlock:
         """The set that is chosen on the tokens x: (1, n_units) bool."""
         means = self.score(units_of(self.site, x)).mean(dim=0, keepdim=True)
         return top_mask(means, self.score.k)
-
-
-def _in_place(slices: Slices) -> ExitStack:
-    """Swap parameters; they are put back when the stack closes."""
-    with ExitStack() as stack:
-        for module, tensors in slices:
-            stack.enter_context(swapped(module, tensors))
-        return stack.pop_all()

@@ -15,13 +15,16 @@ class Position:
     """The place of the tokens of the forward pass that is running.
 
     Attributes:
+        n_bos: Tokens of a context before its text: 1 where contexts open with a BOS token.
         start: Tokens of the context before them; 0 opens a new context.
         batch: Rows of the batch.
         tokens: New tokens per row.
         passes: Forward passes so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, n_bos: int = 0, counting: bool = True) -> None:
+        """`counting`: whether what is held depends on every token of the context so far."""
+        self.n_bos, self._counting = n_bos, counting
         self.start = self.batch = self.tokens = self.passes = 0
 
     @property
@@ -29,13 +32,19 @@ class Position:
         """Whether one new token of one row continues a context."""
         return self.start > 0 and self.batch == self.tokens == 1
 
+    @property
+    def opens(self) -> bool:
+        """Whether the pass begins with the first token of a context, which is run dense."""
+        return self.start == 0
+
     @contextmanager
     def following(self, model: nn.Module) -> Iterator[None]:
         """Keep up with every forward pass of `model`.
 
-        A forward pass of the model raises ConfigError where its key-value cache does not hold
-        exactly the tokens seen so far (it was cropped, or another context took turns), or where
-        rows are padded: windows are counted from the first token of a row.
+        A forward pass of the model raises ConfigError where rows are padded: the first token of a
+        row is run dense, and windows are counted from it. If tokens are counted, it raises one too
+        where the key-value cache does not hold exactly the tokens seen so far: it was cropped, or
+        another context took turns.
         """
         handle = model.register_forward_pre_hook(self._on_forward, with_kwargs=True)
         try:
@@ -48,7 +57,8 @@ class Position:
         batch, tokens = (kwargs["inputs_embeds"] if ids is None else ids).shape[:2]
         cache = kwargs.get("past_key_values")
         start = 0 if cache is None else int(cache.get_seq_length())
-        if start not in (0, self.start + self.tokens) or (start and batch != self.batch):
+        goes_on = start == self.start + self.tokens and batch == self.batch
+        if self._counting and start and not goes_on:
             raise ConfigError(
                 f"the key-value cache holds {start} tokens of {batch} rows, but the keep sets have"
                 f" seen {self.start + self.tokens} of {self.batch}: decode one context after the"

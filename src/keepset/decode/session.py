@@ -12,13 +12,13 @@ from torch import Tensor
 
 from keepset.calibrate.sets import RankedSets
 from keepset.decode.dynamic import dynamic_downs
+from keepset.decode.position import Position
 from keepset.decode.score import SCORES
-from keepset.decode.static import cut_blocks
+from keepset.decode.static import static_blocks
 from keepset.decode.windowed import running_windows
 from keepset.errors import ConfigError, ModelError
 from keepset.kernels.mixers import mixer_kernels
 from keepset.kernels.selection import Selection
-from keepset.measure.runner import Runner
 from keepset.rules.kinds import KINDS
 from keepset.rules.rule import Rule, describe
 from keepset.rules.scores import Moments
@@ -55,15 +55,17 @@ def sparse_decoding(
     sites: Sequence[Site] | None = None,
     given: Mapping[str, Tensor] | None = None,
     kernels: Kernels | Selection | str | None = None,
+    bos: int | None = None,
 ) -> Iterator[Session]:
     """Decode under `rule` without computing, or without reading, what it leaves out.
 
     Within the block the model may run as usual, through `model.generate` too; a context starts
     where its key-value cache is empty. The keep sets are those of `keepset.hold.inputs.Windows` on
-    passages, and of `Static`, and outputs are equal to theirs up to rounding. Static and windowed
-    rules stand in for weights, dynamic ones for the forward of the down projections, whose
-    neuron-major copies take memory until exit. Of several paths the fastest is taken; they are
-    timed on the model's own weights at the first token.
+    passages, and of `Static`, and outputs are equal to theirs up to rounding: the first token of a
+    context is run dense. Static and windowed rules stand in for weights, dynamic ones for the
+    forward of the down projections, whose neuron-major copies take memory until exit. Under a
+    static rule a prompt runs masked, as its first token needs all weights. Of several paths the
+    fastest is taken; they are timed on the model's own weights at the first token.
 
     Args:
         model: A causal language model in eval mode.
@@ -75,6 +77,8 @@ def sparse_decoding(
         kernels: Which implementations may run: the section `kernels` of a configuration, or
             "auto" (the default), "torch" or "triton". A `Selection` is shared with whoever else
             was given it: a path is timed once for all.
+        bos: The token that every context opens with, if there is one: windows are counted from the
+            token after it.
 
     Raises:
         ConfigError: the rule cannot be decoded under (the message says why), a static rule has
@@ -105,14 +109,13 @@ def sparse_decoding(
         if rule is None or rule.sparsity == 0:
             pass
         elif rule.window == "corpus":
-            keep_sets = RankedSets(moments or {})
-            runner = Runner(model, sites, keep_sets=keep_sets, kernels=selection)
-            stack.enter_context(runner.holding(rule))
-            stack.enter_context(cut_blocks(sites, session.paths, selection))
+            masks = RankedSets(moments or {})[rule]
+            stack.enter_context(static_blocks(model, sites, masks, session.paths, selection))
         elif rule.method == "dynamic" and given is None:
-            stack.enter_context(dynamic_downs(sites, rule, session.paths, selection))
+            stack.enter_context(dynamic_downs(model, sites, rule, session.paths, selection))
         else:
-            running = running_windows(model, sites, rule, given, session.paths, selection)
+            position = Position(n_bos=int(bos is not None))
+            running = running_windows(model, sites, rule, given, session.paths, selection, position)
             stack.enter_context(running)
         yield session
 

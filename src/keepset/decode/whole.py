@@ -10,6 +10,7 @@ from functools import partial
 from torch import Tensor
 
 from keepset.decode.block import PLAIN, Forward, StandIn, ffn_weights, units_of
+from keepset.decode.position import Position
 from keepset.kernels import dispatch
 from keepset.kernels.clock import taking_turns
 from keepset.kernels.selection import TRITON_FFN, Selection
@@ -39,7 +40,10 @@ class WholeBlock(StandIn):
 
     def answer(self, x: Tensor) -> Tensor | None:
         """The kernel's output, where that path is taken."""
-        if not self.separable or len(x) > MAX_ROWS or self._blocks.path(self, x) != TRITON_FFN:
+        position = self._blocks.position
+        if not self.separable or len(x) > MAX_ROWS or (position is not None and position.opens):
+            return None
+        if self._blocks.path(self, x) != TRITON_FFN:
             return None
         self._blocks.paths[TRITON_FFN] += len(x)
         return self.by_kernel(x)
@@ -68,12 +72,27 @@ class WholeBlocks:
     Attributes:
         paths: Counts tokens x sites by path.
         selection: Which kernels may run.
+        position: Where the running pass stands, if it matters.
         members: All of them.
     """
 
-    def __init__(self, label: str, paths: Counter[str], selection: Selection) -> None:
-        """`label`: what the blocks do, for the record of times."""
-        self.paths, self.selection = paths, selection
+    def __init__(
+        self,
+        label: str,
+        paths: Counter[str],
+        selection: Selection,
+        position: Position | None = None,
+    ) -> None:
+        """Start without members.
+
+        Args:
+            label: What the blocks do, for the record of times.
+            paths: See above.
+            selection: See above.
+            position: Where the running pass stands; kernels leave alone those that begin with the
+                first token of a context. None where blocks stand in for later passes only.
+        """
+        self.paths, self.selection, self.position = paths, selection, position
         self.members: list[WholeBlock] = []
         self._label = label
         self._path_of: dict[tuple[int, ...], str] = {}

@@ -14,12 +14,13 @@ from keepset.rules.masks import top_mask
 class RunningWindow:
     """The window that the newest tokens of a context are in.
 
-    Its set is chosen on the mean score of *every* unit over the window before. Of a token that ran
-    with kept units alone only the block's input is known: it waits, and its units are computed at
-    the end of the window.
+    Its set is chosen on the mean score of *every* unit over the window before; that of the first
+    window on the first token of the text, which runs dense. So does a BOS token before it, which is
+    in no window. Of a token that ran with kept units alone only the block's input is known: it
+    waits, and its units are computed at the end of the window.
 
     Attributes:
-        kept: (batch, n_units) bool, the set that holds; None where all units run.
+        kept: (batch, n_units) bool, the set that holds; None before the text.
     """
 
     def __init__(
@@ -28,6 +29,8 @@ class RunningWindow:
         score: UnitScore,
         units_of: Callable[[Tensor], Tensor],
         given: Tensor | None = None,
+        *,
+        n_bos: int = 0,
     ) -> None:
         """Start before the first token of a context.
 
@@ -36,13 +39,17 @@ class RunningWindow:
             score: What sets are chosen by.
             units_of: x (n, d_model) -> h (n, n_units), all units.
             given: (n_windows, n_units) bool, the sets of the windows of one row, known beforehand;
-                None chooses each on the window before, the first being dense.
+                None chooses them.
+            n_bos: Tokens of the context before the text: 1 where it opens with a BOS token.
         """
         self._width, self._score, self._units_of, self._given = width, score, units_of, given
+        self._n_bos = n_bos
         self.restart()
 
     def restart(self) -> None:
         """Go to the start of a new context."""
+        self._opens = True
+        self._bos_left = self._n_bos
         self._number = -1
         self._filled = self._width
         self.kept: Tensor | None = None
@@ -88,24 +95,32 @@ class RunningWindow:
         """Count tokens by all their units, (batch, tokens, n_units); windows turn as they fill.
 
         Returns:
-            Which units each token keeps: (batch, tokens, n_units) bool, or (1, tokens, n_units)
-            where sets are given.
+            Which units each token keeps: (batch, tokens, n_units) bool.
         """
-        masks, start = [], 0
+        start = min(self._bos_left, h.shape[1])
+        self._bos_left -= start
+        masks = [torch.ones_like(h[:, :start], dtype=torch.bool)]
         while start < h.shape[1]:
             if self.full:
                 self.turn()
-            piece = h[:, start : start + self._width - self._filled]
+            kept = self.kept
+            piece = h[:, start : start + (1 if kept is None else self._width - self._filled)]
             start += piece.shape[1]
             self._filled += piece.shape[1]
+            if kept is None:
+                self.kept = top_mask(self._add(piece), self._score.k)
+                masks.append(torch.ones_like(piece, dtype=torch.bool))
+                continue
             if self._given is None:
                 self._add(piece)
-            if self.kept is None:
-                masks.append(torch.ones_like(piece, dtype=torch.bool))
-            else:
-                masks.append(self.kept[:, None].expand(-1, piece.shape[1], -1))
-        return torch.cat(masks, dim=1)
+            masks.append(kept[:, None].expand(len(h), piece.shape[1], -1))
+        mask = torch.cat(masks, dim=1)
+        if self._opens:
+            mask[:, 0] = True
+        self._opens = False
+        return mask
 
-    def _add(self, h: Tensor) -> None:
+    def _add(self, h: Tensor) -> Tensor:
         sums = self._score(h).sum(dim=1)
         self._sums = sums if self._sums is None else self._sums + sums
+        return self._sums

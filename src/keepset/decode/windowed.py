@@ -37,17 +37,18 @@ def running_windows(
     given: Mapping[str, Tensor] | None,
     paths: Counter[str],
     selection: Selection,
+    position: Position,
 ) -> Iterator[None]:
     """Hold a windowed rule on `sites`; one runs masked where its units cannot be sliced.
 
-    Arguments as in `sparse_decoding`; `paths` counts tokens x sites by path.
+    Arguments as in `sparse_decoding`; `paths` counts tokens x sites by path, and `position` will
+    follow the passes of the model.
 
     Raises:
         ConfigError: a block is shared over depths.
     """
     sparse = SparseDown(sites, paths, selection)
     crossover = Crossover(rule, given is not None, paths, selection)
-    position = Position()
     with ExitStack() as stack:
         stack.enter_context(position.following(model))
         for site in sites:
@@ -59,7 +60,9 @@ def running_windows(
             score = UnitScore(site, rule)
             block = KeptBlock(site, score, sparse)
             sets = None if given is None else given[site.key]
-            window = RunningWindow(int(rule.window), score, partial(units_of, site), sets)
+            window = RunningWindow(
+                int(rule.window), score, partial(units_of, site), sets, n_bos=position.n_bos
+            )
             crossover.blocks.append(block)
             windowed = _WindowedSite(block, window, crossover, position)
             stack.enter_context(windowed.standing_in())
@@ -116,8 +119,10 @@ class _WindowedSite(StandIn):
         position, n_units = self._position, self.site.n_units
         flat = h.reshape(-1, n_units)
         tokens = flat.view(position.batch, position.tokens, n_units)
-        kept = self._window.mask(tokens).expand_as(tokens).reshape(flat.shape)
-        if position.tokens == 1 and position.start and self._window.kept is not None:
+        # The first token of the text runs dense, also where it is new after the BOS token.
+        is_chosen = self._window.kept is not None
+        kept = self._window.mask(tokens).view(flat.shape)
+        if position.tokens == 1 and position.start and is_chosen:
             one_set = self._window.units if len(flat) == 1 else kept
             return self._block.sparse_down(flat, one_set).view(*h.shape[:-1], -1)
         return self._block.dense_down((flat * kept).view(h.shape))

@@ -14,7 +14,7 @@ from keepset.errors import ModelError
 from keepset.hold.windows import Windowed
 from keepset.rules.masks import Masks, spread_windows, top_mask, window_means
 from keepset.rules.rule import Rule, n_kept
-from keepset.rules.scores import NEURON_SCORES, token_score
+from keepset.rules.scores import NEURON_SCORES, site_seed, token_score
 from keepset.sites.ffn import Projection, Site
 
 Action = Callable[[Site, Tensor], Tensor | None]

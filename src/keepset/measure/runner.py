@@ -18,7 +18,7 @@ from keepset.hold.contexts import with_bos
 from keepset.hold.windows import Windowed
 from keepset.kernels.mixers import mixer_kernels
 from keepset.kernels.selection import Selection
-from keepset.models import check_length
+from keepset.models import check_ids, check_length
 from keepset.rules.kinds import KINDS
 from keepset.rules.masks import KeepSets, Masks, window_width
 from keepset.rules.rule import Rule, describe
@@ -103,6 +103,8 @@ class Runner:
         width = window_width(rule.window, lead_in.shape[1])
         key = (rule.site, rule.score, rule.seed, width, lead_in.numpy().tobytes())
         if key not in self._lead_ins:
+            check_length(self.model, lead_in.shape[1] + self._n_bos, "lead-ins", "text.block")
+            check_ids(self.model, lead_in, "lead-ins")
             # No logits are needed, so the head is left out where transformers names the body.
             body = getattr(self.model, "base_model", self.model)
             kind, sites = kinds.of(rule.site), self.sites_of(rule.site)
@@ -184,6 +186,7 @@ class Runner:
             ConfigError: there are more or fewer lead-ins than blocks.
         """
         check_length(self.model, blocks.shape[1] + self._n_bos, "blocks", "text.block")
+        check_ids(self.model, blocks, "blocks")
         label = describe(rule)
         before: dict[str, Tensor] = {}
         if rule is not None and rule.choice == "causal" and rule.sparsity and lead_in is not None:
@@ -222,15 +225,9 @@ class Runner:
         Raises:
             ModelError: always.
         """
-        label = describe(rule)
-        with self.holding(rule), ExitStack() as hooks, torch.inference_mode():
-            for site in self.sites:
-                module = self.model.get_submodule(site.name)
-                check = _finite_check(site.name, label)
-                hooks.enter_context(module.register_forward_pre_hook(check, with_kwargs=True))
-            for row in rows:
-                self.model(input_ids=self._contexts(row[None]), use_cache=False)
-        raise ModelError(f"{what} not finite under {label}; try dtype: float32")
+        contexts = (self._contexts(row[None]) for row in rows)
+        with self.holding(rule):
+            refuse_infinite(self.model, self.sites, contexts, what, describe(rule))
 
     def last_words(
         self,
@@ -255,6 +252,8 @@ class Runner:
         """
         longest = max(len(item.ids) for item in items) + self._n_bos
         check_length(self.model, longest, "passages", "the task's max_words")
+        for number, item in enumerate(items):
+            check_ids(self.model, item.ids, f"item {number}")
         order = sorted(range(len(items)), key=lambda number: len(items[number].ids))
         answers: dict[int, tuple[bool, float]] = {}
         with self.holding(rule) as windows, torch.inference_mode():
@@ -303,6 +302,30 @@ class Runner:
             with nullcontext() if head is None else head.register_forward_pre_hook(_contiguous):
                 return self.model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits
         return self.model(input_ids=ids, use_cache=False).logits[:, first:]
+
+
+def refuse_infinite(
+    model: Any, sites: Sequence[AnySite], contexts: Iterable[Tensor], what: str, label: str
+) -> NoReturn:
+    """Refuse a result that is NaN or infinite, and name the first site of `model` at fault.
+
+    Args:
+        model: The model, under whatever it ran under.
+        sites: Its sites.
+        contexts: The token ids that gave the result, each (1, tokens).
+        what: The result and its verb, and `label`: the rule; both for the message.
+
+    Raises:
+        ModelError: always.
+    """
+    with ExitStack() as hooks, torch.inference_mode():
+        for site in sites:
+            module = model.get_submodule(site.name)
+            check = _finite_check(site.name, label)
+            hooks.enter_context(module.register_forward_pre_hook(check, with_kwargs=True))
+        for ids in contexts:
+            model(input_ids=ids, use_cache=False)
+    raise ModelError(f"{what} not finite under {label}; try dtype: float32")
 
 
 def _finite_check(name: str, label: str) -> Callable[..., None]:

@@ -27,6 +27,11 @@ class Evaluation:
     table: str  # what it writes, without folder and ending; {choice} is filled in
     title: str  # what is evaluated, for readers; {model} and {choice} are filled in
 
+    @property
+    def rounding(self) -> str | None:
+        """The table of dynamic rules with noise, without folder and ending; None for others."""
+        return self.table.replace("dynamic", "rounding") if self.part == "dynamic" else None
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -130,8 +135,8 @@ register(
         before=("score_state",),
         after=("evaluate_state_lengths", "correlate_state"),
         masks=False,
-        # A state that forgets is run beside one that does not; causal choice takes a third.
-        steps=lambda access, choice: 1 if access == "read" else 2 + (choice == "causal"),
+        # A state that forgets is run beside one that does not.
+        steps=lambda access, _: 1 if access == "read" else 2,
         evaluations=(
             Evaluation("evaluate_state", "static", "state-static", "the pruned state of {model}"),
             Evaluation(

@@ -59,6 +59,11 @@ class Benchmark(Strict):
     tokens: int = Field(24, ge=1, description="Decoded per rule; at least one whole window.")
 
 
+MOST_GROUPS = 16
+"""Calibration documents are dealt to this many groups, one of which at a time is left out: enough
+for a standard error with 15 degrees of freedom, and few enough to keep in a file."""
+
+
 class Statistics(Strict):
     """Intervals and tests."""
 
@@ -68,6 +73,6 @@ class Statistics(Strict):
     )
     perplexity_margin: float = Field(0.01, gt=0, description="Equivalence margin, relative.")
     accuracy_margin: float = Field(0.05, gt=0, lt=1, description="Equivalence margin, absolute.")
-    rounding_draws: int = Field(
-        3, ge=0, description="Runs of dynamic rules with noise in the last bit; 0 for none."
+    rounding_draws: Literal[0] | Annotated[int, Field(ge=2, strict=True)] = Field(
+        3, description="Runs of dynamic rules with noise in the last bit of h; 0 for none."
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from keepset.rules.kinds import KINDS
+from keepset.rules.kinds import KINDS, evaluations
 from keepset.settings import Choice, Config
 
 
@@ -49,6 +49,16 @@ def correlations(config: Config) -> list[str]:
         for kind in KINDS.values()
         if kind.correlation
         for table in per_corpus(config, f"{kind.correlation}.parquet", kind.name)
+    ]
+
+
+def roundings(config: Config) -> list[str]:
+    """The tables of dynamic rules that were run again with noise in the last bit."""
+    return [
+        table
+        for kind, evaluation in evaluations()
+        if evaluation.rounding
+        for table in per_corpus(config, f"{evaluation.rounding}.parquet", kind.name)
     ]
 
 
@@ -104,5 +114,9 @@ def joined(config: Config, rule: str, wildcards: Mapping[str, str]) -> set[str] 
     if rule == "join_correlations":
         return set(correlations(config))
     if rule == "test_significance":
-        return {*per_corpus(config, "perplexity.parquet"), *capabilities(config)}
+        return {
+            *per_corpus(config, "perplexity.parquet"),
+            *capabilities(config),
+            *roundings(config),
+        }
     return None

@@ -85,7 +85,7 @@ def _model(config: Config, wildcards: Wildcards) -> Settings:
 
 def _source(config: Config, corpus: str) -> Settings:
     """Where a corpus comes from."""
-    return config.corpora[corpus].model_dump(exclude={"grid", "ablation"})
+    return config.corpora[corpus].model_dump(exclude={"grid", "ablation", "sampling"})
 
 
 def _corpus(config: Config, wildcards: Wildcards) -> Settings:
@@ -108,7 +108,7 @@ def _blocks(config: Config, wildcards: Wildcards) -> Settings:
             "evaluation_tokens": config.evaluation_tokens(model),
         },
         "cutting": {
-            "sampling": config.text.sampling,
+            "sampling": config.corpora[corpus].sampling,
             "sameness_tokens": config.sameness_tokens(model),
             "factors": state_section(config).lengths if longer else [],
             "seed": config.seed,
@@ -128,7 +128,7 @@ def _correlation(config: Config, wildcards: Wildcards) -> Settings:
     corpus = wildcards["corpus"]
     ablation = config.ablation.model_dump() if config.corpora[corpus].ablation else None
     units = {"kind": "ffn", "gradients": config.needs_gradients(corpus)}
-    settings = {**units, **_statistics(config, wildcards), "ablation": ablation}
+    settings = {**units, **_levels(config, wildcards), "seed": config.seed, "ablation": ablation}
     return {**_model_run(config, wildcards), "settings": settings}
 
 
@@ -145,7 +145,7 @@ def _evaluation(
     if part == "static":
         settings["chosen"] = chosen_by(config, kind.name, corpus)
     if part == "dynamic":
-        settings |= {"draws": config.statistics.rounding_draws, "seed": config.seed}
+        settings["noise"] = {"draws": config.statistics.rounding_draws, "seed": config.seed}
     return settings
 
 
@@ -181,23 +181,25 @@ def _pruning(config: Config, wildcards: Wildcards) -> Settings:
 
 
 def _channels(config: Config, wildcards: Wildcards) -> Settings:
-    return {"statistics": config.statistics.model_dump(), **_identity(config, wildcards)}
+    return {**_levels(config, wildcards), **_identity(config, wildcards)}
 
 
 def _claims(config: Config, wildcards: Wildcards) -> Settings:
     """What claims are judged by, and what is known of the models.
 
-    `l1` are the models that were trained with a penalty on |h|. A task that reads the first items
-    of another task's source is not among the tasks: it repeats evidence, and has less of it.
+    `l1` are the models that were trained with a penalty on |h|, `induction` those whose training
+    started near a hand-made circuit. A task that reads the first items of another task's source is
+    not among the tasks: it repeats evidence, and has less of it.
     """
-    specimens = config.training.specimens if config.training else {}
-    penalised = {name for name, specimen in specimens.items() if specimen.l1 > 0}
+    trained = config.training.specimens if config.training else {}
+    specimens = [name for name in config.active_models() if name in trained]
     tasks = {name: task.kind for name, task in config.tasks.items() if not _is_part(config, task)}
     settings = {
         "study": config.study,
-        **_statistics(config, wildcards),
+        **_levels(config, wildcards),
         "tasks": tasks,
-        "l1": [name for name in config.active_models() if name in penalised],
+        "l1": [name for name in specimens if trained[name].l1 > 0],
+        "induction": [name for name in specimens if trained[name].induction],
     }
     return {"settings": settings}
 
@@ -300,7 +302,10 @@ _STEPS = {
 def all_steps() -> dict[str, Step]:
     """Rule of the workflow -> its step, those of kinds of sites and of figures among them."""
     grids = {
-        evaluation.rule: _step("evaluation:evaluate_rules", partial(_evaluation, kind, evaluation))
+        evaluation.rule: _step(
+            f"evaluation:{'evaluate_dynamic' if evaluation.rounding else 'evaluate_rules'}",
+            partial(_evaluation, kind, evaluation),
+        )
         for kind, evaluation in evaluations()
     }
     drawn = {f"draw_{name}": _drawing(figure) for name, figure in FIGURES.items()}

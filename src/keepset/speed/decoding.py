@@ -10,6 +10,7 @@ from torch import Tensor
 
 from keepset.decode.generate import Generation, Replay, compare, disagreement, generate
 from keepset.errors import KeepsetError
+from keepset.hold.contexts import with_bos
 from keepset.hold.inputs import output_norms, watching
 from keepset.kernels.selection import Selection
 from keepset.rules.masks import spread_windows, top_mask, window_means
@@ -32,6 +33,7 @@ def time_decoding(
     machine: Machine,
     moments: Mapping[str, Moments] | None,
     selection: Selection,
+    bos: int | None = None,
 ) -> Iterator[Row]:
     """Rows of the `kernels` table, level `model`, one per rule; none for a model without an FFN.
 
@@ -48,6 +50,7 @@ def time_decoding(
         machine: What it runs on.
         moments: For static rules.
         selection: Which kernels may run; a path is timed once for all rules.
+        bos: The token that is put before the prompt.
 
     Raises:
         KeepsetError: a token is not the masked reference's, beyond rounding.
@@ -56,7 +59,7 @@ def time_decoding(
     for rule in rules if sites else ():
         width = rule.window if isinstance(rule.window, int) else 1
         steps = -(-tokens // width) * width
-        dense, sparse = _decode(model, ids, rule, steps + 1, moments, selection, sites)
+        dense, sparse = _decode(model, ids, rule, steps + 1, moments, selection, sites, bos)
         chunks = [run.steps_s.view(-1, width).mean(dim=1).numpy() for run in (dense, sparse)]
         bytes_ = _bytes(model, sites, rule)
         yield {
@@ -80,18 +83,20 @@ def _decode(
     moments: Mapping[str, Moments] | None,
     selection: Selection,
     sites: Sequence[Site],
+    bos: int | None,
 ) -> tuple[Generation, Generation]:
     near = NEAR.get(model.dtype, NEAR_LOW_PRECISION)
+    shared: Any = {"kernels": selection, "bos": bos}
     if rule.method == "windowed" and rule.choice == "oracle":
-        text = generate(model, ids, tokens, kernels=selection).tokens
-        sets, logits = oracle_sets(model, ids, text, rule, sites)
+        text = generate(model, ids, tokens, **shared).tokens
+        sets, logits = oracle_sets(model, ids, text, rule, sites, bos)
         replay = Replay(text, sets)
-        dense, sparse = compare(model, ids, tokens, rule, replay=replay, kernels=selection)
+        dense, sparse = compare(model, ids, tokens, rule, replay=replay, **shared)
         picked = logits.gather(1, sparse.tokens[:, None])[:, 0]
         gap = float((logits.max(dim=1).values - picked).max())
     else:
-        dense, sparse = compare(model, ids, tokens, rule, moments=moments, kernels=selection)
-        wrong = disagreement(model, ids, sparse.tokens, rule, moments, selection)
+        dense, sparse = compare(model, ids, tokens, rule, moments=moments, **shared)
+        wrong = disagreement(model, ids, sparse.tokens, rule, moments, **shared)
         gap = 0.0 if wrong is None else wrong.gap
     if not gap <= near:
         raise KeepsetError(
@@ -102,9 +107,16 @@ def _decode(
 
 
 def oracle_sets(
-    model: Any, ids: Tensor, new: Tensor, rule: Rule, sites: Sequence[Site]
+    model: Any,
+    ids: Tensor,
+    new: Tensor,
+    rule: Rule,
+    sites: Sequence[Site],
+    bos: int | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """The sets that an oracle chooses on prompt and new tokens, and its logits.
+
+    The BOS token, where there is one, is put before the prompt and stands outside of windows.
 
     Returns:
         Site key -> (n_windows, n_units) bool; logits before each of the new tokens, (m, words).
@@ -113,14 +125,20 @@ def oracle_sets(
     sets: dict[str, Tensor] = {}
 
     def action(site: Site, h: Tensor) -> Tensor:
-        means = window_means(token_score(rule.score, h, norms[site.key], None), None, rule.window)
-        mask = top_mask(means, n_kept(site.n_units, rule.sparsity))
+        text = h[:, int(bos is not None) :]
+        scores = token_score(rule.score, text, norms[site.key], None)
+        mask = top_mask(
+            window_means(scores, None, rule.window), n_kept(site.n_units, rule.sparsity)
+        )
         sets[site.key] = mask[0]
-        return h * spread_windows(mask, h.shape[1], rule.window)
+        held = h.clone()
+        held[:, -text.shape[1] :] *= spread_windows(mask, text.shape[1], rule.window)
+        held[:, 0] = h[:, 0]
+        return held
 
-    context = torch.cat([ids, new[None, :-1].to(ids.device)], dim=1)
+    context = with_bos(torch.cat([ids, new[None, :-1].to(ids.device)], dim=1), bos)
     with watching(model, sites, action), torch.inference_mode():
-        logits = model(input_ids=context, use_cache=False).logits[0, ids.shape[1] - 1 :]
+        logits = model(input_ids=context, use_cache=False).logits[0, -len(new) :]
     return sets, logits.cpu()
 
 

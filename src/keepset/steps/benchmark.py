@@ -81,13 +81,14 @@ def benchmark_model(
     rules = benchmark_rules(setting)
     selection = loaded.runner.selection
     rows = []
+    bos = loaded.runner.bos
     for row in decoding.time_decoding(
-        network, prompt, rules, setting.tokens, machine, moments, selection
+        network, prompt, rules, setting.tokens, machine, moments, selection, bos
     ):
         logger.info("%(method)s %(sparsity)g W=%(window)s %(choice)s: %(speedup_p50).3f", row)
         rows.append({**identity, **row, "dtype": setting.dtype})
     # Two tokens tell what runs the mixers, where there are any.
-    mixers = generate(network, prompt, 2, kernels=selection).mixers
+    mixers = generate(network, prompt, 2, kernels=selection, bos=bos).mixers
     _write(rows, setting, machine, _kernels(selection, mixers), output)
 
 

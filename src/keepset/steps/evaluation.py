@@ -13,7 +13,7 @@ from keepset.files import store
 from keepset.measure import tables
 from keepset.rules.rule import Rule
 from keepset.settings.grid import length_rules, part_rules, task_rules
-from keepset.steps.common import PathLike, Run, load, static_sets
+from keepset.steps.common import Loaded, PathLike, Run, load, static_sets
 
 
 def evaluate_rules(
@@ -25,9 +25,6 @@ def evaluate_rules(
     rules: Mapping[str, Any] | None = None,
     sets: PathLike | None = None,
     chosen: Mapping[str, Any] | None = None,
-    rounding: PathLike | None = None,
-    draws: int = 0,
-    seed: int = 0,
 ) -> None:
     """Perplexity per block under every rule of one part of a grid, or dense.
 
@@ -35,27 +32,51 @@ def evaluate_rules(
         rules: The arguments of `part_rules`; dense where there are none.
         sets: What static keep sets are read from (`Kind.sets`).
         chosen: What they must have been chosen with.
-        rounding: Of dynamic rules: where the table of `rounding_table` goes.
-        draws: How often they are run again for it, and
-        seed: what decides the noise.
     """
     tokens, setup = text.load_blocks(blocks), Run(**run)
     kind = rules["kind"] if rules else ""
     files = {} if sets is None else {kind: sets}
     loaded = load(model, setup, static_sets(files, model, tokens, setup, {kind: chosen or {}}))
-    keep_rules: list[Rule] = []
-    if rules and loaded.runner.sites_of(kind):
-        keep_rules = part_rules(**rules)
-    label = f"{identity['model']} {identity['corpus']} {Path(output).stem}"
-    run_rules = keep_rules if rules else [None]
-    table = tables.perplexity_table(loaded.runner, tokens, run_rules, identity, label)
+    keep_rules = [None] if rules is None else _rules(loaded, rules)
+    label = _label(identity, output)
+    table = tables.perplexity_table(loaded.runner, tokens, keep_rules, identity, label)
+    store.write_table(table, output, {**loaded.provenance, "text": tokens.fingerprint})
+
+
+def evaluate_dynamic(
+    model: PathLike,
+    blocks: PathLike,
+    run: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    output: PathLike,
+    rounding: PathLike,
+    rules: Mapping[str, Any],
+    noise: Mapping[str, int],
+) -> None:
+    """Perplexity per block under dynamic rules, and how much of it is rounding.
+
+    Args:
+        rounding: Where the table of `rounding_table` goes.
+        rules: The arguments of `part_rules`.
+        noise: draws and seed, as in `rounding_table`.
+    """
+    tokens = text.load_blocks(blocks)
+    loaded = load(model, Run(**run))
+    keep_rules, label = _rules(loaded, rules), _label(identity, output)
     facts = {**loaded.provenance, "text": tokens.fingerprint}
+    table = tables.perplexity_table(loaded.runner, tokens, keep_rules, identity, label)
+    again = tables.rounding_table(loaded.runner, tokens, keep_rules, identity, label, **noise)
     store.write_table(table, output, facts)
-    if rounding is not None:
-        table = tables.rounding_table(
-            loaded.runner, tokens, keep_rules, identity, label, draws, seed
-        )
-        store.write_table(table, rounding, facts)
+    store.write_table(again, rounding, facts)
+
+
+def _rules(loaded: Loaded, rules: Mapping[str, Any]) -> list[Rule]:
+    """One part of a grid; no rules where the model has no such sites."""
+    return part_rules(**rules) if loaded.runner.sites_of(rules["kind"]) else []
+
+
+def _label(identity: Mapping[str, Any], output: PathLike) -> str:
+    return f"{identity['model']} {identity['corpus']} {Path(output).stem}"
 
 
 def evaluate_lengths(

@@ -16,6 +16,9 @@ TASKS = {"last-word": "built", "recall": "recall"}
 BLOCKS, TOKENS, ITEMS, LAYERS = 24, 127, 600, 12
 DOCUMENTS = 16
 """Some have two blocks among the first BLOCKS, which all rules run on."""
+GROUPS = 8
+"""Of calibration documents, each of which is left out once."""
+COEFFICIENTS = ("pearson", "spearman", "kendall")
 MORE_BLOCKS = 36
 """What dense and dynamic rules run on."""
 DRAWS = 3
@@ -46,7 +49,8 @@ RIVALS = {"magnitude": 2.0, "random": 3.0}
 
 def models(origin: str) -> pd.DataFrame:
     rows = [(name, origin, *TRAITS[kind]) for name, kind in zip(NAMES[origin], KINDS, strict=True)]
-    return pd.DataFrame(rows, columns=["model", "origin", "architecture", "ffn", "l1"])
+    table = pd.DataFrame(rows, columns=["model", "origin", "architecture", "ffn", "l1"])
+    return table.assign(induction=False)
 
 
 def _ffn(kind: str):
@@ -155,15 +159,16 @@ def correlation(origin: str, seed: int = 2) -> pd.DataFrame:
         for site, impact, level in sites:
             own = level + rng.normal(0, 0.05, size=LAYERS)
             for corpus in CORPORA:
-                here = own + rng.normal(0, 0.01, size=LAYERS)
-                for layer, value in enumerate([*here, here.mean()]):
-                    pooled = layer == LAYERS
-                    columns = {"study": "made-up", "model": name, "origin": origin}
-                    columns |= {"corpus": corpus, "site": site, "size": "magnitude"}
-                    columns |= {"impact": impact, "layer": -1 if pooled else layer}
-                    columns |= dict.fromkeys(("pearson", "spearman", "kendall"), value)
-                    rows.append(columns | {"ci_low": -1, "ci_high": 1, "n_units": 100})
-    return pd.DataFrame(rows)
+                whole = own + rng.normal(0, 0.01, size=LAYERS)
+                columns = {"study": "made-up", "model": name, "origin": origin, "corpus": corpus}
+                columns |= {"site": site, "size": "magnitude", "impact": impact}
+                columns |= {"ci_low": -1.0, "ci_high": 1.0, "n_units": 100, "n_documents": 20}
+                for left_out in range(-1, GROUPS):
+                    here = whole + rng.normal(0, 0.01, size=LAYERS) * (left_out >= 0)
+                    part = pd.DataFrame({"layer": [*range(LAYERS), -1], **columns})
+                    values = {name: [*here, here.mean()] for name in COEFFICIENTS}
+                    rows.append(part.assign(left_out=left_out, **values))
+    return pd.concat(rows, ignore_index=True)
 
 
 def ablations(origin: str, seed: int = 3) -> pd.DataFrame:
@@ -175,8 +180,10 @@ def ablations(origin: str, seed: int = 3) -> pd.DataFrame:
         loss = rng.normal(size=64)
         columns = {"model": name, "origin": origin, "corpus": "wiki"}
         columns |= {"layer": np.repeat(np.arange(4), 16), "unit": range(64), "loss": loss}
-        columns |= {notion: rng.random(64) for notion in ("magnitude", "weight", "output")}
-        columns |= {"taylor": np.abs(loss) * rng.uniform(0.8, 1.2, size=64)}
+        columns |= {"weight": rng.random(64), "n_documents": 20}
+        for text in ("", "_other"):
+            columns |= {notion + text: rng.random(64) for notion in ("magnitude", "output")}
+            columns |= {f"taylor{text}": np.abs(loss) * rng.uniform(0.8, 1.2, size=64)}
         parts.append(pd.DataFrame(columns))
     return pd.concat(parts, ignore_index=True)
 
@@ -201,10 +208,14 @@ def channels(origin: str, quadrants: dict = QUADRANTS, seed: int = 4) -> pd.Data
             kinds = [kind for kind, count in counts.items() for _ in range(count)]
             columns = {"model": name, "origin": origin, "corpus": "wiki", "layer": layer}
             columns |= {"group": 0, "channel": range(100)}
+            columns["n_documents"] = 20
             for at, column in enumerate(("magnitude", "energy")):
                 high = np.array([kind[at] == "high" for kind in kinds])
                 columns[column] = high + rng.random(100)
-            parts.append(pd.DataFrame(columns))
+            for left_out in range(-1, GROUPS):
+                noise = rng.normal(0, 0.1, size=100) * (left_out >= 0)
+                part = pd.DataFrame(columns).assign(left_out=left_out)
+                parts.append(part.assign(energy=part["energy"] + noise))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -232,8 +243,7 @@ def evidence(origin: str, noise: float = 0.002) -> Evidence:
         channels=channels(origin),
         memory=memory(origin),
         tasks=TASKS,
-        statistics=Statistics(resamples=199),
-        seed=7,
+        statistics=Statistics(),
     )
 
 
@@ -279,7 +289,8 @@ def _quadrants(found: Evidence) -> Evidence:
 
 def _swap_predictors(found: Evidence) -> Evidence:
     table = found.ablations
-    return replace(found, ablations=table.assign(taylor=table["weight"], weight=table["taylor"]))
+    swapped = {"taylor": table["weight"], "taylor_other": table["weight"]}
+    return replace(found, ablations=table.assign(**swapped, weight=table["taylor"]))
 
 
 DYN = {"site": "ffn", "method": "dynamic"}
@@ -312,4 +323,5 @@ BREAK: dict[str, Callable[[Evidence], Evidence]] = {
     "D7": lambda e: shift(e, 3.0, **DYN, sparsity=0.99, model=named(e, "l1")),
     "D8": lambda e: answer(e, False, 0.8, **DYN90, model=named(e, "relu")),
     "D4": _swap_predictors,
+    "D5": _swap_predictors,
 }

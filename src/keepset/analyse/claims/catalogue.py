@@ -13,6 +13,8 @@ _MAMBA = "a pretrained Mamba-2 model such as mamba2-1.3b, on a GPU"
 _STATE = "a pretrained model with a recurrent state, such as mamba2-1.3b or Zamba2-1.2B, on a GPU"
 
 _TEXT = "t-test over documents"
+_CALIBRATION = "layers fixed, calibration documents left out (jackknife)"
+_ABLATED = "units left out (jackknife), text fixed"
 _TWO_MODELS = "same text; one training of each, so p is over text, not over trainings"
 
 CLAIMS: tuple[Claim, ...] = (
@@ -22,7 +24,8 @@ CLAIMS: tuple[Claim, ...] = (
         "Neurons that are often large have larger output weights, but only weakly so.",
         STUDY,
         "correlation {C1:dense}",
-        "0 < Spearman(mean |h|, ||w||) < 0.5; t-test over layers; specimen: above 0",
+        f"0 < mean over layers of Spearman(mean |h|, ||w||) < 0.5; {_CALIBRATION}; specimen:"
+        " above 0",
         _SWIGLU,
         feedforward.weak_agreement,
     ),
@@ -32,7 +35,8 @@ CLAIMS: tuple[Claim, ...] = (
         "How weakly they agree does not depend on the corpus.",
         STUDY,
         "within {C1:spread} of each other, three corpora",
-        "difference between any two corpora within 0.1; TOST over layers, BCa interval",
+        f"difference of the means over layers on any two corpora within 0.1; TOST (Welch),"
+        f" {_CALIBRATION}",
         _SWIGLU + ", and two corpora",
         feedforward.same_on_corpora,
     ),
@@ -42,7 +46,8 @@ CLAIMS: tuple[Claim, ...] = (
         "In the recurrent state, channels of large weight carry less energy, not more.",
         STUDY,
         "correlation {C3:dense} (Zamba2-1.2B)",
-        "Spearman(weight norm product, energy) < 0; t-test over layers",
+        f"mean over layers of Spearman(weight norm product, energy) < 0; {_CALIBRATION}; not in a"
+        " specimen whose training started from a hand-made circuit of its state",
         _STATE,
         state.negative_agreement,
     ),
@@ -165,8 +170,9 @@ CLAIMS: tuple[Claim, ...] = (
         " that the two rankings disagree on about 41% at half.",
         GHOST,
         "{C14:phantom} and {C14:corporeal}; {C14:disagree} at half",
-        "both shares within 5 points of 20%; TOST over layers; specimen: disagreement above 25%,"
-        " nearer to chance (50%) than to agreement",
+        "disagreement at half between 30% and 50%, so that both fifths are within 5 points of 20%"
+        f" (the three numbers are one); TOST, {_CALIBRATION}; specimen, if it did not start from a"
+        " hand-made circuit: above 25%, nearer to chance (50%) than to agreement",
         _MAMBA,
         state.quadrants,
     ),
@@ -227,14 +233,27 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "D4",
         "Taylor predicts the measured loss change",
-        "Of the notions of impact, first-order Taylor ranks units most as their measured change of"
-        " the loss does.",
+        "Of the notions of impact, first-order Taylor, taken on the text of the ablation, ranks"
+        " units most as their measured change of the loss does. It is the first order of just that"
+        " change: nearly a tautology.",
         OURS,
         _UNASKED,
-        "Spearman with |loss change|: Taylor above magnitude, weight and output; bootstrap over"
-        " units, BCa interval",
+        "Spearman with |loss change|, scored on the same text: Taylor above magnitude, weight and"
+        f" output; {_ABLATED}",
         "a model with single-unit ablations and gradients",
         dial.taylor_predicts,
+    ),
+    Claim(
+        "D5",
+        "... and so does Taylor from other text",
+        "Taken on other text, Taylor still ranks units more as their measured change of the loss"
+        " does than the other notions do.",
+        OURS,
+        _UNASKED,
+        "Spearman with |loss change|, scored on other text: Taylor above magnitude, weight and"
+        f" output; {_ABLATED}",
+        "a model with single-unit ablations and gradients, and calibration text of two documents",
+        dial.taylor_transfers,
     ),
     Claim(
         "D6",

@@ -9,10 +9,9 @@ import math
 from itertools import product
 from typing import Any
 
-from keepset.analyse import effects
 from keepset.analyse.bounds import Bounds
 from keepset.analyse.claims.case import Case, Findings
-from keepset.analyse.claims.evidence import Evidence, groups
+from keepset.analyse.claims.evidence import Evidence
 from keepset.analyse.claims.runs import Setting, ffn, setting_name
 
 RISE = Bounds(low=0.0)
@@ -111,18 +110,3 @@ def _idle(evidence: Evidence, model: str) -> str | None:
         return None
     most = max(costs)
     return f"the FFN of {model} is idle: {costs[most]} cost {100 * math.expm1(most):.1f}%"
-
-
-def size_correlations(
-    evidence: Evidence, site: str, impact: str, value: Bounds, direction: Bounds, **traits: Any
-) -> Findings:
-    """A case per model and corpus: the mean over layers of size's correlation with an impact."""
-    for model, origin in evidence.models_with(**traits):
-        layers = evidence.size_by_layer(model, site, impact)
-        if not len(layers):
-            yield f"no correlation of size with {impact} at the {site} of {model}"
-        for (corpus,), group in groups(layers, "corpus"):
-            effect = effects.mean(group["spearman"], "layer", evidence.statistics.confidence)
-            bounds = direction if origin == "specimen" else value
-            compared = f"Spearman of size with {impact}"
-            yield Case(model, origin, site, corpus, compared, "correlation", effect, bounds)

@@ -10,6 +10,7 @@ from keepset.analyse.claims.case import Case, Findings
 from keepset.analyse.claims.comparing import RISE, WITH_FFN, with_working_ffn
 from keepset.analyse.claims.evidence import Evidence, groups
 from keepset.analyse.claims.runs import Setting, ffn, setting_name
+from keepset.analyse.jackknife import rank_gap
 
 SPARSITIES = (0.5, 0.9)
 NOTIONS = ("magnitude", "weight", "output")
@@ -30,15 +31,23 @@ def _rises(evidence: Evidence, model: str, origin: str) -> Iterator[Case]:
             dial = _dial(evidence, model, corpus, sparsity)
             if len(dial) < 3:
                 continue
-            steps = [
-                evidence.ratio(model, corpus, after, before) for before, after in pairwise(dial)
-            ]
+            steps = {}
+            for before, after in pairwise(dial):
+                step = evidence.ratio(model, corpus, after, before)
+                assert step is not None
+                steps[f"{_length(before)} to {_length(after)}"] = step
             whole = evidence.ratio(model, corpus, dial[-1], dial[0])
             assert whole is not None
-            effect = effects.rising([step for step in steps if step is not None], whole)
+            effect = effects.rising(list(steps.values()), whole)
+            least = max(steps, key=lambda name: steps[name].greater(0.0))
             first, last = setting_name(dial[0]), setting_name(dial[-1])
-            compared = f"{last} / {first}, every one of {len(steps)} steps"
+            compared = f"{last} / {first}, in each of {len(steps)} steps, least sure at {least}"
             yield Case(model, origin, "ffn", corpus, compared, "ratio", effect, RISE)
+
+
+def _length(setting: Setting) -> str:
+    """How long a keep set is held: "W=8", "dynamic", "static"."""
+    return f"W={setting['window']}" if "window" in setting else setting["method"]
 
 
 def _dial(evidence: Evidence, model: str, corpus: str, sparsity: float) -> list[Setting]:
@@ -81,19 +90,30 @@ def _causal_cases(evidence: Evidence, model: str, origin: str) -> Iterator[Case]
 
 
 def taylor_predicts(evidence: Evidence) -> Findings:
-    """D4: Taylor ranks units by their measured |change of the loss| better than other notions."""
+    """D4: Taylor on the text of the ablation ranks units best by their |change of the loss|."""
+    yield from _ranks_best(evidence, "the same text", "")
+
+
+def taylor_transfers(evidence: Evidence) -> Findings:
+    """D5: so does Taylor on other text, against the other notions there."""
+    yield from _ranks_best(evidence, "other text", "_other")
+
+
+def _ranks_best(evidence: Evidence, text: str, ending: str) -> Findings:
+    """A case per model, corpus and rival; scores on `text` are in columns with this ending."""
     table = evidence.ablations
     if not len(table):
         yield "no single-unit ablations (set ablation: true for a corpus)"
         return
+    column = {name: name if name == "weight" else name + ending for name in ("taylor", *NOTIONS)}
     for (model, origin, corpus), units in groups(table, "model", "origin", "corpus"):
-        if "taylor" not in units or units["taylor"].isna().any():
-            yield f"the Taylor score of the ablated units of {model}"
+        if column["taylor"] not in units or units[column["taylor"]].isna().any():
+            yield f"the Taylor score on {text} of the ablated units of {model}"
             continue
         for rival in NOTIONS:
-            effect = effects.rank_correlation_gap(
-                units["taylor"], units[rival], units["loss"].abs(), units["layer"],
-                evidence.sampling,
+            effect = rank_gap(
+                units[column["taylor"]], units[column[rival]], units["loss"].abs(), units["layer"],
+                evidence.statistics.confidence,
             )  # fmt: skip
-            compared = f"Spearman with |loss change|: taylor less {rival}"
+            compared = f"Spearman with |loss change|, scored on {text}: taylor less {rival}"
             yield Case(model, origin, "ffn", corpus, compared, "correlation", effect, RISE)

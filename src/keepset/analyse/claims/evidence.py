@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -26,7 +26,7 @@ from keepset.analyse.claims.runs import (
     share_blocks,
 )
 from keepset.analyse.perplexities import Rounding
-from keepset.analyse.stats import Floats, Sampling
+from keepset.analyse.stats import Floats
 from keepset.errors import KeepsetError
 from keepset.settings import Statistics
 from keepset.sites.families import FAMILIES
@@ -37,16 +37,17 @@ Named = tuple[str, Setting | None]
 """A model, and the setting that it was run under; None is dense."""
 
 
-def traits(info: Mapping[str, Any], *, l1: bool = False) -> dict[str, Any]:
+def traits(info: Mapping[str, Any], *, l1: bool = False, induction: bool = False) -> dict[str, Any]:
     """What kind of model one is, from what was recorded when it was prepared.
 
     Args:
         info: name, origin, model_type and activation.
         l1: Whether it was trained with a penalty on |h|.
+        induction: Whether its training started near a hand-made induction circuit.
 
     Returns:
         A row of `Evidence.models`: model, origin, architecture (transformer, hybrid, recurrent),
-        ffn (relu, swiglu, other, none), l1.
+        ffn (relu, swiglu, other, none), l1, induction.
     """
     family = FAMILIES.get(info["model_type"])
     architecture = family.architecture if family is not None else "transformer"
@@ -58,6 +59,7 @@ def traits(info: Mapping[str, Any], *, l1: bool = False) -> dict[str, Any]:
         "architecture": architecture,
         "ffn": "none" if architecture == "recurrent" else ffn,
         "l1": l1,
+        "induction": induction,
     }
 
 
@@ -70,15 +72,15 @@ class Evidence:
         perplexity: Per setting and block.
         rounding: The same of the dynamic rules again, per `draw`: h disturbed in its last bit.
         capability: Per setting and item.
-        correlation: Per layer, with a pooled row at layer -1.
+        correlation: Per layer, with a pooled row at layer -1, and per `left_out`.
         ablations: Per ablated unit: model, origin, corpus, layer, unit, magnitude, weight, output,
-            taylor, loss.
-        channels: Per state channel: model, origin, corpus, layer, group, channel, magnitude,
-            energy.
+            taylor, loss, and magnitude_other, output_other, taylor_other, scored on other text.
+        channels: Per state channel and `left_out`: model, origin, corpus, layer, group, channel,
+            magnitude, energy, n_documents.
         memory: Per scoring method: model, origin, corpus, method, peak_bytes, n_tokens.
         tasks: Task -> kind.
+        documents: Corpus -> documents that there are for evaluation.
         statistics: Levels and margins.
-        seed: Of the bootstrap.
     """
 
     models: pd.DataFrame
@@ -90,13 +92,8 @@ class Evidence:
     channels: pd.DataFrame = field(default_factory=pd.DataFrame)
     memory: pd.DataFrame = field(default_factory=pd.DataFrame)
     tasks: Mapping[str, str] = field(default_factory=dict)
+    documents: Mapping[str, int] = field(default_factory=dict)
     statistics: Statistics = field(default_factory=Statistics)
-    seed: int = 0
-
-    @property
-    def sampling(self) -> Sampling:
-        """How intervals are made."""
-        return Sampling(self.statistics.confidence, self.statistics.resamples, self.seed)
 
     def models_with(self, **required: Any) -> Iterator[tuple[str, str]]:
         """(model, origin) of the models with these traits; a list names alternatives."""
@@ -164,7 +161,8 @@ class Evidence:
             return None
         text = (shared.n_tokens, shared.document, self.statistics.confidence)
         here, there = shared.nll
-        return effects.log_ratio(here, there, *text, self.rounding_of(corpus, *runs))
+        ratio = effects.log_ratio(here, there, *text, self.rounding_of(corpus, *runs))
+        return self._limited(ratio, corpus)
 
     def cost_ratio(self, model: str, rival: str, corpus: str, setting: Setting) -> Effect | None:
         """Log of what a setting costs one model over what it costs another, on the same text.
@@ -181,7 +179,12 @@ class Evidence:
         here, dense, there, dense_there = shared.nll
         costs = ((here, dense), (there, dense_there))
         text = (shared.n_tokens, shared.document, self.statistics.confidence)
-        return effects.ratio_of_ratios(costs, *text, self.rounding_of(corpus, *runs))
+        ratio = effects.ratio_of_ratios(costs, *text, self.rounding_of(corpus, *runs))
+        return self._limited(ratio, corpus)
+
+    def _limited(self, effect: Effect, corpus: str) -> Effect:
+        """The effect, with how many documents can be had of its corpus."""
+        return replace(effect, limit=self.documents.get(corpus, math.inf))
 
     def rounding_of(self, corpus: str, *runs: Named) -> list[Rounding]:
         """How much of the runs' losses is rounding, on the blocks that all have; where measured."""
@@ -197,12 +200,11 @@ class Evidence:
         return measured
 
     def size_by_layer(self, model: str, site: str, impact: str) -> pd.DataFrame:
-        """Correlations of size with an impact in single layers, those that are known."""
-        columns = ["model", "site", "impact", "size", "layer", "corpus", "spearman"]
+        """Correlations of size with an impact in single layers, whatever text is left out."""
+        columns = ["model", "site", "impact", "size", "layer", "corpus"]
         table = self.correlation if len(self.correlation) else pd.DataFrame(columns=columns)
         rows = (table["model"] == model) & (table["site"] == site) & (table["impact"] == impact)
-        rows &= (table["size"] == "magnitude") & (table["layer"] >= 0)
-        return table[rows & table["spearman"].notna()]
+        return table[rows & (table["size"] == "magnitude") & (table["layer"] >= 0)]
 
     def does_task(self, correct: NDArray[np.float64]) -> bool:
         """Whether a model does a task at all: dense accuracy clearly above the margin.

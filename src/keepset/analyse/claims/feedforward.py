@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 from itertools import combinations
 
+import pandas as pd
+
 from keepset.analyse import effects
-from keepset.analyse.bounds import Bounds
+from keepset.analyse.bounds import Bounds, Effect
+from keepset.analyse.claims import correlations
 from keepset.analyse.claims.case import Case, Findings
 from keepset.analyse.claims.comparing import (
     RISE,
     WITH_FFN,
     cheaper_cases,
     ratio_cases,
-    size_correlations,
     specimens,
     with_working_ffn,
 )
-from keepset.analyse.claims.evidence import Evidence
+from keepset.analyse.claims.evidence import Evidence, groups
 from keepset.analyse.claims.runs import ffn, setting_name
 
 WEAK = 0.5
@@ -32,24 +34,37 @@ MILD = math.log(2)
 
 def weak_agreement(evidence: Evidence) -> Findings:
     """C1: 0 < Spearman(mean |h|, ||w||) < 0.5; in a specimen, above 0."""
+    models = list(evidence.models_with(architecture=WITH_FFN))
     value = Bounds(0.0, WEAK)
-    yield from size_correlations(evidence, "ffn", "weight", value, RISE, architecture=WITH_FFN)
+    yield from correlations.size_correlations(evidence, models, "ffn", "weight", value, RISE)
 
 
 def same_on_corpora(evidence: Evidence) -> Findings:
-    """C2: for every two corpora, the correlations differ by less than 0.1 over the layers."""
+    """C2: for every two corpora, the means over layers differ by less than 0.1."""
     bounds = Bounds(-SAME_CORRELATION, SAME_CORRELATION)
     for model, origin in evidence.models_with(architecture=WITH_FFN):
         layers = evidence.size_by_layer(model, "ffn", "weight")
-        by_corpus = layers.pivot(index="layer", columns="corpus", values="spearman").dropna()
-        corpora = list(layers["corpus"].unique())
-        if len(corpora) < 2:
+        by_corpus = {corpus: rows for (corpus,), rows in groups(layers, "corpus")}
+        if len(by_corpus) < 2:
             yield f"correlations of {model} on two corpora or more"
-        for a, b in combinations(corpora, 2):
-            effect = effects.correlation_difference(by_corpus[a], by_corpus[b], evidence.sampling)
+        for a, b in combinations(by_corpus, 2):
+            effect = _difference(by_corpus[a], by_corpus[b], evidence)
             compared = "Spearman of size with weight, one corpus less the other"
+            compared = correlations.named(compared, effect)
             where = f"{a} less {b}"
             yield Case(model, origin, "ffn", where, compared, "correlation", effect, bounds)
+
+
+def _difference(a: pd.DataFrame, b: pd.DataFrame, evidence: Evidence) -> Effect:
+    """The mean over the layers known on both corpora, of one less that of the other."""
+    known = [correlations.known_layers(rows).index for rows in (a, b)]
+    layers = known[0].intersection(known[1])
+    one, other = (
+        correlations.mean_over_layers(rows[rows["layer"].isin(layers)]) for rows in (a, b)
+    )
+    documents = min(correlations.n_documents(rows) for rows in (a, b))
+    confidence = evidence.statistics.confidence
+    return effects.difference(one, other, confidence, n=documents, unit="document")
 
 
 def static_collapse(evidence: Evidence) -> Findings:

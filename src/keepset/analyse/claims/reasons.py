@@ -27,9 +27,10 @@ def short(row: Mapping[str, Any], counted: pd.DataFrame, alpha: float) -> str:
         return "fails in the only case" if n == 1 else f"fails in {row['fail']} of {n} cases"
     if alone := _fail_alone(counted, alpha):
         p = row["p_against_holm"]
-        return f"{_cases(alone, n)} fail, but not after adjustment: p = {p:.2g}"
+        return f"{_cases(alone, n)} fail{_s(alone)}, but not after adjustment: p = {p:.2g}"
     if row["hold"] == n:
-        return f"{_cases(n, n)} hold, but not after adjustment: p = {row['p_for_holm']:.2g}"
+        p = row["p_for_holm"]
+        return f"{_cases(n, n)} hold{_s(n)}, but not after adjustment: p = {p:.2g}"
     return _what_decides(row)
 
 
@@ -75,12 +76,17 @@ def _cases(some: int, n: int) -> str:
     return "the only case" if n == 1 else f"all {n} cases" if some == n else f"{some} of {n} cases"
 
 
+def _s(some: int) -> str:
+    """The ending of a verb that one case does."""
+    return "s" if some == 1 else ""
+
+
 def _why_open(row: Mapping[str, Any], counted: pd.DataFrame, alpha: float) -> list[str]:
     n, parts = row["cases"], []
     if alone := _fail_alone(counted, alpha):
         over_cases = "" if n == 1 else f"times {n} cases {row['p_against']:.2g}, "
         parts.append(
-            f"{alone} of {n} fail by themselves, not after adjustment: smallest p"
+            f"{_cases(alone, n)} would fail alone, but not after adjustment: smallest p"
             f" {counted['p_against'].min():.2g}, {over_cases}over the claims of this source"
             f" {row['p_against_holm']:.2g}"
         )
