@@ -25,7 +25,7 @@ def sums(model):
 def reference(model, ids, tokens, rule, moments):
     """Greedy decoding by running the whole masked context again for every token."""
     runner = Runner(model, find_ffn_sites(model), keep_sets=RankedSets(moments or {}))
-    with runner.holding(rule, stream=False), torch.inference_mode():
+    with runner.holding(rule), torch.inference_mode():
         for _ in range(tokens):
             logits = model(input_ids=ids, use_cache=False).logits
             ids = torch.cat([ids, logits[:, -1:].argmax(dim=-1)], dim=1)

@@ -74,7 +74,7 @@ def test_rows_of_a_batch_have_sets_of_their_own(tiny_model):
 def test_several_tokens_at_once_go_on_with_the_window(tiny_model):
     model, rule, ids = tiny_model("llama"), Rule("magnitude", 0.7, 4, "causal"), prompt(23)
     runner = Runner(model, find_ffn_sites(model))
-    with runner.holding(rule, stream=False), torch.inference_mode():
+    with runner.holding(rule), torch.inference_mode():
         expected = model(input_ids=ids, use_cache=False).logits
     held = Selection(forced=["held"])
     with sparse_decoding(model, rule, kernels=held), torch.inference_mode():
@@ -113,7 +113,8 @@ def test_given_sets_are_replayed(tiny_model):
     sets = {site.key: torch.rand(4, site.n_units) < 0.3 for site in sites}
 
     def mask(site, h):
-        return h * sets[site.key].repeat_interleave(4, dim=0)[: h.shape[1]]
+        held = h * sets[site.key].repeat_interleave(4, dim=0)[: h.shape[1]]
+        return torch.cat([h[:, :1], held[:, 1:]], dim=1)
 
     with watching(model, sites, mask), torch.inference_mode():
         expected = model(input_ids=ids, use_cache=False).logits

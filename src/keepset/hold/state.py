@@ -214,8 +214,8 @@ class StateWindows(Windowed, Whole):
                 if self._opens_unchosen:
                     parts.append(recurrence.read(state, start, start + 1, everything))
                     start += 1
-            state *= mask[:, :, None, None]
             if start < stop:
+                state *= mask[:, :, None, None]
                 parts.append(recurrence.read(state, start, stop, mask))
             mask = chosen
         return torch.cat(parts, dim=1)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -40,6 +40,11 @@ class Corpus(Strict):
     heldout: TextSource | None = Field(None, description="Text that built tasks are made from.")
     grid: GridOverride = Field(GridOverride(), description="Replaces parts of the study's grid.")
     ablation: bool = Field(False, description="Measure the loss change of single-unit ablations.")
+    sampling: Literal["documents", "stream"] = Field(
+        "documents",
+        description="documents: blocks of as many documents as there are, at seeded places; stream:"
+        " consecutive blocks of the joined documents from their start, as in published results.",
+    )
 
     @model_validator(mode="after")
     def _sources(self) -> Corpus:
@@ -162,8 +167,12 @@ class Config(Strict):
         return any(task.kind == kind for task in self.tasks.values())
 
     def all_models(self) -> dict[str, Model]:
-        """The configured models and the specimens found, before `only`."""
-        return {**find_specimens(self.specimens), **self.models}
+        """The configured models and the specimens found, before `only`.
+
+        Their order is that of every table and figure: pretrained models stand first.
+        """
+        models = {**find_specimens(self.specimens), **self.models}
+        return dict(sorted(models.items(), key=lambda item: item[1].origin == "specimen"))
 
     def active_models(self) -> dict[str, Model]:
         """The models of this run.
@@ -182,7 +191,7 @@ class Config(Strict):
                 raise ConfigError(
                     f"only: unknown model {', '.join(unknown)}; known: {', '.join(models)}"
                 )
-            models = {name: models[name] for name in wanted}
+            models = {name: model for name, model in models.items() if name in wanted}
         if not models:
             raise ConfigError("models: no model is configured and no specimen was found")
         if twins := _twins(models):
@@ -232,7 +241,10 @@ def _twins(names: Iterable[str]) -> str:
 
 
 def find_specimens(folder: str | None) -> dict[str, Model]:
-    """The specimens in `folder`, by name; none without a folder. Hidden folders are none.
+    """The specimens in `folder` by name; none without a folder. Hidden folders are none.
+
+    They are in the order that tells their story, from scratch-work to memory: those with neurons
+    alone, those with a state alone, those with both.
 
     Raises:
         ConfigError: a specimen's folder has a name that a model cannot have.
@@ -247,9 +259,10 @@ def find_specimens(folder: str | None) -> dict[str, Model]:
                 f"specimens: {path}: a name has letters, digits, dots, underscores and hyphens, and"
                 " begins with a letter or digit; rename the folder"
             )
+    sites = {path: _specimen_sites(path) for path in folders}
+    folders.sort(key=lambda path: (len(sites[path]), sites[path]))
     return {
-        path.name: Model(path=str(path), origin="specimen", sites=_specimen_sites(path))
-        for path in folders
+        path.name: Model(path=str(path), origin="specimen", sites=sites[path]) for path in folders
     }
 
 

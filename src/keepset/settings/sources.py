@@ -108,11 +108,6 @@ class Text(Strict):
         " more; the first are those of evaluation_tokens, which is taken if left out.",
     )
     specimen_sameness_tokens: int | None = Field(None, ge=2, description="The same, for specimens.")
-    sampling: Literal["documents", "stream"] = Field(
-        "documents",
-        description="documents: blocks of as many documents as there are, at seeded places; stream:"
-        " consecutive blocks of the joined documents from their start, as in published results.",
-    )
     specimen_corpora: list[Name] | None = Field(
         None, description="Corpora that specimens are run on; all without."
     )

@@ -158,8 +158,9 @@ def model_card(
             f"# {name}",
             "",
             "A specimen: a small model trained by keepset for its own study, not for use. It is one"
-            " of a family that shares tokenizer, data, order of data and schedule; only the part"
-            " under study differs.",
+            " of a family that shares tokenizer, data, order of data and schedule. Members of two"
+            " architectures differ in more than the part under study: in normalisation, positions,"
+            " biases and widths as well. Each was trained once.",
             "",
             *facts,
             "",
