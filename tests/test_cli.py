@@ -13,6 +13,7 @@ from keepset.cli import main
 from keepset.decode import generate as gen
 from keepset.decode.generate import parse_keep
 from keepset.sites.ffn import find_ffn_sites
+from keepset.steps.claims import read_ledger
 
 
 @pytest.fixture
@@ -169,6 +170,15 @@ def test_shipping_needs_a_training(capsys, tmp_path):
     assert main(["ship", str(tmp_path), str(tmp_path / "specimens")]) == 1
     assert "relu/model: no such file" in capsys.readouterr().err
     assert not (tmp_path / "specimens").exists()
+
+
+def test_names_in_a_ledger_stay_as_they_are(tmp_path):
+    for name in ("claims.csv", "claims_cases.csv"):
+        (tmp_path / name).write_text("claim,model,where,n\nC1,1.30,NA,\nC2,2024,nan,3\n")
+    for table in read_ledger(tmp_path):
+        assert table["model"].tolist() == ["1.30", "2024"]
+        assert table["where"].tolist() == ["NA", "nan"]
+        assert table["n"].isna().tolist() == [True, False]
 
 
 def test_check_names_the_models(capsys, tmp_path):
