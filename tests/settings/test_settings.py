@@ -80,6 +80,13 @@ def test_every_key_of_the_configuration_is_commented():
         ("tasks.wiki", {"kind": "built", "corpora": ["wiki"]}, "used twice or reserved: wiki"),
         ("tasks.last-word.corpora", ["nope"], "tasks.last-word.corpora: unknown corpus nope"),
         ("tasks.last-word.min_words", 100, "min_words exceeds max_words"),
+        ("tasks.recall.max_words", 50, "max_words is for kind: built"),
+        ("tasks.last-word.facts", [1], "facts is for kind: recall"),
+        (
+            "tasks.last-word",
+            {"kind": "jsonl", "source": {"path": "a", "field": "b"}},
+            "rows of kind jsonl have the fields context and target",
+        ),
         ("capability.corpus", "nope", "capability.corpus: unknown corpus nope"),
     ],
 )

@@ -153,4 +153,12 @@ class Task(Strict):
             raise ValueError("source is for kind: lambada and jsonl, and needed there")
         if self.min_words > self.max_words:
             raise ValueError("min_words exceeds max_words")
+        for key, kind in _OF_KIND.items():
+            if self.kind != kind and getattr(self, key) != Task.model_fields[key].default:
+                raise ValueError(f"{key} is for kind: {kind}, and nothing reads it here")
+        if self.kind == "jsonl" and self.source is not None and self.source.field != "text":
+            raise ValueError("source.field: rows of kind jsonl have the fields context and target")
         return self
+
+
+_OF_KIND = {"min_words": "built", "max_words": "built", "facts": "recall", "distances": "recall"}
