@@ -87,6 +87,15 @@ def test_bad_keys_are_named(path, value, message):
         settings.from_mapping(changed(path, value))
 
 
+def test_sameness_takes_no_less_text_than_everything_else():
+    config = settings.from_mapping(changed("text.sameness_tokens", 4096))
+    assert config.sameness_tokens("smollm2-135m") == 4096
+    left_out = settings.from_mapping(changed("text.sameness_tokens", None))
+    assert left_out.sameness_tokens("smollm2-135m") == 2048
+    with pytest.raises(ConfigError, match="text: sameness_tokens is less than evaluation_tokens"):
+        settings.from_mapping(changed("text.sameness_tokens", 2047))
+
+
 def test_all_problems_are_listed_at_once():
     config = changed("seed", -1)
     config["text"]["block"] = 0

@@ -1,5 +1,5 @@
 # Intervals, tests, and the tables of the paper.
-# Inputs: every perplexity, capability, correlation, channels and length table of this run.
+# Inputs: every perplexity, rounding, capability, correlation, channels and length table of this run.
 # Outputs: significance/*.parquet, tables/*.csv and *.tex.
 
 

@@ -38,15 +38,13 @@ def discordant(a: ArrayLike, b: ArrayLike) -> tuple[int, int, int]:
     Raises:
         KeepsetError: lengths differ, or an answer is neither right nor wrong.
     """
-    right = [np.asarray(answers, dtype=np.float64) for answers in (a, b)]
-    if right[0].shape != right[1].shape or right[0].ndim != 1:
-        shapes = f"{right[0].shape}, {right[1].shape}"
-        raise KeepsetError(f"paired items need two lists of one length, got {shapes}")
+    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if x.shape != y.shape or x.ndim != 1:
+        raise KeepsetError(f"paired items need two lists of one length, got {x.shape}, {y.shape}")
     # A NaN as a truth value would be a right answer.
-    if not np.isin(right, (0.0, 1.0)).all():
+    if not np.isin([x, y], (0.0, 1.0)).all():
         raise KeepsetError("an item has neither a right nor a wrong answer; run the task again")
-    a, b = (answers == 1.0 for answers in right)
-    return int((a & ~b).sum()), int((~a & b).sum()), len(a)
+    return int((x > y).sum()), int((x < y).sum()), len(x)
 
 
 def mcnemar_exact(a: ArrayLike, b: ArrayLike) -> McNemar:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -35,6 +35,11 @@ class Corpus(Strict):
     heldout: TextSource | None = Field(None, description="Text that built tasks are made from.")
     grid: GridOverride = Field(GridOverride(), description="Replaces parts of the study's grid.")
     ablation: bool = Field(False, description="Measure the loss change of single-unit ablations.")
+    sampling: Literal["documents", "stream"] = Field(
+        "documents",
+        description="documents: blocks of as many documents as there are, at seeded places; stream:"
+        " consecutive blocks of the joined documents from their start, as in published results.",
+    )
 
     @model_validator(mode="after")
     def _sources(self) -> Corpus:

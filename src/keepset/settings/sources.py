@@ -19,8 +19,8 @@ class Model(Strict):
     file: str | None = Field(None, description="The checkpoint inside `package` (.gguf or folder).")
     tokenizer: str | None = Field(
         None,
-        description="Hub id or folder of the tokenizer, for checkpoints of mamba_ssm, which have"
-        " none.",
+        description="Hub id or folder of the tokenizer, for checkpoints without one, such as those"
+        " of mamba_ssm.",
     )
     bos: Literal["auto"] | bool = Field(
         "auto",
@@ -94,11 +94,6 @@ class Text(Strict):
         " more; the first are those of evaluation_tokens, which is taken if left out.",
     )
     specimen_sameness_tokens: int | None = Field(None, ge=2, description="The same, for specimens.")
-    sampling: Literal["documents", "stream"] = Field(
-        "documents",
-        description="documents: blocks of as many documents as there are, at seeded places; stream:"
-        " consecutive blocks of the joined documents from their start, as in published results.",
-    )
     specimen_corpora: list[Name] | None = Field(
         None, description="Corpora that specimens are run on; all without."
     )

@@ -85,7 +85,7 @@ def _model(config: Config, wildcards: Wildcards) -> Settings:
 
 def _source(config: Config, corpus: str) -> Settings:
     """Where a corpus comes from."""
-    return config.corpora[corpus].model_dump(exclude={"grid", "ablation"})
+    return config.corpora[corpus].model_dump(exclude={"grid", "ablation", "sampling"})
 
 
 def _corpus(config: Config, wildcards: Wildcards) -> Settings:
@@ -108,7 +108,7 @@ def _blocks(config: Config, wildcards: Wildcards) -> Settings:
             "evaluation_tokens": config.evaluation_tokens(model),
         },
         "cutting": {
-            "sampling": config.text.sampling,
+            "sampling": config.corpora[corpus].sampling,
             "sameness_tokens": config.sameness_tokens(model),
             "factors": state_section(config).lengths if longer else [],
             "seed": config.seed,
