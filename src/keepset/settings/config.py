@@ -156,8 +156,12 @@ class Config(Strict):
         return any(task.kind == kind for task in self.tasks.values())
 
     def all_models(self) -> dict[str, Model]:
-        """The configured models and the specimens found, before `only`."""
-        return {**find_specimens(self.specimens), **self.models}
+        """The configured models and the specimens found, before `only`.
+
+        Their order is that of every table and figure: pretrained models stand first.
+        """
+        models = {**find_specimens(self.specimens), **self.models}
+        return dict(sorted(models.items(), key=lambda item: item[1].origin == "specimen"))
 
     def active_models(self) -> dict[str, Model]:
         """The models of this run.
@@ -172,7 +176,7 @@ class Config(Strict):
                 raise ConfigError(
                     f"only: unknown model {', '.join(unknown)}; known: {', '.join(models)}"
                 )
-            models = {name: models[name] for name in wanted}
+            models = {name: model for name, model in models.items() if name in wanted}
         if not models:
             raise ConfigError("models: no model is configured and no specimen was found")
         return models
@@ -207,13 +211,18 @@ class Config(Strict):
 
 
 def find_specimens(folder: str | None) -> dict[str, Model]:
-    """The specimens in `folder`, by name; none without a folder."""
+    """The specimens in `folder` by name; none without a folder.
+
+    They are in the order that tells their story, from scratch-work to memory: those with neurons
+    alone, those with a state alone, those with both.
+    """
     if folder is None:
         return {}
     folders = sorted(path.parent for path in Path(folder).glob("*/config.json"))
+    sites = {path: _specimen_sites(path) for path in folders}
+    folders.sort(key=lambda path: (len(sites[path]), sites[path]))
     return {
-        path.name: Model(path=str(path), origin="specimen", sites=_specimen_sites(path))
-        for path in folders
+        path.name: Model(path=str(path), origin="specimen", sites=sites[path]) for path in folders
     }
 
 
