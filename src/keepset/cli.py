@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
@@ -82,13 +82,19 @@ def _verify(arguments: argparse.Namespace) -> int:
     return int(bool(findings))
 
 
+def _source(arguments: argparse.Namespace) -> settings.Model:
+    """The model that the options of `_add_model` name."""
+    from keepset.models.anywhere import source_of
+
+    bos: Literal["auto"] | bool = "auto" if arguments.bos == "auto" else arguments.bos == "true"
+    return source_of(arguments.model, tokenizer=arguments.tokenizer, bos=bos)
+
+
 def _perplexity(arguments: argparse.Namespace) -> None:
     # torch and transformers take seconds to import; the other commands do without.
-    from keepset import text
+    from keepset import models, text
     from keepset.kinds import find_sites
     from keepset.measure.runner import Runner
-    from keepset.models import anywhere
-    from keepset.models.bos import bos_token
     from keepset.rules.rule import Rule, describe
     from keepset.run.job import limit_threads
 
@@ -102,12 +108,12 @@ def _perplexity(arguments: argparse.Namespace) -> None:
     limit_threads(arguments.threads)
     source = settings.TextSource(path=arguments.text)
     documents = text.read_documents(source, arguments.text)
-    model, tokenizer = anywhere.load(
-        arguments.model, device=arguments.device, dtype=arguments.dtype
-    )
+    device = models.resolve_device(arguments.device)
+    with tempfile.TemporaryDirectory() as folder:
+        info = models.prepare("model", _source(arguments), folder)
+        model, tokenizer = models.load(info, device, models.resolve_dtype(arguments.dtype, device))
     blocks = text.cut_blocks(documents, tokenizer, arguments.block, arguments.text)
-    bos = bos_token(tokenizer, model.config.model_type)
-    runner = Runner(model, find_sites(model), batch_tokens=arguments.batch_tokens, bos=bos)
+    runner = Runner(model, find_sites(model), batch_tokens=arguments.batch_tokens, bos=info["bos"])
     nll = runner.block_nll(blocks, rule)
     predicted = runner.n_predicted(blocks)
     mean = float(nll.sum()) / predicted
@@ -140,7 +146,6 @@ def _generate(arguments: argparse.Namespace) -> None:
     from keepset.decode import generate
     from keepset.kernels.clock import clock_name
     from keepset.kernels.selection import Selection
-    from keepset.models.anywhere import source_of
     from keepset.rules.rule import describe
     from keepset.run.job import limit_threads
 
@@ -148,10 +153,10 @@ def _generate(arguments: argparse.Namespace) -> None:
     limit_threads(arguments.threads)
     device = models.resolve_device(arguments.device)
     with tempfile.TemporaryDirectory() as folder:
-        info = models.prepare("model", source_of(arguments.model), folder)
+        info = models.prepare("model", _source(arguments), folder)
         moments = None
         if arguments.activations is not None:
-            moments = generate.read_moments(arguments.activations, info["fingerprint"])
+            moments = generate.read_moments(arguments.activations, info["fingerprint"], info["bos"])
         model, tokenizer = models.load(info, device, models.resolve_dtype(arguments.dtype, device))
         # Some tokenizers also put a token behind a text, which would end it.
         encoded = tokenizer(arguments.prompt, add_special_tokens=False, return_tensors="pt")
@@ -248,6 +253,7 @@ def _parser() -> argparse.ArgumentParser:
     perplexity.add_argument(
         "--score", default="magnitude", help=_either(token_names(NEURON_SCORES))
     )
+    _add_model(perplexity)
     perplexity.add_argument("--device", default="auto")
     perplexity.add_argument("--dtype", default="auto")
     perplexity.add_argument("--batch-tokens", type=int, default=1024)
@@ -260,6 +266,20 @@ def _parser() -> argparse.ArgumentParser:
 def _either(names: Sequence[str]) -> str:
     *first, last = names
     return f"{', '.join(first)} or {last}" if first else last
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    """What a command says of its model beside where it is."""
+    command.add_argument(
+        "--tokenizer", help="folder or hub id, for a checkpoint without tokenizer files"
+    )
+    command.add_argument(
+        "--bos",
+        default="auto",
+        choices=["auto", "true", "false"],
+        help="whether a BOS token stands before every text; auto: where the tokenizer puts one,"
+        " and for Gemma",
+    )
 
 
 def _add_plan(commands: Any) -> None:
@@ -287,6 +307,7 @@ def _add_generate(commands: Any) -> None:
         " and both speeds, without the prompt. See docs/BENCHMARKS.md.",
     )
     generate.add_argument("--model", required=True, help="folder, .gguf, hub id, or PACKAGE:FILE")
+    _add_model(generate)
     generate.add_argument("--prompt", required=True)
     generate.add_argument(
         "--keep",

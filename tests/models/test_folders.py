@@ -51,6 +51,7 @@ def test_a_local_folder_is_used_in_place(
         "vocab_size": 260,
         "max_positions": 512,
         "bos": None,
+        "tokenizer": None,
     }
     assert not Path("results").exists()
     model, tokenizer = models.load(info, CPU, torch.float32)

@@ -55,17 +55,29 @@ def parse_keep(text: str, score: str = "magnitude") -> Rule:
     raise ConfigError(f"keep rule {text!r} is not understood; write {_FORMS}")
 
 
-def read_moments(path: str | Path, fingerprint: str) -> dict[str, dict[str, Tensor]]:
+def _named(bos: int | None) -> str:
+    return "no token" if bos is None else f"token {bos}"
+
+
+def read_moments(
+    path: str | Path, fingerprint: str, bos: int | None = None
+) -> dict[str, dict[str, Tensor]]:
     """The calibration sums of an activation cache, whatever its text, if it is this model's.
 
     Raises:
-        CacheError: the file cannot be read, or belongs to another model.
+        CacheError: the file cannot be read, or belongs to another model, or to this one with
+            another BOS before its texts.
     """
     owner = archive.owner_of(path, activations.FORMAT, "activation cache")
     if owner.get("model") != fingerprint:
         raise CacheError(
             f"{path}: the activation cache is of another model; use the one that was written for"
             " the checkpoint that is run"
+        )
+    if owner.get("bos") != bos:
+        raise CacheError(
+            f"{path}: the activation cache was made with {_named(owner.get('bos'))} before its"
+            f" texts, and here it is {_named(bos)}; set --bos as it was then"
         )
     return activations.load(path, owner)
 

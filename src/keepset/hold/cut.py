@@ -7,7 +7,7 @@ smaller state that computes what the masked one does, in prefill and step by ste
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from keepset import models
 from keepset.errors import ModelError
+from keepset.models import checkpoint
 from keepset.rules.masks import Masks
 from keepset.sites.families import FAMILIES
 from keepset.sites.state import StateSite, find_state_sites
@@ -135,7 +136,8 @@ def load_pruned(
     """Load what `save_pruned` wrote, whether or not the layers' state sizes differ.
 
     Raises:
-        ModelError: the folder is no checkpoint, or its weights are not those of its configuration.
+        ModelError: the folder is no checkpoint, or its weights are not exactly those of its
+            configuration.
 
     Example:
         >>> from keepset import load_pruned
@@ -143,29 +145,49 @@ def load_pruned(
         64
     """
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder}: no checkpoint (config.json is missing)")
-    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if PER_LAYER not in content:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
-        return model.to(device).eval().requires_grad_(False)
+    content = checkpoint.check(str(folder), folder, with_tokenizer=False)
+    with checkpoint.explained(f"{folder}: cannot load the model"):
+        if PER_LAYER in content:
+            model, report = _read_layers(folder, content[PER_LAYER], dtype)
+        else:
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, local_files_only=True, output_loading_info=True
+            )
+    checkpoint.check_complete(str(folder), model, report)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def _read_layers(
+    folder: Path, state_sizes: Mapping[str, int], dtype: torch.dtype
+) -> tuple[PreTrainedModel, dict[str, list[str]]]:
+    """A model whose layers have states of different sizes, and the keys that do not fit it."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    sizes = {int(layer): n for layer, n in content[PER_LAYER].items()}
+    sizes = {int(layer): n for layer, n in state_sizes.items()}
     for site in find_state_sites(model):
+        if site.layer not in sizes:
+            raise ModelError(f"{folder}: {PER_LAYER} of config.json has no layer {site.layer}")
         first = torch.zeros(site.n_groups, site.n_state, dtype=torch.bool)
         first[:, : sizes[site.layer]] = True
         _slice(site, first.flatten().nonzero()[:, 0], sizes[site.layer])
     state: dict[str, Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in checkpoint.weight_files(str(folder), folder):
         state |= load_file(file)
-    try:
-        loaded = model.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        raise ModelError(f"{folder}: weights and configuration do not fit: {error}") from None
+    loaded = model.load_state_dict(state, strict=False)
     parameters = dict(model.named_parameters(remove_duplicate=False))
+    _check_tied(folder, state, parameters)
     read = {id(parameters[name]) for name in state if name in parameters}
     missing = [name for name in loaded.missing_keys if id(parameters.get(name)) not in read]
-    if missing:
-        raise ModelError(f"{folder}: lacks {len(missing)} parameters: {', '.join(missing[:3])}")
-    return model.to(device).eval().requires_grad_(False)
+    return model, {"missing_keys": missing, "unexpected_keys": loaded.unexpected_keys}
+
+
+def _check_tied(
+    folder: Path, state: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]
+) -> None:
+    """Refuse different values for weights that are one in the model: one would win unseen."""
+    for name, tensor in state.items():
+        if name in parameters and not torch.equal(parameters[name], tensor.to(parameters[name])):
+            raise ModelError(
+                f"{folder}: config.json ties {name} to another weight, and the two differ; set"
+                " tie_word_embeddings: false there"
+            )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -12,22 +13,31 @@ from keepset.models.devices import resolve_device, resolve_dtype
 from keepset.settings import Model
 
 
-def source_of(text: str | Path) -> Model:
+def source_of(
+    text: str | Path, *, tokenizer: str | Path | None = None, bos: Literal["auto"] | bool = "auto"
+) -> Model:
     """Where a model comes from, as one word says it.
 
     Args:
         text: A checkpoint folder, a .gguf file, PACKAGE:FILE (a file inside an installed Python
             package), or else a Hugging Face hub id.
+        tokenizer: A folder or hub id, for a checkpoint without a tokenizer.
+        bos: As `bos` of a model in the configuration.
     """
     text = str(text)
+    options: dict[str, Any] = {"tokenizer": tokenizer and str(tokenizer), "bos": bos}
     if Path(text).expanduser().exists():
-        return Model(path=text)
+        return Model(path=text, **options)
     package, colon, file = text.partition(":")
-    return Model(package=package, file=file) if colon else Model(hub=text)
+    return Model(package=package, file=file, **options) if colon else Model(hub=text, **options)
 
 
 def load(
-    source: str | Path, *, device: str = "auto", dtype: str = "auto"
+    source: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    tokenizer: str | Path | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model and its tokenizer for inference.
 
@@ -38,9 +48,11 @@ def load(
         source: A checkpoint folder, a .gguf file, PACKAGE:FILE, or a Hugging Face hub id.
         device: auto, cpu, cuda or cuda:N; auto takes a GPU where there is one.
         dtype: auto, float32, bfloat16 or float16; auto takes bfloat16 where it is faster.
+        tokenizer: A folder or hub id, for a checkpoint without a tokenizer.
 
     Returns:
-        The model and its tokenizer.
+        The model and its tokenizer. `keepset.models.bos_token` says which token, if any, is to
+        stand before its texts.
 
     Raises:
         ModelError: the model is missing, incomplete or unknown; the message says what to do.
@@ -53,5 +65,6 @@ def load(
     """
     where = resolve_device(device)
     with tempfile.TemporaryDirectory() as folder:
-        info = loading.prepare("model", source_of(source), folder)
+        # The caller decides on a BOS; here it is not to stop a tokenizer that is unclear about it.
+        info = loading.prepare("model", source_of(source, tokenizer=tokenizer, bos=False), folder)
         return loading.load(info, where, resolve_dtype(dtype, where))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -18,6 +19,7 @@ from keepset.errors import KeepsetError, ModelError
 from keepset.files import store
 
 CONFIG = "config.json"
+_ADAPTER = "adapter_config.json"
 _WEIGHTS = (
     ("model.safetensors", "model.safetensors.index.json", "model*.safetensors"),
     ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model*.bin"),
@@ -37,6 +39,13 @@ _TOKENIZER = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
+)
+# Methods whose weights transformers turns back into plain ones as it reads them.
+_DEQUANTISED = {"fp8"}
+# Constants that older releases stored with the weights: masks, positions, rotary frequencies.
+_WITHOUT_EFFECT = re.compile(
+    r"(^|\.)(rotary_emb\.inv_freq|masked_bias|attn\.bias|attention\.bias|position_ids"
+    r"|(encoder|decoder)\.version)$"
 )
 
 
@@ -74,7 +83,9 @@ def relevant(names: Iterable[str], with_code: bool, with_weights: bool = True) -
 
 
 def _first_format(names: list[str]) -> list[str]:
-    for _, index, shards in _WEIGHTS:
+    for single, index, shards in _WEIGHTS:
+        if single in names:
+            return [single]
         if weights := _matching(names, (index, shards)):
             return weights
     return []
@@ -85,49 +96,105 @@ def _matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
     return [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)]
 
 
-def check(where: str, folder: Path, with_code: bool) -> dict[str, Any]:
+def check(where: str, folder: Path, with_tokenizer: bool) -> dict[str, Any]:
     """Check that a checkpoint folder is complete, without reading its weights.
 
     Args:
         where: the configuration key that error messages begin with.
         folder: the checkpoint.
-        with_code: whether the model has its own code, and so may have its own tokenizer files.
+        with_tokenizer: whether the folder must hold a tokenizer that transformers has a class for.
 
     Returns:
         The content of config.json.
 
     Raises:
-        ModelError: a file is missing, truncated or not JSON; the message names it.
+        ModelError: a file is missing, truncated or not JSON, or the weights are quantised or to be
+            completed by an adapter; the message names it.
     """
     if not folder.is_dir():
         raise ModelError(f"{where}: no checkpoint folder at {folder}; correct the path")
+    if (folder / _ADAPTER).exists():
+        raise ModelError(
+            f"{where}: {folder / _ADAPTER} is of an adapter, which is not applied here; merge it"
+            " into its model and save that"
+        )
     if not (folder / CONFIG).is_file():
         raise ModelError(f"{where}: {folder / CONFIG} is missing; is this a checkpoint folder?")
-    for path in _weight_files(where, folder):
+    for path in weight_files(where, folder):
         if not path.is_file():
             raise ModelError(
                 f"{where}: the weights' shard {path} is missing; copy or download it again"
             )
         if path.suffix == ".safetensors":
             _check_safetensors(where, path)
-    if not with_code and not _matching((p.name for p in folder.iterdir()), _VOCABULARIES):
+    if with_tokenizer and not _matching((p.name for p in folder.iterdir()), _VOCABULARIES):
         raise ModelError(
             f"{where}: {folder} holds no tokenizer (none of {', '.join(_VOCABULARIES)}); save the"
-            " model's tokenizer there"
+            " model's tokenizer there, or name one (`tokenizer`, on the command line --tokenizer)"
         )
     content = _read_json(where, folder / CONFIG)
     if "model_type" not in content and "auto_map" not in content:
         raise ModelError(f"{where}: {folder / CONFIG} names no model_type")
+    _check_plain(where, folder, content)
     return content
 
 
-def _weight_files(where: str, folder: Path) -> list[Path]:
+def _check_plain(where: str, folder: Path, content: Mapping[str, Any]) -> None:
+    """Refuse weights that are not to be read as they are from the files that are checked."""
+    method = (content.get("quantization_config") or {}).get("quant_method", "unknown")
+    if content.get("quantization_config") and method not in _DEQUANTISED:
+        raise ModelError(
+            f"{where}: the weights of {folder} are quantised ({method}), and what is left out is"
+            " chosen and cut in plain weights; use the checkpoint that they were made of"
+        )
+    if content.get("transformers_weights"):
+        raise ModelError(
+            f"{where}: {folder / CONFIG} names other weights, {content['transformers_weights']};"
+            " take out transformers_weights, and call the file model.safetensors"
+        )
+
+
+def check_complete(what: str, model: PreTrainedModel, report: Mapping[str, Any]) -> None:
+    """Refuse weights that are not exactly a model's: some are missing, or some are not read.
+
+    Args:
+        what: the model and where it is; the message begins with it.
+        model: the model.
+        report: `missing_keys` and `unexpected_keys` of transformers' loading report, or of torch's.
+
+    Raises:
+        ModelError: names that one side lacks. transformers would give missing ones random values.
+    """
+    kind = type(model).__name__
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"{what} lacks {len(missing)} parameters of {kind}: {_some(missing)}; use a complete"
+            " checkpoint"
+        )
+    unread = sorted(name for name in report["unexpected_keys"] if not _WITHOUT_EFFECT.search(name))
+    if unread:
+        raise ModelError(
+            f"{what} holds {len(unread)} tensors that {kind} does not read: {_some(unread)}; the"
+            " configuration is not of these weights, or they are quantised"
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (" and others" if len(names) > 3 else "")
+
+
+def weight_files(where: str, folder: Path) -> list[Path]:
+    """The files that the weights are read from, in transformers' order of preference.
+
+    Raises:
+        ModelError: there are none.
+    """
     for single, index, _ in _WEIGHTS:
+        if (folder / single).is_file():
+            return [folder / single]
         if (folder / index).is_file():
             shards = _read_json(where, folder / index).get("weight_map", {}).values()
             return [folder / shard for shard in sorted(set(shards))]
-        if (folder / single).is_file():
-            return [folder / single]
     raise ModelError(
         f"{where}: {folder} holds no weights ({' or '.join(single for single, _, _ in _WEIGHTS)},"
         " or shards with their index)"
@@ -145,20 +212,29 @@ def _read_json(where: str, path: Path) -> dict[str, Any]:
 
 
 def _check_safetensors(where: str, path: Path) -> None:
-    """Open the file, which reads the header and compares it with the file's size."""
+    """Read the header, which is compared with the file's size; weights are to be floats."""
     try:
-        with safe_open(path, framework="pt"):
-            pass
+        with safe_open(path, framework="pt") as file:
+            types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ModelError(
             f"{where}: {path} is truncated or corrupt ({error}); copy or download it again"
         ) from None
+    if whole := [n for n, t in types.items() if n.endswith("weight") and t[0] in "IU"]:
+        raise ModelError(
+            f"{where}: {path} stores {_some(whole)} as integers ({types[whole[0]]}): quantised"
+            " weights, which would be read without their scales; use the checkpoint that they were"
+            " made of"
+        )
 
 
-def fingerprint(folder: Path, with_code: bool) -> str:
+def fingerprint(folder: Path, with_code: bool, with_weights: bool = True) -> str:
     """SHA-256 over the names and contents of the files that make the model."""
     parts: list[str] = []
-    for name in relevant((p.name for p in folder.iterdir() if p.is_file()), with_code):
+    present = (path.name for path in folder.iterdir() if path.is_file())
+    read = weight_files(str(folder), folder) if with_weights else []
+    weights = (path.relative_to(folder).as_posix() for path in read)
+    for name in sorted({*relevant(present, with_code, with_weights=False), *weights}):
         with (folder / name).open("rb") as content:
             parts += [name, hashlib.file_digest(content, "sha256").hexdigest()]
     return store.fingerprint(*parts)

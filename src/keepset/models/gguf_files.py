@@ -1,31 +1,150 @@
-"""GGUF files: what is in them, and the conversion to a plain checkpoint."""
+"""GGUF files: found by their content, joined from parts, and converted to a plain checkpoint.
+
+transformers reads a GGUF file, but drops what it has no place for: keys of the header, tensors, and
+parts of a split file; what the file lacks it makes up. Here everything that the header and the
+tensors say is either read or the file is refused.
+"""
 
 from __future__ import annotations
 
+import re
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import gguf
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.integrations.gguf.reader import (
+    GgufHeader,
+    load_gguf_state_dict,
+    read_gguf_metadata,
+)
+from transformers.integrations.gguf.utils import is_gguf_arch_supported
+from transformers.modeling_gguf_pytorch_utils import (
+    TENSOR_PROCESSORS,
+    TensorProcessor,
+    get_gguf_hf_weights_map,
+)
 
+from keepset.errors import ModelError
 from keepset.models.bos import added_before
-from keepset.models.checkpoint import explained, save
+from keepset.models.checkpoint import check_complete, explained, save
+from keepset.models.gguf_header import ROPE_FACTORS, apply_header
+
+_MAGIC = b"GGUF"
+_PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
+_FILE = "model.gguf"
+
+
+def is_gguf(file: Path) -> bool:
+    """Whether a file is a GGUF file, by its first bytes; names of cached files say nothing."""
+    with file.open("rb") as content:
+        return content.read(len(_MAGIC)) == _MAGIC
 
 
 def convert_gguf(where: str, file: Path, folder: Path) -> None:
     """Write the model and tokenizer of a GGUF file to `folder`, dequantized to float32.
 
+    Args:
+        where: the configuration key that error messages begin with.
+        file: the file, or any part of a split one.
+        folder: the folder to write, whole or not at all.
+
     Raises:
-        ModelError: transformers cannot read the file.
+        ModelError: transformers cannot read the file, parts or tensors are missing, or it holds
+            keys or tensors that the model would not read.
     """
+    parts = _parts(where, file)
+    with (
+        explained(f"{where}: cannot read {file}"),
+        # The file alone, under a name that transformers takes: what lies beside it is not its.
+        tempfile.TemporaryDirectory() as scratch,
+    ):
+        whole = Path(scratch) / _FILE
+        if len(parts) == 1:
+            whole.symlink_to(parts[0].absolute())
+        else:
+            _join(parts, whole)
+        model, tokenizer = _read(where, file, whole)
+        save(_without_quantization(model), tokenizer, folder)
+
+
+def _parts(where: str, file: Path) -> list[Path]:
+    """The file, or all parts of the split file that it is one of."""
     with explained(f"{where}: cannot read {file}"):
-        arguments = {"gguf_file": file.name, "local_files_only": True}
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, **arguments)
-        model = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **arguments)
-        adds_bos = gguf.GGUFReader(file).get_field("tokenizer.ggml.add_bos_token")
-        if adds_bos is not None and adds_bos.contents() != (added_before(tokenizer) is not None):
-            tokenizer.add_bos_token = adds_bos.contents()
-    save(_without_quantization(model), tokenizer, folder)
+        fields = gguf.GGUFReader(file).fields
+    count = int(fields["split.count"].contents()) if "split.count" in fields else 1
+    if count < 2:
+        return [file]
+    match = _PART.fullmatch(file.name)
+    if match is None or int(match[3]) != count:
+        raise ModelError(
+            f"{where}: {file} is one of {count} parts; give them the names"
+            f" NAME-00001-of-{count:05d}.gguf and so on, in one folder"
+        )
+    parts = [file.with_name(f"{match[1]}-{n + 1:05d}-of-{count:05d}.gguf") for n in range(count)]
+    if missing := [part.name for part in parts if not part.exists()]:
+        raise ModelError(
+            f"{where}: {file} is one of {count} parts, and {', '.join(missing)} are missing beside"
+            " it; copy or download them"
+        )
+    return parts
+
+
+def _join(parts: list[Path], whole: Path) -> None:
+    """Write one file with the header of the first part and the tensors of all."""
+    readers = [gguf.GGUFReader(part) for part in parts]
+    fields = readers[0].fields
+    writer = gguf.GGUFWriter(whole, fields["general.architecture"].contents())
+    for name, field in fields.items():
+        if not name.startswith(("GGUF.", "split.", "general.architecture")):
+            kind, *inner = field.types
+            writer.add_key_value(name, field.contents(), kind, inner[-1] if inner else None)
+    tensors = [tensor for reader in readers for tensor in reader.tensors]
+    for tensor in tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _read(where: str, file: Path, whole: Path) -> tuple[PreTrainedModel, Any]:
+    """The model and the tokenizer of a whole file, in which everything is read."""
+    metadata, names = read_gguf_metadata(str(whole))
+    arguments: dict[str, Any] = {"gguf_file": whole.name, "local_files_only": True}
+    config = AutoConfig.from_pretrained(whole.parent, **arguments)
+    factors = _tensor(whole, ROPE_FACTORS) if ROPE_FACTORS in names else None
+    apply_header(f"{where}: {file}", config, metadata, factors)
+    tokenizer = AutoTokenizer.from_pretrained(whole.parent, **arguments)
+    adds_bos = metadata.get("tokenizer.ggml.add_bos_token")
+    if adds_bos is not None and adds_bos != (added_before(tokenizer) is not None):
+        tokenizer.add_bos_token = adds_bos
+    model, report = AutoModelForCausalLM.from_pretrained(
+        whole.parent, config=config, dtype=torch.float32, output_loading_info=True, **arguments
+    )
+    unread = [*report["unexpected_keys"], *_unread(model, metadata, names)]
+    check_complete(f"{where}: {file}", model, {**report, "unexpected_keys": unread})
+    return model, tokenizer
+
+
+def _tensor(whole: Path, name: str) -> torch.Tensor:
+    tensor: torch.Tensor = load_gguf_state_dict(GgufHeader.from_file(str(whole)))[name][...]
+    return tensor.float()
+
+
+def _unread(model: PreTrainedModel, metadata: Mapping[str, Any], names: Any) -> list[str]:
+    """The tensors that transformers' loader passes over without a word."""
+    architecture = metadata["general.architecture"]
+    if is_gguf_arch_supported(architecture):
+        return []  # a newer loader, whose report names them
+    processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config={})
+    known = {*get_gguf_hf_weights_map(model, processor), ROPE_FACTORS}
+    if architecture == "gpt2":
+        known.add("output.weight")  # read under another name
+    return [name for name in names if name not in known]
 
 
 def _without_quantization(model: PreTrainedModel) -> PreTrainedModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from keepset.errors import ModelError
 from keepset.files import store
 from keepset.models import mamba_ssm
 from keepset.models.bos import bos_token
-from keepset.models.checkpoint import check, explained, fingerprint, relevant
-from keepset.models.gguf_files import convert_gguf
+from keepset.models.checkpoint import check, check_complete, explained, fingerprint, relevant
+from keepset.models.gguf_files import convert_gguf, is_gguf
+from keepset.models.ignored import check_settings
 from keepset.models.limits import positions_of
 from keepset.models.sources import ModelFiles, cached, find, snapshot
 from keepset.settings import Model
@@ -43,7 +45,8 @@ def prepare(name: str, source: Model, folder: str | Path) -> dict[str, Any]:
         (absolute path or hub id), revision (commit of a hub repository), trust_remote_code,
         fingerprint, architecture, model_type, activation (None: unknown), n_parameters,
         vocab_size, max_positions (None: unlimited or unknown), license (None: unknown), bos (id of
-        the token that stands before every text, or None).
+        the token that stands before every text, or None), tokenizer (None: the checkpoint's own;
+        else its path, or hub and revision).
 
     Raises:
         ModelError: the model is missing, incomplete or unknown; the message says what to do.
@@ -51,16 +54,20 @@ def prepare(name: str, source: Model, folder: str | Path) -> dict[str, Any]:
     where, code = f"models.{name}", source.trust_remote_code
     files = find(where, source)
     path = files.path
+    original = mamba_ssm.is_original(path)
     if path.is_file():
-        if path.suffix.lower() != ".gguf":
+        if not is_gguf(path):
             raise ModelError(f"{where}: {path} is neither a checkpoint folder nor a .gguf file")
         path = Path(folder).resolve() / "checkpoint"
         convert_gguf(where, files.path, path)
-    elif mamba_ssm.is_original(path):
+    elif original:
         path = Path(folder).resolve() / "checkpoint"
-        mamba_ssm.convert(where, files.path, _named_tokenizer(where, source), path)
+        words = _read_tokenizer(where, _tokenizer_files(where, source).folder, code)
+        mamba_ssm.convert(where, files.path, words, path)
     converted = path != files.path
-    _check_known(where, check(where, path, code), code)
+    named = None if source.tokenizer is None or original else _tokenizer_files(where, source)
+    content = check(where, path, with_tokenizer=not code and named is None)
+    _check_known(where, content, code)
     info = {
         "name": name,
         "source": source.model_dump(exclude_none=True, exclude={"sites"}),
@@ -69,27 +76,44 @@ def prepare(name: str, source: Model, folder: str | Path) -> dict[str, Any]:
         "revision": None if converted else files.revision,
         "trust_remote_code": code,
         "license": files.license,
-        "fingerprint": _fingerprint(source, files, path),
-        **_describe(where, path, code),
+        "fingerprint": _fingerprint(source, files, path, named),
+        "tokenizer": None if named is None else named.where,
+        **_describe(where, path, content, code),
     }
-    info["bos"] = bos_token(
-        load_tokenizer(info), info["model_type"], source.bos, where=f"{where}.bos"
-    )
-    return info
+    bos = bos_token(load_tokenizer(info), info["model_type"], source.bos, where=f"{where}.bos")
+    if bos is not None and bos >= info["vocab_size"]:
+        raise ModelError(
+            f"{where}.bos: the tokenizer's BOS has id {bos}, and the model has"
+            f" {info['vocab_size']} tokens; use the model's own tokenizer, or set bos: false"
+        )
+    return {**info, "bos": bos}
 
 
-def _named_tokenizer(where: str, source: Model) -> PreTrainedTokenizerBase:
-    """The tokenizer that the configuration names, for a checkpoint without one."""
-    if source.tokenizer is None:
+@dataclass(frozen=True)
+class _TokenizerFiles:
+    """A tokenizer that the configuration names, apart from the checkpoint."""
+
+    folder: Path
+    where: dict[str, str]  # as model.json records it: path, or hub and revision
+
+
+def _tokenizer_files(where: str, source: Model) -> _TokenizerFiles:
+    name = source.tokenizer
+    if name is None:
         raise ModelError(
             f"{where}.tokenizer: checkpoints of mamba_ssm have no tokenizer; name a hub id or a"
             " folder (the published ones use EleutherAI/gpt-neox-20b)"
         )
-    folder = Path(source.tokenizer).expanduser()
-    if not folder.is_dir():
-        folder = snapshot(f"{where}.tokenizer", source.tokenizer, None, tokenizer_only=True)
-    with explained(f"{where}.tokenizer: cannot load {folder}"):
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _TokenizerFiles(folder, {"path": str(folder.absolute())})
+    folder = snapshot(f"{where}.tokenizer", name, None, tokenizer_only=True)
+    return _TokenizerFiles(folder, {"hub": name, "revision": folder.name})
+
+
+def _read_tokenizer(where: str, folder: Path, code: bool) -> PreTrainedTokenizerBase:
+    with explained(f"{where}: cannot load the tokenizer of {folder}"):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=code, local_files_only=True)
 
 
 def load(
@@ -105,7 +129,8 @@ def load(
     # A checkpoint loads in a second or two, and jobs report their own progress.
     transformers.utils.logging.disable_progress_bar()
     where, folder = f"models.{info['name']}", _folder(info)
-    check(where, folder, info["trust_remote_code"])
+    own_tokenizer = info["tokenizer"] is None and not info["trust_remote_code"]
+    content = check(where, folder, with_tokenizer=own_tokenizer)
     with explained(f"{where}: cannot load {folder}"):
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -115,15 +140,23 @@ def load(
             weights_only=True,
             output_loading_info=True,
         )
-    if missing := sorted(report["missing_keys"]):
-        # transformers would give them random values.
-        raise ModelError(
-            f"{where}: {folder} lacks {len(missing)} parameters of {type(model).__name__}:"
-            f" {', '.join(missing[:3])}; use a complete checkpoint"
-        )
+    check_complete(f"{where}: {folder}", model, report)
+    if content.get("quantization_config"):
+        _check_dtype(where, folder, model, dtype)
     with explained(f"{where}: cannot move the model to {device}"):
         model = model.to(device)
     return model.eval().requires_grad_(False), load_tokenizer(info)
+
+
+def _check_dtype(where: str, folder: Path, model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Refuse weights that were quantised and are not all plain numbers of one format now."""
+    dtypes = {parameter.dtype for parameter in model.parameters()} - {dtype}
+    if dtypes:
+        names = ", ".join(sorted(map(str, dtypes)))
+        raise ModelError(
+            f"{where}: the quantised weights of {folder} are {names} after reading, where {dtype}"
+            " was asked for; set dtype: float32 on a CPU, or use a checkpoint that is not quantised"
+        )
 
 
 def load_tokenizer(info: Mapping[str, Any]) -> PreTrainedTokenizerBase:
@@ -132,11 +165,14 @@ def load_tokenizer(info: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     Raises:
         ModelError: the checkpoint is gone, or its tokenizer cannot be read.
     """
-    folder = _folder(info)
-    with explained(f"models.{info['name']}: cannot load the tokenizer of {folder}"):
-        return AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=info["trust_remote_code"], local_files_only=True
-        )
+    where, named = f"models.{info['name']}", info["tokenizer"]
+    if named is None:
+        folder = _folder(info)
+    elif "path" in named:
+        folder = Path(named["path"])
+    else:
+        folder = cached(f"{where}.tokenizer", named["hub"], named["revision"])
+    return _read_tokenizer(where, folder, info["trust_remote_code"])
 
 
 def _folder(info: Mapping[str, Any]) -> Path:
@@ -161,21 +197,29 @@ def _check_known(where: str, content: Mapping[str, Any], code: bool) -> None:
     )
 
 
-def _fingerprint(source: Model, files: ModelFiles, path: Path) -> str:
+def _fingerprint(
+    source: Model, files: ModelFiles, path: Path, named: _TokenizerFiles | None
+) -> str:
     code = source.trust_remote_code
     if source.hub is None or files.revision is None:
-        return fingerprint(path, code)
-    # A commit fixes the contents: naming the files is enough.
-    names = relevant((file.name for file in path.iterdir()), code)
-    return store.fingerprint(source.hub, files.revision, *names)
+        content = fingerprint(path, code)
+    else:
+        # A commit fixes the contents: naming the files is enough.
+        names = relevant((file.name for file in path.iterdir()), code)
+        content = store.fingerprint(source.hub, files.revision, *names)
+    if named is None:
+        return content
+    return store.fingerprint(content, fingerprint(named.folder, code, with_weights=False))
 
 
-def _describe(where: str, folder: Path, code: bool) -> dict[str, Any]:
+def _describe(where: str, folder: Path, content: Mapping[str, Any], code: bool) -> dict[str, Any]:
     """Facts about the model, from its configuration alone."""
     with explained(f"{where}: cannot build the model of {folder}"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=code, local_files_only=True)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=code)
+    if not code:  # code that comes with a model knows its own keys
+        check_settings(where, content, model)
     text = config.get_text_config()
     activations = (getattr(text, key, None) for key in ACTIVATION_KEYS)
     return {

@@ -21,8 +21,13 @@ from keepset.models.checkpoint import CONFIG, save
 from keepset.sites.size_formulas import as_transformers
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-_KNOWN = {"layer", "d_state", "d_conv", "expand", "headdim", "ngroups", "chunk_size", "bias",
-          "conv_bias", "dt_limit"}  # fmt: skip
+_READ = {"layer", "d_state", "d_conv", "expand", "headdim", "ngroups", "chunk_size", "bias",
+         "conv_bias", "dt_limit"}  # fmt: skip
+# How a training starts, and how it is spread over devices: of no consequence to trained weights.
+_TRAINING = {"A_init_range", "conv_init", "dt_min", "dt_max", "dt_init_floor", "use_mem_eff_path",
+             "process_group", "sequence_parallel", "device", "dtype"}  # fmt: skip
+# The only values that transformers' Mamba-2 has.
+_FIXED = {"D_has_hdim": False, "d_ssm": None, "norm_before_gate": False, "rmsnorm": True}
 
 
 def is_original(folder: Path) -> bool:
@@ -57,6 +62,11 @@ def convert(where: str, folder: Path, tokenizer: PreTrainedTokenizerBase, output
     with torch.device("meta"):
         model = Mamba2ForCausalLM(config)
     if config.tie_word_embeddings:
+        if not torch.equal(state.get("lm_head.weight", embeddings), embeddings):
+            raise ModelError(
+                f"{where}: {folder} ties lm_head.weight to {name}, and the two differ; set"
+                " tie_embeddings to false in its config.json"
+            )
         state["lm_head.weight"] = embeddings
     try:
         model.load_state_dict(state, assign=True)
@@ -87,8 +97,14 @@ def _config(
     where: str, content: Mapping[str, Any], vocabulary: int, tokenizer: PreTrainedTokenizerBase
 ) -> Mamba2Config:
     ssm: dict[str, Any] = content.get("ssm_cfg") or {}
+    inner = ssm.get("expand", 2) * content["d_model"]
+    fixed = {**_FIXED, "d_ssm": inner} if ssm.get("d_ssm") == inner else _FIXED
     unsupported = [
-        *(f"ssm_cfg.{key}" for key in ssm if key not in _KNOWN),
+        *(
+            f"ssm_cfg.{key} = {value}"
+            for key, value in ssm.items()
+            if key not in _READ | _TRAINING and not (key in fixed and value == fixed[key])
+        ),
         *(key for key in ("attn_layer_idx", "d_intermediate") if content.get(key)),
         *(["rms_norm"] if not content.get("rms_norm", True) else []),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,8 +53,9 @@ def find(where: str, source: Model) -> ModelFiles:
         path = _package_folder(where, source.package) / source.file
         if not path.exists():
             raise ModelError(f"{where}.file: package {source.package} holds no {source.file}")
-        return ModelFiles(path.resolve(), None, _package_license(source.package))
-    path = Path(source.path or "").expanduser().resolve()
+        return ModelFiles(Path(os.path.abspath(path)), None, _package_license(source.package))
+    # Links are not followed: in a cache they lead to files whose names say nothing.
+    path = Path(os.path.abspath(Path(source.path or "").expanduser()))
     if not path.exists():
         raise ModelError(f"{where}.path: {path} does not exist; correct the path")
     return ModelFiles(path, None, _card_license(path))

@@ -19,8 +19,8 @@ class Model(Strict):
     file: str | None = Field(None, description="The checkpoint inside `package` (.gguf or folder).")
     tokenizer: str | None = Field(
         None,
-        description="Hub id or folder of the tokenizer, for checkpoints of mamba_ssm, which have"
-        " none.",
+        description="Hub id or folder of the tokenizer, for checkpoints without one, such as those"
+        " of mamba_ssm.",
     )
     bos: Literal["auto"] | bool = Field(
         "auto",

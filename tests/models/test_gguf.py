@@ -1,0 +1,186 @@
+"""GGUF files: all that they say is read, or they are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gguf_models import write_llama
+from prepared import CPU, logits
+from transformers import PreTrainedModel
+
+from keepset import models
+from keepset.errors import ModelError
+from keepset.settings import Model
+
+Factory = Callable[..., PreTrainedModel]
+
+
+def loaded(file: Path) -> PreTrainedModel:
+    info = models.prepare("m", Model(path=str(file)), file.parent / "results")
+    return models.load(info, CPU, torch.float32)[0]
+
+
+@pytest.fixture
+def llama(tiny_model: Factory) -> PreTrainedModel:
+    return tiny_model("llama")
+
+
+@pytest.mark.parametrize("place", ["snapshots/r/m.gguf", "blobs/3f9c"])
+def test_a_file_is_known_by_its_content(llama: PreTrainedModel, tmp_path: Path, place: str) -> None:
+    """A cache keeps files under hashes, and links with their names lead there."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshots/r").mkdir(parents=True)
+    write_llama(tmp_path / "m.gguf", llama).rename(tmp_path / "blobs/3f9c")
+    (tmp_path / "snapshots/r/m.gguf").symlink_to("../../blobs/3f9c")
+    assert torch.allclose(logits(loaded(tmp_path / place)), logits(llama), atol=1e-6)
+
+
+def test_what_lies_beside_a_file_is_not_read(llama: PreTrainedModel, tmp_path: Path) -> None:
+    for name in ("config.json", "tokenizer_config.json", "adapter_config.json"):
+        (tmp_path / name).write_text("{")
+    file = write_llama(tmp_path / "m.gguf", llama)
+    assert torch.allclose(logits(loaded(file)), logits(llama), atol=1e-6)
+
+
+@pytest.mark.parametrize("part", [1, 2])
+def test_all_parts_of_a_split_file_are_read(
+    llama: PreTrainedModel, tmp_path: Path, part: int
+) -> None:
+    write_llama(tmp_path / "m.gguf", llama, split=12)
+    file = tmp_path / f"m-0000{part}-of-00002.gguf"
+    assert torch.allclose(logits(loaded(file)), logits(llama), atol=1e-6)
+
+
+def test_a_split_file_that_is_not_whole(llama: PreTrainedModel, tmp_path: Path) -> None:
+    write_llama(tmp_path / "m.gguf", llama, split=8)
+    (tmp_path / "m-00002-of-00003.gguf").unlink()
+    first = tmp_path / "m-00001-of-00003.gguf"
+    with pytest.raises(ModelError, match=r"one of 3 parts, and m-00002-of-00003\.gguf are missing"):
+        loaded(first)
+    with pytest.raises(ModelError, match=r"one of 3 parts; give them the names NAME-00001-of-"):
+        loaded(first.rename(tmp_path / "m.gguf"))
+
+
+def test_missing_tensors_are_not_made_up(llama: PreTrainedModel, tmp_path: Path) -> None:
+    file = write_llama(tmp_path / "m.gguf", llama, skip=["blk.1.ffn_down.weight"])
+    with pytest.raises(ModelError, match=r"m\.gguf lacks 1 .*layers\.1\.mlp\.down_proj\.weight"):
+        loaded(file)
+    assert not (tmp_path / "results/checkpoint").exists()
+
+
+def test_tensors_that_nobody_reads(llama: PreTrainedModel, tmp_path: Path) -> None:
+    bias = {"blk.0.attn_q.bias": torch.ones(32)}
+    file = write_llama(tmp_path / "m.gguf", llama, extra=bias)
+    with pytest.raises(ModelError, match=r"1 tensors that .* not read: blk\.0\.attn_q\.bias"):
+        loaded(file)
+
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "rope_theta": 10000.0,
+}
+
+
+@pytest.mark.parametrize("original", [48, 64, 300])  # with 64, one frequency is between the two
+def test_rotary_factors_are_applied(
+    tiny_model: Factory, llama: PreTrainedModel, tmp_path: Path, original: int
+) -> None:
+    rope = {**LLAMA3, "original_max_position_embeddings": original}
+    scaled: Any = tiny_model("llama", rope_parameters=rope)
+    plain: Any = llama
+    factors = plain.model.rotary_emb.inv_freq / scaled.model.rotary_emb.inv_freq
+    file = write_llama(tmp_path / "m.gguf", scaled, extra={"rope_freqs.weight": factors})
+    assert not torch.allclose(logits(scaled), logits(llama), atol=1e-3)
+    assert torch.allclose(logits(loaded(file)), logits(scaled), atol=1e-5)
+
+
+def test_rotary_factors_of_another_kind(llama: PreTrainedModel, tmp_path: Path) -> None:
+    odd = {"rope_freqs.weight": torch.tensor([1.0, 3.0, 2.0, 8.0])}
+    with pytest.raises(ModelError, match=r"rope_freqs\.weight scales the rotary frequencies"):
+        loaded(write_llama(tmp_path / "m.gguf", llama, extra=odd))
+    none = {"rope_freqs.weight": torch.ones(4)}
+    file = write_llama(tmp_path / "n.gguf", llama, extra=none)
+    assert torch.allclose(logits(loaded(file)), logits(llama), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("header", "rope"),
+    [
+        (
+            {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0},
+            {"rope_type": "linear", "factor": 4.0},
+        ),
+        ({"rope.scale_linear": 4.0}, {"rope_type": "linear", "factor": 4.0}),
+        (
+            {
+                "rope.scaling.type": "yarn",
+                "rope.scaling.factor": 4.0,
+                "rope.scaling.original_context_length": 64,
+            },
+            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+        ),
+        ({"rope.scaling.type": "none"}, {"rope_type": "default"}),
+    ],
+)
+def test_rotary_scaling_of_the_header_is_applied(
+    tiny_model: Factory, tmp_path: Path, header: dict[str, Any], rope: dict[str, Any]
+) -> None:
+    scaled = tiny_model("llama", rope_parameters={**rope, "rope_theta": 10000.0})
+    file = write_llama(tmp_path / "m.gguf", scaled, header=header)
+    assert torch.allclose(logits(loaded(file)), logits(scaled), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"attention.sliding_window": 16},
+        {"attn_logit_softcapping": 50.0},
+        {"final_logit_softcapping": 30.0},
+        {"logit_scale": 0.25},
+        {"expert_count": 8},
+        {"attention.causal": False},
+        {"attention.value_length": 16},
+        {"rope.scaling.type": "longrope"},
+        {"some.new.part": 3},
+    ],
+)
+def test_what_the_model_would_not_do_is_refused_by_name(
+    llama: PreTrainedModel, tmp_path: Path, header: dict[str, Any]
+) -> None:
+    (key,) = header
+    with pytest.raises(ModelError, match=f"would ignore llama.{key} = .* of the header"):
+        loaded(write_llama(tmp_path / "m.gguf", llama, header=header))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"attention.sliding_window": 0},
+        {"logit_scale": 1.0},
+        {"expert_count": 0},
+        {"attention.key_length": 8, "attention.value_length": 8},
+        {"tensor_data_layout": "Meta AI original pth"},
+        {"rope.scaling.finetuned": True},
+    ],
+)
+def test_what_says_nothing_new_is_accepted(
+    llama: PreTrainedModel, tmp_path: Path, header: dict[str, Any]
+) -> None:
+    file = write_llama(tmp_path / "m.gguf", llama, header=header)
+    assert torch.allclose(logits(loaded(file)), logits(llama), atol=1e-6)
+
+
+@pytest.mark.parametrize(("adds", "expected"), [(True, 1), (False, None)])
+def test_the_header_says_whether_a_bos_is_added(
+    llama: PreTrainedModel, tmp_path: Path, adds: bool, expected: int | None
+) -> None:
+    header = {"tokenizer.ggml.add_bos_token": adds}
+    file = write_llama(tmp_path / "m.gguf", llama, header=header)
+    assert models.prepare("m", Model(path=str(file)), tmp_path / "results")["bos"] == expected
