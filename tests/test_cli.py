@@ -1,3 +1,5 @@
+import gzip
+import json
 import math
 import re
 
@@ -56,6 +58,15 @@ def test_perplexity_under_a_rule_differs(capsys, passage, tiny_checkpoint):
         (["--sparsity", "0.5", "--score", "taylor"], "cannot be taken per token"),
         (["--device", "cuda"], "cuda"),
         (["--block", "100000"], "tokens"),
+        (["--block", "1"], "--block 1: give at least 2"),
+        (["--block", "0"], "--block 0: give at least 2"),
+        (["--batch-tokens", "0"], "--batch-tokens 0: give at least 1"),
+        (["--threads", "0"], "--threads 0: give at least 1"),
+        (["--score", "random"], "give its --sparsity"),
+        (["--window", "8"], "give its --sparsity"),
+        (["--sparsity", "0.5", "--window", "512"], "--window 512 exceeds --block 256"),
+        (["--field", "body"], "is text without rows; leave field out"),
+        (["--format", "jsonl"], "line 1 is not JSON"),
     ],
 )
 def test_bad_arguments_end_with_a_message(capsys, passage, tiny_checkpoint, extra, message):
@@ -65,6 +76,17 @@ def test_bad_arguments_end_with_a_message(capsys, passage, tiny_checkpoint, extr
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error.lower() if message == "cuda" else message in error
+
+
+def test_perplexity_of_a_field_of_rows(capsys, tmp_path, passage, tiny_checkpoint):
+    rows = tmp_path / "c4-validation.00000-of-00008.json.gz"
+    row = json.dumps({"body": passage.read_text()})
+    rows.write_bytes(gzip.compress(row.encode()))
+    values = []
+    for extra in ([str(passage)], [str(rows), "--field", "body"]):
+        assert main(["perplexity", str(tiny_checkpoint), *extra, "--dtype", "float32"]) == 0
+        values.append(perplexity(capsys.readouterr().out))
+    assert values[0] == values[1]
 
 
 def generate(checkpoint, keep, *extra):
@@ -131,6 +153,22 @@ def test_a_wrong_token_fails_the_check(capsys, monkeypatch, tiny_checkpoint):
     monkeypatch.setattr(gen, "disagreement", lambda *_: wrong)
     assert generate(tiny_checkpoint, "dynamic:0.9", "--check") == 1
     assert "new token 3 is 5; the masked reference prefers 7" in capsys.readouterr().err
+
+
+def test_a_path_that_does_not_run_is_refused(capsys, tiny_checkpoint):
+    assert generate(tiny_checkpoint, "dynamic:0.5", "--path", "nope") == 1
+    assert "--path nope did not run; what ran: " in capsys.readouterr().err
+    assert generate(tiny_checkpoint, "dynamic:0.5", "--tokens", "0") == 1
+    assert "--tokens 0: give at least 1" in capsys.readouterr().err
+
+
+def test_shipping_needs_a_training(capsys, tmp_path):
+    assert main(["ship", str(tmp_path / "nope"), str(tmp_path / "specimens")]) == 1
+    assert "nope/gates.json: no such file; give results/STUDY/training" in capsys.readouterr().err
+    (tmp_path / "gates.json").write_text('{"measured": {"relu": {}}, "gates": []}')
+    assert main(["ship", str(tmp_path), str(tmp_path / "specimens")]) == 1
+    assert "relu/model: no such file" in capsys.readouterr().err
+    assert not (tmp_path / "specimens").exists()
 
 
 def test_check_names_the_models(capsys, tmp_path):
