@@ -106,7 +106,7 @@ def test_settings_in_memory_are_checked_alike(change, message):
 def test_only_takes_names_with_spaces_between(tmp_path):
     config = settings.load(with_models(tmp_path, ["a: {path: a}", "b: {path: b}"]))
     some = config.model_copy(update={"only": "b, a"})
-    assert list(some.active_models()) == ["b", "a"]
+    assert list(some.active_models()) == ["a", "b"]
     with pytest.raises(ConfigError, match="only: names no model; null runs all"):
         config.model_copy(update={"only": []}).active_models()
 
