@@ -42,7 +42,7 @@ def test_draws_what_the_table_says(state_ratios):
 
 def test_models_keep_their_order_whichever_sites_they_have(state_ratios):
     names = [title.split(",")[0] for title in titles(memory_dial.draw(state_ratios))]
-    assert list(dict.fromkeys(names)) == ["mamba2", "hybrid", "zamba2-1.2b"]
+    assert list(dict.fromkeys(names)) == ["zamba2-1.2b", "mamba2", "hybrid"]
 
 
 def test_memory_alone(state_ratios):
