@@ -224,6 +224,12 @@ class TestComparisons:
         )["ratio"]
         assert f"{ratio.item():.3f}" in rows[2][5]
 
+    def test_side_by_side_goes_model_by_model(self, compared, tmp_path):
+        two = [compared["side_by_side"].assign(model=model) for model in ("zamba2", "hybrid")]
+        tables.write_tables({"side_by_side": pd.concat(two)}, tmp_path)
+        names = [row[0] for row in body((tmp_path / "side_by_side.tex").read_text())]
+        assert names == sorted(names, reverse=True)
+
     def test_lengths(self, comparison_tables):
         rows = body((comparison_tables / "lengths.tex").read_text())
         assert len(rows) == 4 * 3

@@ -120,3 +120,11 @@ def test_tasks_and_lengths_take_fewer_seeds_where_it_says_so():
 def test_lengths_are_of_sparsities_that_tasks_have():
     with pytest.raises(ValueError, match=r"length_sparsities: not in capability.sparsities"):
         State(**{**state().model_dump(), "length_sparsities": [0.4]})
+
+
+def test_correlations_are_read_model_by_model():
+    config = settings.load(ROOT / "config.yaml")
+    tables = [path for path in outputs.correlations(config) if "/wiki/" in path]
+    models = list(dict.fromkeys(path.split("/")[0] for path in tables))
+    assert models == list(config.active_models())
+    assert tables == sorted(tables, key=lambda path: models.index(path.split("/")[0]))

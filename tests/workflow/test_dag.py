@@ -35,8 +35,9 @@ def table(study, path):
 
 def test_everything_is_there(finished):
     for name in (
-        "decoupling", "static_dynamic", "scores", "dial", "capability", "state_sweep", "phantom",
-        "memory_dial", "state_length", "side_by_side", "recall", "claims", "loss_curve",
+        "decoupling", "predicting", "static_dynamic", "scores", "dial", "capability",
+        "state_sweep", "phantom", "memory_dial", "state_length", "side_by_side", "recall", "claims",
+        "loss_curve",
     ):  # fmt: skip
         for ending in ("png", "svg", "pdf"):
             assert (finished.results() / f"figures/{name}.{ending}").stat().st_size > 1000

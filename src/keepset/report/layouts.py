@@ -164,7 +164,9 @@ _PLACES = {
 def _side_by_side(table: pd.DataFrame) -> Shown:
     places = in_order(_PLACES.values())
     place = (table["persistence"] + " " + table["access"]).map(_PLACES)
-    table = table.assign(place=place).sort_values("sparsity", kind="stable")
+    text = table.groupby(["model", "corpus"], sort=False).ngroup()
+    table = table.assign(place=place, text=text)
+    table = table.sort_values(["text", "sparsity"], kind="stable")
     keys = ["model", "corpus", "sparsity", "part", "by"]
     return [*keys, *places], _cross(table, keys, "place", places)
 

@@ -43,12 +43,13 @@ def per_corpus(config: Config, name: str, kind: str | None = None) -> list[str]:
 
 
 def correlations(config: Config) -> list[str]:
-    """The tables of size against impact, by kind of site."""
+    """The tables of size against impact, model by model."""
     return [
-        table
+        f"{model}/{corpus}/{kind.correlation}.parquet"
+        for model in config.active_models()
+        for corpus in config.corpora
         for kind in KINDS.values()
-        if kind.correlation
-        for table in per_corpus(config, f"{kind.correlation}.parquet", kind.name)
+        if kind.correlation and config.studies(model, kind.name, corpus)
     ]
 
 

@@ -40,6 +40,11 @@ def test_draws_what_the_table_says(state_ratios):
     assert marks[0].get_ydata() == pytest.approx(static["ratio"])
 
 
+def test_models_keep_their_order_whichever_sites_they_have(state_ratios):
+    names = [title.split(",")[0] for title in titles(memory_dial.draw(state_ratios))]
+    assert list(dict.fromkeys(names)) == ["zamba2-1.2b", "mamba2", "hybrid"]
+
+
 def test_memory_alone(state_ratios):
     figure = memory_dial.draw(state_ratios[state_ratios["model"] == "mamba2"])
     assert not any("scratch" in text for text in legend(figure))

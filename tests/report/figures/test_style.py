@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import matplotlib as mpl
 import pytest
+from clean import titles
 from matplotlib.figure import Figure
 
-from keepset.report.figures import static_dynamic, style
+from keepset.report.figures import dial, scores, static_dynamic, style
 
 
 def test_save_is_the_same_every_time(study, tmp_path):
@@ -33,6 +34,14 @@ def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
         style.save(figure, tmp_path / "x")
     assert path.read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("figure", [static_dynamic, dial, scores])
+def test_pretrained_models_stand_first(study, figure):
+    study = study.sort_values("origin", ascending=False, kind="stable")
+    assert study["model"].iloc[0] == "relu"
+    names = [title.split(",")[0] for title in titles(figure.draw(study))]
+    assert list(dict.fromkeys(names)) == ["smollm2-135m", "relu", "swiglu"]
 
 
 def test_leaves_matplotlib_as_it_was(study):

@@ -55,11 +55,11 @@ def draw(ratios: pd.DataFrame) -> Figure:
 
 
 def _chosen(ratios: pd.DataFrame) -> pd.DataFrame:
-    """The rows of both dials, at the sparsities that the state's dial has."""
-    state = style.of_site(ratios, "state")
-    held = state[state["method"].isin(["dynamic", "windowed"])]
-    score = "impact" if (held["score"] == "impact").any() else "magnitude"
-    held = held[held["score"] == score]
-    cut = state[(state["method"] == "static") & (state["score"] == "ghost")]
-    ffn = style.of_site(ratios, "ffn")
-    return style.with_windows(pd.concat([ffn[ffn["score"] == "magnitude"], held, cut]), held)
+    """The rows of both dials, at the sparsities of the state's; models keep their order."""
+    state, static = ratios["site"] == "state", ratios["method"] == "static"
+    moves = state & ratios["method"].isin(["dynamic", "windowed"])
+    score = "impact" if (moves & (ratios["score"] == "impact")).any() else "magnitude"
+    held = moves & (ratios["score"] == score)
+    cut = state & static & (ratios["score"] == "ghost")
+    neurons = (ratios["site"] == "ffn") & (ratios["score"] == "magnitude")
+    return style.with_windows(ratios[neurons | held | cut], ratios[held])

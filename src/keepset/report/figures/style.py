@@ -78,14 +78,24 @@ _METADATA: dict[str, dict[str, Any]] = {
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Run a drawing function under the project's settings, leaving matplotlib's own alone."""
+    """Run a drawing function under the project's settings, leaving matplotlib's own alone.
+
+    Tables are given to it with pretrained models first, whatever their order.
+    """
 
     @functools.wraps(draw)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        tables: Any = map(_pretrained_first, args)
         with mpl.rc_context(_RC):
-            return draw(*args, **kwargs)
+            return draw(*tables, **kwargs)
 
     return wrapper
+
+
+def _pretrained_first(table: Any) -> Any:
+    if not isinstance(table, pd.DataFrame) or "origin" not in table:
+        return table
+    return table.sort_values("origin", kind="stable", key=lambda origin: origin == "specimen")
 
 
 def save(figure: Figure, stem: str | Path) -> list[Path]:
