@@ -91,6 +91,7 @@ def test_draws_are_seeded_runs_of_the_same_rules(run):
     plain = table_of(run, DYNAMIC)
     table = rounding_table(run, passages(), DYNAMIC, IDENTITY, "toy", draws=3, seed=7)
     assert list(table.columns) == [*plain.columns, "draw"]
+    plain = plain[plain["block"] < passages().n_core].reset_index(drop=True)
     assert len(table) == 3 * len(plain)
     keys = [name for name in plain.columns if name != "nll"]
     for draw in (1, 2, 3):

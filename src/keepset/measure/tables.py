@@ -75,6 +75,8 @@ def rounding_table(
     """Run dynamic rules again and again, each time with other noise in the last bit of every h.
 
     Which units are the largest depends on the last bits, and other kernels round these otherwise.
+    Blocks are run by themselves, so what rounding does to the first `n_core` tells what it does to
+    more.
 
     Args:
         runner, blocks, rules, identity, label: As in `perplexity_table`; all rules are dynamic.
@@ -107,7 +109,7 @@ def _perplexities(
             f"{label}: the blocks' predicted tokens were not counted for a model with"
             f" {'a' if runner.bos is not None else 'no'} BOS token; make the blocks again"
         )
-    sizes = [_n_blocks(blocks, rule) for rule in rules]
+    sizes = [blocks.n_core if noise is not None else _n_blocks(blocks, rule) for rule in rules]
     progress = Progress(label, sum(sizes) * blocks.evaluation.shape[1])
     tables = []
     for rule, size in zip(rules, sizes, strict=True):

@@ -153,9 +153,9 @@ def _evaluation(
     grid = part_settings(study.config, kind.name, evaluation.part, names["corpus"])
     choice = cast(Choice, names.get("choice", "oracle"))
     rules = part_rules(kind.name, evaluation.part, grid, study.config.seeds(), choice)
-    times = 1 + (study.config.statistics.rounding_draws if evaluation.rounding else 0)
+    draws = study.config.statistics.rounding_draws if evaluation.rounding else 0
     for group in _by_access(rules):
-        dynamic = times * study.sameness
+        dynamic = study.sameness + draws * study.evaluation
         yield study.under(kind, group, study.evaluation, dynamic=dynamic)
         if choice == "causal":
             # What the text before gives serves all sparsities.
