@@ -79,15 +79,6 @@ class TestNeeded:
         assert math.isnan(n)
         assert why == "its error is not known from 1 document"
 
-    def test_rounding_that_no_text_lowers(self):
-        bounds, z = Bounds(-0.01, 0.01), scipy_stats.norm.ppf([0.95, 0.9]).sum()
-        just_too_large, just_small_enough = 0.01 / z * 1.01, 0.01 / z * 0.95
-        n, why = needed(effect(0.0, 0.01, floor=just_too_large), bounds, 0.05)
-        assert math.isinf(n)
-        assert "no text would decide" in why
-        without = needed(effect(0.0, 0.01), bounds, 0.05).n
-        assert without < needed(effect(0.0, 0.01, floor=just_small_enough), bounds, 0.05).n < 1e4
-
     def test_what_cannot_be_had_is_said(self):
         measured = effect(0.5, error_for(73, 0.5), limit=64, unit="neuron")
         n, why = needed(measured, Bounds(0.0), 0.05)

@@ -55,11 +55,22 @@ class TestNatsPerToken:
 
 
 class TestRounding:
-    def test_is_the_variance_of_the_log_perplexity(self):
+    def test_variances_of_blocks_add_up(self):
         runs = np.array([[10.0, 20.0], [11.0, 20.0], [10.0, 22.0]])
-        got = perplexities.rounding(runs, [5, 10])
-        assert got.variance == pytest.approx(np.var([30 / 15, 31 / 15, 32 / 15], ddof=1))
-        assert got.df == 2
+        spread = np.array([1 / 3, 4 / 3])  # over draws
+        got = perplexities.rounding(runs, [5, 10], 15)
+        assert got.variance == pytest.approx(spread.sum() / 15**2)
+        assert got.df == pytest.approx(2 * spread.sum() ** 2 / (spread**2).sum())
+        assert perplexities.rounding(runs, [5, 10], 60).variance == pytest.approx(got.variance / 4)
+
+    def test_is_the_variance_of_the_log_perplexity_over_many_runs(self):
+        rng = np.random.default_rng(0)
+        runs = 100.0 + rng.normal(0, [1.0, 3.0, 0.5, 2.0], (4000, 4))
+        got = perplexities.rounding(runs, [20] * 4, 80)
+        assert got.variance == pytest.approx((runs.sum(axis=1) / 80).var(ddof=1), rel=0.05)
+
+    def test_runs_that_are_the_same(self):
+        assert perplexities.rounding([[1.0, 2.0]] * 3, [5, 10], 15) == (0.0, 4.0)
 
     @pytest.mark.parametrize(
         ("runs", "what"),
@@ -71,7 +82,7 @@ class TestRounding:
     )
     def test_bad_runs(self, runs, what):
         with pytest.raises(KeepsetError, match=what):
-            perplexities.rounding(runs, [1, 1])
+            perplexities.rounding(runs, [1, 1], 2)
 
 
 def test_perplexity_overflows_to_infinity_without_a_warning():

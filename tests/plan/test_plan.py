@@ -42,8 +42,8 @@ def test_tokens_by_hand(paper):
     """
     assert tokens(paper, "evaluate_dense") == 131072
     assert tokens(paper, "evaluate_static") == (4 + 5) * 5 * 65536
-    # once as it is, and three times with noise
-    assert tokens(paper, "evaluate_dynamic") == (1 + 3) * 2 * 5 * 131072
+    # and three times with noise, on the blocks of every rule
+    assert tokens(paper, "evaluate_dynamic") == 2 * 5 * (131072 + 3 * 65536)
     no_draws = paper.statistics.model_copy(update={"rounding_draws": 0})
     without = paper.model_copy(update={"statistics": no_draws})
     assert tokens(without, "evaluate_dynamic") == 2 * 5 * 131072

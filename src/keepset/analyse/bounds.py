@@ -27,7 +27,7 @@ class Effect:
         test: The test's name, for readers.
         greater: bound -> p of "the effect is the bound or less".
         less: bound -> p of "the effect is the bound or more".
-        floor: The part of the standard error that more items do not lower: rounding.
+        floor: The part of the standard error that is rounding.
         limit: The most items that can be had.
         steps: Effects that have to hold together, where the tests are over several.
     """
@@ -92,7 +92,7 @@ def needed(effect: Effect, bounds: Bounds, alpha: float) -> Needed:
     Normal approximation. Where the estimate lies within the bounds, the chance is that of the claim
     to be shown: of both one-sided tests together where it has two ends. Where it lies outside, the
     chance is that of the claim to be refuted: of either test, each at half the level where there
-    are two. The effect's `floor` does not shrink with more items. Of `steps`, all have to be shown,
+    are two. Of `steps`, all have to be shown,
     or one has to be refuted at the level over their number.
 
     Args:
@@ -113,20 +113,17 @@ def needed(effect: Effect, bounds: Bounds, alpha: float) -> Needed:
         return Needed(math.nan, f"its error is not known from {effect.n} {effect.unit}")
     if effect.estimate in (bounds.low, bounds.high):
         return Needed(math.inf, "the effect lies on the bound: no number would decide")
-    sampled = math.sqrt(max(effect.error**2 - effect.floor**2, 0.0))
 
     def surplus(log_n: float) -> float:
-        error = math.hypot(sampled * math.sqrt(effect.n / math.exp(log_n)), effect.floor)
+        error = effect.error * math.sqrt(effect.n / math.exp(log_n))
         return _power(effect.estimate, error, bounds, alpha) - POWER
 
-    fewest, most = math.log(effect.n + 1), math.log(effect.n + 1) + 80.0
-    if surplus(most) < 0:
-        why = "rounding alone is too large for the bound: no text would decide, a wider dtype may"
-        return Needed(math.inf, why)
+    fewest = math.log(effect.n + 1)
     n = effect.n + 1.0
     if surplus(fewest) < 0:
         # A root that is whole up to rounding is that whole number.
-        n = float(math.ceil(math.exp(optimize.brentq(surplus, fewest, most, xtol=1e-12)) - 1e-6))
+        root = optimize.brentq(surplus, fewest, fewest + 80.0, xtol=1e-12)
+        n = float(math.ceil(math.exp(root) - 1e-6))
     if n > effect.limit:
         why = f"{n:.0f} {effect.unit}s would decide, and only {effect.limit:.0f} can be had"
         return Needed(math.inf, why)

@@ -72,18 +72,22 @@ def nats_per_token(nats: ArrayLike, n_tokens: ArrayLike, document: ArrayLike) ->
     return Estimate(value, math.sqrt(spread) / float(n.sum()), len(names) - 1.0)
 
 
-def rounding(nll: ArrayLike, n_tokens: ArrayLike) -> Rounding:
+def rounding(nll: ArrayLike, n_tokens: ArrayLike, total: float) -> Rounding:
     """How much a log perplexity varies over runs of one rule that differ in the last bit only.
 
     A choice of the largest at every token turns a difference in the last bit, as between two
-    processors, into other units, and those into other losses.
+    processors, into other units, and those into other losses. Blocks are run by themselves, so
+    what rounding does to one is independent of the others: variances of blocks add up, and those of
+    some blocks tell that of any text.
 
     Args:
         nll: (draws, blocks) nats of each run.
         n_tokens: (blocks,) predicted tokens.
+        total: Predicted tokens of the text that the variance is for.
 
     Returns:
-        The sample variance over draws of sum nll / sum n_tokens, with draws - 1 degrees of freedom.
+        With s_b^2, the sample variance of block b over draws: (sum s_b^2 / sum n_tokens) / total,
+        and Satterthwaite's degrees of freedom, (sum s_b^2)^2 / sum (s_b^4 / (draws - 1)).
 
     Raises:
         KeepsetError: there are fewer than two draws, shapes do not fit, or a value is not finite.
@@ -96,4 +100,8 @@ def rounding(nll: ArrayLike, n_tokens: ArrayLike) -> Rounding:
         )
     if not np.isfinite(runs).all():
         raise KeepsetError("rounding: nll is not finite; run the model in float32")
-    return Rounding(float((runs.sum(axis=1) / n.sum()).var(ddof=1)), len(runs) - 1.0)
+    spread = runs.var(axis=0, ddof=1)
+    if not spread.any():
+        return Rounding(0.0, (len(runs) - 1.0) * len(n))
+    df = (len(runs) - 1.0) * spread.sum() ** 2 / (spread**2).sum()
+    return Rounding(float(spread.sum() / n.sum() / total), float(df))

@@ -163,7 +163,7 @@ def _dense(runs: pd.DataFrame, cell: Row, unit: str) -> pd.DataFrame:
 
 
 Draws = dict[tuple[Any, ...], pd.DataFrame]
-"""Model, text and setting -> nats by block and draw, of runs that differ in the last bit."""
+"""Model, text and setting -> nats by block (and its tokens) and draw."""
 
 
 def find_draws(rounding: pd.DataFrame) -> Draws:
@@ -173,11 +173,11 @@ def find_draws(rounding: pd.DataFrame) -> Draws:
         KeepsetError: a column is missing, or a value is not finite.
     """
     keys = [*TEXT_CELL, *SETTING]
-    _need(rounding, "rounding", [*keys, "seed", "block", "draw", "nll"])
+    _need(rounding, "rounding", [*keys, "seed", "block", "draw", "nll", "n_tokens"])
     if len(rounding):
         _need_finite(rounding["nll"], "rounding table: nll")
     return {
-        tuple(values.values()): group.pivot_table("nll", "block", "draw")
+        tuple(values.values()): group.pivot_table("nll", ["block", "n_tokens"], "draw")
         for values, group in groups(rounding, keys)
     }
 
@@ -186,14 +186,15 @@ def rounding_of(draws: Draws, setting: Row, blocks: pd.DataFrame, name: str) -> 
     """What rounding does to a setting on some blocks: nothing where it was not measured.
 
     Raises:
-        KeepsetError: a block was not run, or there is one draw only.
+        KeepsetError: there is one draw only, or a draw lacks a block.
     """
     runs = draws.get(tuple(setting[key] for key in (*TEXT_CELL, *SETTING)))
     if runs is None:
         return []
-    if not blocks.index.isin(runs.index).all():
-        raise KeepsetError(f"{name}: rounding was not measured on its blocks; evaluate it again")
-    return [perplexities.rounding(runs.loc[blocks.index].to_numpy().T, blocks["n_tokens"])]
+    if runs.isna().any(axis=None):
+        raise KeepsetError(f"{name}: a draw of rounding lacks a block; evaluate it again")
+    tokens, total = runs.index.get_level_values("n_tokens"), float(blocks["n_tokens"].sum())
+    return [perplexities.rounding(runs.to_numpy().T, tokens, total)]
 
 
 def ratio_rows(

@@ -93,9 +93,6 @@ def text_ratio(study, corpus, site, runs, signs, confidence):
     losses = [pooled(study.perplexity, m, text, "block", "nll", s, site) for m, s in runs]
     drawn = [own_rows(study.rounding, m, text, s, site) if s else () for m, s in runs]
     blocks = set.intersection(*(set(loss.index) for loss in losses))
-    for rows in drawn:
-        if len(rows):
-            blocks &= set(rows["block"])
     blocks = sorted(blocks)
     dense = own_rows(study.perplexity, runs[0][0], text, None, site).set_index("block").loc[blocks]
     tokens, document = dense["n_tokens"].to_numpy(float), dense["document"].to_numpy()
@@ -107,9 +104,11 @@ def text_ratio(study, corpus, site, runs, signs, confidence):
     parts = [(n / (n - 1) * (residuals**2).sum() / tokens.sum() ** 2, n - 1)]
     for rows in drawn:
         if len(rows):
-            again = rows[rows["block"].isin(blocks)].groupby(["draw", "seed"])["nll"].sum()
-            level = again.groupby("draw").mean() / tokens.sum()
-            parts.append((level.var(ddof=1), len(level) - 1))
+            runs = rows.groupby(["block", "draw"])["nll"].mean().unstack().to_numpy()
+            spread, k = runs.var(axis=1, ddof=1), runs.shape[1]
+            measured = rows.groupby("block")["n_tokens"].first().sum()
+            df = (k - 1) * spread.sum() ** 2 / (spread**2).sum() if spread.any() else np.nan
+            parts.append((spread.sum() / measured / tokens.sum(), df))
     return t_result(theta, *satterthwaite(parts), confidence)
 
 

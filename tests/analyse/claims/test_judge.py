@@ -261,18 +261,16 @@ class TestRounding:
         rough = replace(sure, rounding=made_up.rounding(study.perplexity, noise=0.1))
         row = one(rough, "C5")
         assert row["verdict"] == "inconclusive"
-        assert row["estimate"] == one(sure, "C5")["estimate"]
-        assert row["needed"] == np.inf
-        assert "rounding alone is too large" in row["note"]
+        assert row["needed"] > row["n"]
 
-    def test_it_is_measured_on_the_blocks_that_are_compared(self, studies):
-        """Dynamic rules run on more text; against static ones only the shared blocks count."""
+    def test_it_may_be_measured_on_some_of_the_text(self, studies):
+        """Dynamic rules are run on more text than their draws."""
         study = studies["pretrained"]
-        table = study.rounding.copy()
-        beyond = table["block"] >= made_up.BLOCKS
-        table.loc[beyond, "nll"] += made_up.TOKENS * 5.0 * table["draw"]
-        same, other = (one(replace(study, rounding=r), "C11") for r in (study.rounding, table))
-        assert same["ci_low"] == other["ci_low"]
+        table = study.rounding[study.rounding["block"] < made_up.BLOCKS]
+        for claim in ("C5", "C11"):
+            some, none = (one(replace(study, rounding=r), claim) for r in (table, table.iloc[:0]))
+            assert some["estimate"] == none["estimate"]
+            assert some["ci_high"] > none["ci_high"]
 
 
 class TestCombining:

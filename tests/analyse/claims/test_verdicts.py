@@ -114,15 +114,6 @@ class TestWhatWouldDecide:
         assert row["why"] == "the only case holds, but not after adjustment: p = 0.08"
         assert row["needed"] > 16
 
-    def test_rounding_larger_than_the_margin(self):
-        """No text decides then."""
-        rounded = effect(0.6, floor=0.9)
-        row = judge(claim("X", rounded, bounds=Bounds(-1.0, 1.0)))[0].loc["X"]
-        assert row["verdict"] == "inconclusive"
-        assert row["needed"] == float("inf")
-        assert "rounding alone" in row["note"]
-        assert row["why"].startswith("rounding alone")
-
     def test_more_documents_than_there_are(self):
         row = judge(claim("X", effect(0.7, limit=20)))[0].loc["X"]
         assert "documents would decide, and only 20 can be had" in row["note"]

@@ -188,15 +188,16 @@ class Evidence:
 
     def rounding_of(self, corpus: str, *runs: Named) -> list[Rounding]:
         """How much of the runs' losses is rounding, on the blocks that all have; where measured."""
-        compared = [self.losses(model, corpus, setting) for model, setting in runs]
+        losses = [self.losses(model, corpus, setting) for model, setting in runs]
+        compared = [run for run in losses if run is not None]
+        total = float(share_blocks(compared, _names(corpus, runs)).n_tokens.sum())
         measured = []
         for model, setting in runs:
             texts = [draw.get((model, corpus), {}) for draw in self._draws]
             draws = [text[key_of(setting)] for text in texts if key_of(setting) in text]
             if draws:
-                known = [run for run in (*draws, *compared) if run is not None]
-                shared = share_blocks(known, _names(corpus, runs) + " and the draws of rounding")
-                measured.append(perplexities.rounding(shared.nll[: len(draws)], shared.n_tokens))
+                again = share_blocks(draws, _names(corpus, runs) + ": the draws of rounding")
+                measured.append(perplexities.rounding(again.nll, again.n_tokens, total))
         return measured
 
     def size_by_layer(self, model: str, site: str, impact: str) -> pd.DataFrame:
