@@ -15,12 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from keepset.analyse import effects
-from keepset.analyse.stats import Floats, Sampling, bca
+from keepset.analyse.stats import Floats
 
 TRUTH, SPREAD, BLOCK = 0.3, 0.1, 255
-RUNS = 2000
+RUNS = 4000
 RESAMPLES = 999
 
 Draw = Callable[[np.random.Generator, int], Floats]
@@ -41,10 +42,10 @@ def covered(rng: np.random.Generator, n: int, cost: Draw, length: Draw) -> tuple
     tokens = length(rng, n)
     nats = tokens * (TRUTH + SPREAD * cost(rng, n))
     effect = effects.log_ratio(nats, np.zeros(n), tokens, np.arange(n), 0.95)
-    low, high, _ = bca(
-        (nats, tokens), lambda x, t, axis: x.sum(axis=axis) / t.sum(axis=axis),
-        Sampling(0.95, RESAMPLES, int(rng.integers(2**31))),
-    )  # fmt: skip
+    low, high = stats.bootstrap(
+        (nats, tokens), lambda x, t, axis: x.sum(axis=axis) / t.sum(axis=axis), paired=True,
+        vectorized=True, method="BCa", n_resamples=RESAMPLES, rng=rng,
+    ).confidence_interval  # fmt: skip
     return effect.low < TRUTH < effect.high, low < TRUTH < high
 
 

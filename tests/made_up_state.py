@@ -177,6 +177,7 @@ def correlation(models=None, corpora=("wiki",), layers=7, seed=0):
                         columns = {"study": "made-up", "model": model, "origin": MODELS[model]}
                         columns |= {"corpus": corpus, "site": "state", "size": size}
                         columns |= {"impact": impact, "layer": -1 if layer == layers else layer}
+                        columns |= {"left_out": -1}
                         columns |= {"pearson": value, "spearman": value, "kendall": value * 0.7}
                         columns |= {"ci_low": value - 0.1, "ci_high": value + 0.1}
                         rows.append(columns | {"n_units": 64})

@@ -1,4 +1,6 @@
 import copy
+import gzip
+import json
 import math
 import re
 
@@ -13,6 +15,7 @@ from keepset.cli import main
 from keepset.decode import generate as gen
 from keepset.decode.generate import parse_keep
 from keepset.sites.ffn import find_ffn_sites
+from keepset.steps.claims import read_ledger
 
 
 @pytest.fixture
@@ -58,6 +61,15 @@ def test_perplexity_under_a_rule_differs(capsys, passage, tiny_checkpoint):
         (["--sparsity", "0.5", "--score", "taylor"], "cannot be taken per token"),
         (["--device", "cuda"], "cuda"),
         (["--block", "100000"], "tokens"),
+        (["--block", "1"], "--block 1: give at least 2"),
+        (["--block", "0"], "--block 0: give at least 2"),
+        (["--batch-tokens", "0"], "--batch-tokens 0: give at least 1"),
+        (["--threads", "0"], "--threads 0: give at least 1"),
+        (["--score", "random"], "give its --sparsity"),
+        (["--window", "8"], "give its --sparsity"),
+        (["--sparsity", "0.5", "--window", "512"], "--window 512 exceeds --block 256"),
+        (["--field", "body"], "is text without rows; leave field out"),
+        (["--format", "jsonl"], "line 1 is not JSON"),
     ],
 )
 def test_bad_arguments_end_with_a_message(capsys, passage, tiny_checkpoint, extra, message):
@@ -67,6 +79,17 @@ def test_bad_arguments_end_with_a_message(capsys, passage, tiny_checkpoint, extr
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error.lower() if message == "cuda" else message in error
+
+
+def test_perplexity_of_a_field_of_rows(capsys, tmp_path, passage, tiny_checkpoint):
+    rows = tmp_path / "c4-validation.00000-of-00008.json.gz"
+    row = json.dumps({"body": passage.read_text()})
+    rows.write_bytes(gzip.compress(row.encode()))
+    values = []
+    for extra in ([str(passage)], [str(rows), "--field", "body"]):
+        assert main(["perplexity", str(tiny_checkpoint), *extra, "--dtype", "float32"]) == 0
+        values.append(perplexity(capsys.readouterr().out))
+    assert values[0] == values[1]
 
 
 def generate(checkpoint, keep, *extra):
@@ -155,7 +178,7 @@ def test_a_prompt_runs_without_the_token_that_closes_texts(
 def test_says_which_path_ran(capsys, tiny_checkpoint, kernels, paths):
     extra = ("--kernels", kernels, "--check", "--tokens", "3")
     assert generate(tiny_checkpoint, "dynamic:0.5", *extra) == 0
-    assert re.search(rf"by path: .*({paths}) \d+", capsys.readouterr().out)
+    assert re.search(rf"by path: .*\b({paths}) \d+", capsys.readouterr().out)
 
 
 def test_unknown_kernels_end_with_a_message(capsys, tiny_checkpoint):
@@ -181,6 +204,31 @@ def test_a_wrong_token_fails_the_check(capsys, monkeypatch, tiny_checkpoint):
     monkeypatch.setattr(gen, "disagreement", lambda *_, **__: wrong)
     assert generate(tiny_checkpoint, "dynamic:0.9", "--check") == 1
     assert "new token 3 is 5; the masked reference prefers 7" in capsys.readouterr().err
+
+
+def test_a_path_that_does_not_run_is_refused(capsys, tiny_checkpoint):
+    assert generate(tiny_checkpoint, "dynamic:0.5", "--path", "nope") == 1
+    assert "--path nope did not run; what ran: " in capsys.readouterr().err
+    assert generate(tiny_checkpoint, "dynamic:0.5", "--tokens", "0") == 1
+    assert "--tokens 0: give at least 1" in capsys.readouterr().err
+
+
+def test_shipping_needs_a_training(capsys, tmp_path):
+    assert main(["ship", str(tmp_path / "nope"), str(tmp_path / "specimens")]) == 1
+    assert "nope/gates.json: no such file; give results/STUDY/training" in capsys.readouterr().err
+    (tmp_path / "gates.json").write_text('{"measured": {"relu": {}}, "gates": []}')
+    assert main(["ship", str(tmp_path), str(tmp_path / "specimens")]) == 1
+    assert "relu/model: no such file" in capsys.readouterr().err
+    assert not (tmp_path / "specimens").exists()
+
+
+def test_names_in_a_ledger_stay_as_they_are(tmp_path):
+    for name in ("claims.csv", "claims_cases.csv"):
+        (tmp_path / name).write_text("claim,model,where,n\nC1,1.30,NA,\nC2,2024,nan,3\n")
+    for table in read_ledger(tmp_path):
+        assert table["model"].tolist() == ["1.30", "2024"]
+        assert table["where"].tolist() == ["NA", "nan"]
+        assert table["n"].isna().tolist() == [True, False]
 
 
 def test_check_names_the_models(capsys, tmp_path):

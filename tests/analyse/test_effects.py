@@ -11,10 +11,8 @@ from statsmodels.stats.weightstats import ttost_paired
 from keepset.analyse import accuracies, effects
 from keepset.analyse.bounds import Bounds
 from keepset.analyse.perplexities import Estimate, Rounding
-from keepset.analyse.stats import Sampling
 from keepset.errors import KeepsetError
 
-FAST = Sampling(0.95, 499, 3)
 RNG = np.random.default_rng(0)
 N = RNG.integers(100, 200, size=30)
 B = N * RNG.normal(3, 0.2, size=30)
@@ -252,35 +250,6 @@ class TestAccuracyDifference:
         effect = effects.accuracy_difference(*right(0, 0, 200, 100), 0.95)
         assert effect.less(0) == effect.greater(0) == 1.0
         assert 0 < effect.error < 0.01
-
-
-class TestRankGap:
-    def test_the_better_ranker_is_found(self):
-        rng = np.random.default_rng(1)
-        truth = rng.random(64)
-        layer = np.repeat(np.arange(4), 16)
-        effect = effects.rank_correlation_gap(
-            truth + 0.1 * rng.random(64), rng.random(64), truth + 9 * layer, layer, FAST
-        )
-        assert effect.greater(0) < 1e-4
-        assert effect.less(0) > 0.99
-
-    def test_is_the_mean_of_the_layers_spearman(self):
-        rng = np.random.default_rng(2)
-        x, y, z = rng.random((3, 40))
-        layer = np.repeat([0, 1], 20)
-        effect = effects.rank_correlation_gap(x, y, z, layer, FAST)
-        by_layer = [
-            scipy_stats.spearmanr(x[own], z[own]).statistic
-            - scipy_stats.spearmanr(y[own], z[own]).statistic
-            for own in (layer == 0, layer == 1)
-        ]
-        assert effect.estimate == pytest.approx(np.mean(by_layer))
-        assert effect.low < effect.estimate < effect.high
-
-    def test_two_units(self):
-        with pytest.raises(KeepsetError, match="three units"):
-            effects.rank_correlation_gap([1, 2], [1, 2], [1, 2], [0, 0], FAST)
 
 
 class TestRising:

@@ -88,7 +88,21 @@ class TestContents:
         ]
         one = found["ratios"].query("method == 'static' and sparsity == 0.9").iloc[0]
         ends = f"[{one['ci_low']:.3f}, {one['ci_high']:.3f}]"
-        assert rows[0][9] == rf"\shortstack{{{one['ratio']:.3f}\\{{\scriptsize {ends}}}}}"
+        assert rows[0][10] == rf"\shortstack{{{one['ratio']:.3f}\\{{\scriptsize {ends}}}}}"
+
+    def test_the_rounding_of_dynamic_rules(self, found, tmp_path):
+        dynamic = found["ratios"]["method"] == "dynamic"
+        noise = found["ratios"]["sparsity"].where(dynamic) / 100
+        tables.write_tables({"ratios": found["ratios"].assign(rounding=noise)}, tmp_path)
+        rows = body((tmp_path / "perplexity.tex").read_text())
+        assert [row[6:8] for row in rows] == [["static", "--"], ["dynamic", r"0.98\%"]]
+
+    def test_correlations_of_parts_of_the_text_are_not_shown(self, found, tmp_path):
+        part = found["correlation"].assign(left_out=0)
+        tables.write_tables({"correlation": pd.concat([found["correlation"], part])}, tmp_path)
+        shown = pd.read_csv(tmp_path / "correlations.csv")
+        assert set(shown["left_out"]) == {-1}
+        assert not shown.duplicated(["corpus", "size", "impact"]).any()
 
     def test_dial(self, folder):
         rows = body((folder / "dial.tex").read_text())
@@ -108,7 +122,7 @@ class TestContents:
     def test_equivalent_is_marked(self, found, tmp_path):
         same = found["ratios"].assign(equivalent=True)
         tables.write_tables({"ratios": same}, tmp_path)
-        assert all("$^{=}$" in row[7] for row in body((tmp_path / "perplexity.tex").read_text()))
+        assert all("$^{=}$" in row[8] for row in body((tmp_path / "perplexity.tex").read_text()))
 
     def test_unknown_interval_leaves_the_number(self, found, tmp_path):
         one_block = found["ratios"].assign(ci_low=np.nan, ci_high=np.nan, equivalent=False)
@@ -118,7 +132,7 @@ class TestContents:
         assert "shortstack" not in text
 
     def test_level_in_the_caption(self, folder):
-        assert r"with 95\% intervals" in (folder / "perplexity.tex").read_text()
+        assert r"with 95\% $t$ intervals over documents" in (folder / "perplexity.tex").read_text()
 
 
 class TestNumber:

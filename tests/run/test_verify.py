@@ -233,3 +233,48 @@ def test_the_command(study, capsys):
     Path("config.yaml").write_text(yaml.safe_dump(changed))
     assert cli.main(["verify", "results/made"]) == 1
     assert "config.yaml is of study other" in capsys.readouterr().err
+
+
+def write_configuration(path, **changes):
+    content = configuration(**changes).model_dump(mode="json")
+    Path(path).write_text(yaml.safe_dump(content))
+
+
+def test_a_configuration_that_is_not_there_is_named(study, capsys):
+    assert cli.main(["verify", "results/made", "--config", "typo.yaml"]) == 1
+    assert "error: typo.yaml: no such configuration file" in capsys.readouterr().err
+    write_configuration("config.yaml", study="other")
+    assert cli.main(["verify", "results/made", "--config", "none"]) == 0
+    assert "without a configuration" in capsys.readouterr().out
+    assert cli.main(["verify", "results/typo"]) == 1
+    assert "results/typo: no such folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("folder", ["results/made", "results/mine", "kept/copy", "."])
+def test_a_study_is_judged_as_what_it_holds_wherever_it_is(
+    study, tmp_path, monkeypatch, capsys, folder
+):
+    outside = Path("specimens/losses.parquet")
+    outside.parent.mkdir()
+    outside.write_text("a curve")
+    given = steps.all_steps()["draw_losses_figures"].given(configuration(), {})
+    run("draw_losses_figures", "loss_curve.png", ["../../specimens/losses.parquet"], {}, **given)
+    # The folder lies on another disk under another name; so does one of its models.
+    (tmp_path / "disk/far/away").mkdir(parents=True)
+    (study / "m").rename(tmp_path / "disk/far/model")
+    (study / "m").symlink_to(tmp_path / "disk/far/model")
+    study.rename(tmp_path / "disk/far/away/run-17")
+    for link in (Path("results/made"), Path("results/mine"), Path("kept/copy")):
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(tmp_path / "disk/far/away/run-17")
+    write_configuration("config.yaml")
+    if folder == ".":
+        monkeypatch.chdir(study)
+    arguments = ["verify", folder, "--config", str(tmp_path / "config.yaml")]
+    assert cli.main(arguments) == 0, capsys.readouterr().out
+    outside = tmp_path / outside
+    outside.write_text("another")
+    assert cli.main(arguments) == int(folder != "."), capsys.readouterr().out
+    write_configuration(tmp_path / "config.yaml", study="other")
+    assert cli.main(arguments) == 1
+    assert "is of study other, and" in capsys.readouterr().err

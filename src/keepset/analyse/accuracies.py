@@ -130,7 +130,12 @@ def tost_accuracy(a: ArrayLike, b: ArrayLike, margin: float) -> float:
 
     Returns:
         p of "they differ by the margin or more"; NaN without items.
+
+    Raises:
+        KeepsetError: the margin is out of range.
     """
+    if not 0 < margin < 1:
+        raise KeepsetError(f"a margin of accuracy must be in (0, 1), got {margin}")
     only_a, only_b, n = discordant(a, b)
     if n == 0:
         return np.nan
@@ -151,7 +156,12 @@ def minimum_detectable_difference(n: int, discordant: float, alpha: float = 0.05
 
     Returns:
         NaN where not even `discordant` pairs that all point one way would be enough.
+
+    Raises:
+        KeepsetError: `discordant` is no share.
     """
+    if not 0 <= discordant <= 1:
+        raise KeepsetError(f"a share of discordant pairs must be in [0, 1], got {discordant}")
     z_alpha, z_power = scipy_stats.norm.ppf([1 - alpha / 2, POWER])
 
     def surplus(difference: float) -> float:

@@ -23,6 +23,9 @@ POOLED = -1
 """The number in `layer` of the mean over layers."""
 NOTHING = -1
 """The number in `left_out` where all text counts."""
+OTHER_TEXT = "_other"
+"""How the name of a score ends that was taken on other text than units were ablated on."""
+_SCORES = ("magnitude", "output", "taylor", "weight")
 _COLUMNS = ["size", "impact", "layer", "left_out", *ranks.COEFFICIENTS, "ci_low", "ci_high"]
 _COLUMNS += ["n_units", "n_documents"]
 
@@ -43,12 +46,13 @@ def correlation_table(
             group of documents. None, or empty ones, where there are no units.
         confidence: Level of the intervals.
         identity: Leading columns.
-        ablated: Some units with their measured `loss` change, and their other scores on the same
-            text.
+        ablated: Some units with their measured `loss` change, and their scores on the same text
+            and, ending in `_other`, on other text (the `ablations` table).
 
     Returns:
         The `correlation` table of docs/METHODS.md. Layer -1 is the mean over the layers whose
         coefficient is known whatever is left out. Intervals stand where nothing is left out.
+        Of ablated units, every score is correlated with the impact `loss`: `size` names it.
 
     Raises:
         KeepsetError: a score is not finite, or there is no table of all text.
@@ -59,7 +63,7 @@ def correlation_table(
         by_pair = pd.concat(parts, ignore_index=True).groupby(["size", "impact"], sort=False)
         tables += [_with_intervals(rows, confidence) for _, rows in by_pair]
     if ablated is not None and len(ablated):
-        tables += [_ablation_rows(ablated, size, confidence) for size in kind.sizes]
+        tables += [_ablation_rows(ablated, score, confidence) for score in _scores_of(ablated)]
     if not tables:
         return pd.DataFrame()
     columns = {**identity, "site": kind.name}
@@ -107,8 +111,14 @@ def _interval(by_left_out: pd.Series, confidence: float) -> tuple[float, float]:
     return interval(jackknife(float(by_left_out[NOTHING]), left_out), confidence)
 
 
+def _scores_of(ablated: pd.DataFrame) -> list[str]:
+    """The scores of ablated units, those on other text last, as far as they are known."""
+    names = [name + text for text in ("", OTHER_TEXT) for name in _SCORES]
+    return [name for name in names if name in ablated and ablated[name].notna().all()]
+
+
 def _ablation_rows(ablated: pd.DataFrame, size: str, confidence: float) -> pd.DataFrame:
-    """Size against |loss change| of the ablated units, which are left out one at a time."""
+    """A score against |loss change| of the ablated units, which are left out one at a time."""
     scores = ablated.assign(impact=ablated["loss"].abs())
     table = ranks.correlate(scores[size], scores["impact"], scores["layer"])
     known = table[table["spearman"].notna()].set_index("layer")

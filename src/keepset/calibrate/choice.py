@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from keepset.calibrate.channels import Scorer, Sums
 from keepset.errors import ConfigError, ModelError
 from keepset.rules.masks import Masks, top_mask
-from keepset.rules.rule import Rule, n_kept
+from keepset.rules.rule import Rule, describe, n_kept
 from keepset.rules.scores import (
     CHANNEL_SCORES,
     need_gradients,
@@ -136,7 +136,7 @@ def choose_channels(
         batch_tokens: Tokens per forward pass, at least one block.
 
     Raises:
-        ConfigError: the score is unknown.
+        ConfigError: the score is unknown, or the rule is another one.
 
     Example:
         >>> from keepset import Rule, choose_channels, cut_blocks, find_sites, load
@@ -147,6 +147,11 @@ def choose_channels(
         >>> int(masks["state.000"].sum())  # of 64 channels
         32
     """
+    if rule != channel_rule(rule.score, rule.sparsity, rule.seed):
+        raise ConfigError(
+            "channels are chosen once for a rule with window corpus, site state and access both,"
+            f" not for {describe(rule)}"
+        )
     scorer = Scorer(model, sites, blocks, batch_tokens)
     sets, _ = keep_sets(scorer, [rule.score], [rule.sparsity], [rule.seed])
     return sets[rule]

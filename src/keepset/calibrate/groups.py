@@ -12,8 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-MOST_GROUPS = 16
-"""Enough for a standard error with 15 degrees of freedom, and few enough to keep in a file."""
+from keepset.settings.measuring import MOST_GROUPS
 
 
 def deal(documents: Tensor) -> Tensor:

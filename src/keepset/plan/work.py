@@ -22,6 +22,7 @@ from keepset.settings.grid import (
     task_rules,
     task_settings,
 )
+from keepset.settings.measuring import MOST_GROUPS
 
 PASSAGE_WORDS = 75
 """Words of a LAMBADA passage (Paperno et al. 2016); taken for items of kind jsonl too."""
@@ -124,11 +125,16 @@ def _activations(study: _Study, names: Mapping[str, str]) -> Iterator[Work]:
 
 
 def _correlation(study: _Study, names: Mapping[str, str]) -> Iterator[Work]:
-    """Single units are left out of one row each; a dense row goes before."""
+    """Single units are left out of one row each; a dense row goes before.
+
+    The text is of whole groups of calibration documents, with as many blocks in each.
+    """
     if not study.config.corpora[names["corpus"]].ablation:
         return
     ablation, rows = study.config.ablation, max(1, study.config.text.batch_tokens // study.block)
-    blocks = min(-(-ablation.tokens // study.block), study.calibration // study.block)
+    most = study.calibration // study.block
+    group = math.ceil(most / MOST_GROUPS)
+    blocks = min(group * math.ceil(ablation.tokens / study.block / group), most)
     batches = 1 + math.ceil(ablation.units / rows)
     yield study.run(blocks * batches * rows * study.block, masked=True)
 

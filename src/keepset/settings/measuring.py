@@ -59,6 +59,11 @@ class Benchmark(Strict):
     tokens: int = Field(24, ge=1, description="Decoded per rule; at least one whole window.")
 
 
+MOST_GROUPS = 16
+"""Calibration documents are dealt to this many groups, one of which at a time is left out: enough
+for a standard error with 15 degrees of freedom, and few enough to keep in a file."""
+
+
 class Statistics(Strict):
     """Intervals and tests."""
 

@@ -110,5 +110,8 @@ def read_ledger(folder: PathLike) -> tuple[pd.DataFrame, pd.DataFrame]:
         raise KeepsetError(
             f"{missing[0]}: no such file; run `snakemake --cores 1 claims` on the study first"
         )
-    rows, cases = (pd.read_csv(path, keep_default_na=False, na_values=[""]) for path in paths)
+    names = dict.fromkeys(("model", "where"), str)  # a model may be called 1.30
+    rows, cases = (
+        pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=names) for path in paths
+    )
     return rows, cases
