@@ -150,8 +150,10 @@ def _evaluation(
     grid = part_settings(study.config, kind.name, evaluation.part, names["corpus"])
     choice = cast(Choice, names.get("choice", "oracle"))
     rules = part_rules(kind.name, evaluation.part, grid, study.config.seeds(), choice)
+    times = 1 + (study.config.statistics.rounding_draws if evaluation.rounding else 0)
     for group in _by_access(rules):
-        yield study.under(kind, group, study.evaluation, dynamic=study.sameness)
+        dynamic = times * study.sameness
+        yield study.under(kind, group, study.evaluation, dynamic=dynamic)
         if choice == "causal":
             # What the text before gives serves all sparsities.
             lead_ins = len({(rule.score, rule.seed, rule.window) for rule in group})
