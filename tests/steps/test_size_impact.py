@@ -90,7 +90,7 @@ def test_ablated_units_are_a_table_of_their_own(folder):
     assert {"taylor", "taylor_other", "loss"} <= set(ablated)
     # Three blocks of 16 hold 40 tokens.
     assert set(ablated["n_tokens"]) == {48}
-    of_layers = table.query("impact == 'loss'").set_index("layer")
+    of_layers = table.query("impact == 'loss' and size == 'magnitude'").set_index("layer")
     for layer, units in ablated.groupby("layer"):
         row = of_layers.loc[layer]
         expected = units["magnitude"].corr(units["loss"].abs(), method="spearman")
