@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from keepset.errors import ConfigError
+from keepset.errors import ConfigError, ModelError
 from keepset.settings import Specimen, Training
 from keepset.train.loop import CHECKPOINT, Trainer, build_model, learning_rate
 from keepset.train.rows import Rows
@@ -148,3 +148,12 @@ def test_a_penalty_needs_an_ffn(rows: Rows, tokenizer: PreTrainedTokenizerFast) 
             torch.device("cpu"),
             torch.float32,
         )
+
+
+def test_a_training_that_diverges_is_stopped(trainer: Any, tmp_path: Path) -> None:
+    diverging = trainer("relu")
+    diverging.run(tmp_path, until=3)
+    with torch.no_grad():
+        next(diverging.model.parameters())[:] = float("nan")
+    with pytest.raises(ModelError, match=r"loss is not finite at step 3; lower training.learning"):
+        diverging.run(tmp_path)

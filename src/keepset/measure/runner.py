@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from keepset import kinds
 from keepset.errors import ConfigError, ModelError
 from keepset.hold.contexts import with_bos
-from keepset.hold.windows import Windowed
+from keepset.hold.windows import Windowed, not_finite
 from keepset.kernels.mixers import mixer_kernels
 from keepset.kernels.selection import Selection
 from keepset.models import check_ids, check_length
@@ -337,9 +337,7 @@ def _finite_check(name: str, label: str) -> Callable[..., None]:
     def check(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tensors = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
         if not bool(torch.isfinite(next(tensors)).all()):
-            raise ModelError(
-                f"NaN or infinity in the activations of {name} under {label}; try dtype: float32"
-            )
+            raise not_finite(name, label)
 
     return check
 
