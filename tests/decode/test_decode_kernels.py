@@ -27,6 +27,9 @@ def model_of(tiny_model):
     return lambda family, **overrides: tiny_model(family, **overrides).to(DEVICE)
 
 
+WITHOUT_GPU = pytest.mark.skipif(DEVICE == "cuda", reason="kernels are fast on a GPU")
+
+
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Several tiles and shares at test sizes, and few programs: interpreted, each costs time."""
@@ -123,6 +126,7 @@ def test_an_activation_without_a_kernel_runs_in_torch(model_of):
     assert any("mish" in text for text in refusals)
 
 
+@WITHOUT_GPU
 def test_torch_is_torch_and_auto_is_torch_on_a_cpu(model_of):
     for word in ("torch", "auto"):
         paths, _ = run(model_of("llama"), DYNAMIC, Selection(word, forced=["bag"]))
@@ -155,6 +159,7 @@ def test_two_decodings_with_different_kernels_do_not_see_each_other(model_of):
         assert torch.equal(torch.cat(tokens, dim=1)[0].cpu(), expected)
 
 
+@WITHOUT_GPU
 def test_the_faster_one_is_taken(model_of, monkeypatch):
     """Without a name the clock decides, here between torch and the interpreter."""
     monkeypatch.setattr(Selection, "may_use_triton", lambda *_: True)

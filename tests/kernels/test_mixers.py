@@ -138,8 +138,8 @@ def test_two_runners_with_different_kernels_do_not_see_each_other(model_of, monk
 
 
 @pytest.mark.parametrize("key", ["scan", "state"])
-def test_mamba_ssm_by_name_is_an_error_where_it_cannot_run(model_of, key):
-    model = model_of("mamba2")
+def test_mamba_ssm_by_name_is_an_error_where_it_cannot_run(tiny_model, key):
+    model = tiny_model("mamba2")
     with (
         pytest.raises(ConfigError, match=rf"kernels\.{key}: mamba-ssm runs on CUDA GPUs"),
         mixer_kernels(model, Selection(Kernels(**{key: "mamba-ssm"}))),
@@ -165,8 +165,8 @@ def bind(name):
 
 
 @pytest.mark.parametrize("word", ["auto", "torch"])
-def test_a_package_that_is_bound_is_not_called_on_a_cpu(model_of, monkeypatch, word):
-    model, ids = model_of("mamba2"), prompt(5, device=DEVICE)
+def test_a_package_that_is_bound_is_not_called_on_a_cpu(tiny_model, monkeypatch, word):
+    model, ids = tiny_model("mamba2"), prompt(5)
     expected = gen.generate(model, ids, 4).tokens
     for name in NAMES:
         monkeypatch.setattr(modeling_mamba2, name, bind(name))

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from checks import (
+    DEVICE,
     Kernels,
     check_any_float,
     check_best,
@@ -180,6 +181,8 @@ def test_without_a_mistake_every_check_passes(draw, mutant) -> None:
     ids=[f"{file}: {wrong}"[:60].replace("\n", " ") for file, _, wrong, _ in MISTAKES],
 )
 def test_a_mistake_is_noticed(draw, mutant, file, right, wrong, check: Check) -> None:
+    if DEVICE == "cuda" and wrong == "return torch.ones(cdiv":
+        pytest.skip("programs that run at the same time may have all arrived early, and be right")
     wrong_kernels = mutant(file, right, wrong)
     with pytest.raises(AssertionError):
         check(wrong_kernels, draw)

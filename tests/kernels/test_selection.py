@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from checks import DEVICE
 
 from keepset.errors import ConfigError, KernelError
 from keepset.kernels import dispatch, selection
@@ -63,8 +64,8 @@ def test_paths_follow_the_choice(monkeypatch):
 
 
 def test_a_down_projection_takes_what_is_named():
-    h, rows = torch.randn(2, 40), torch.randn(40, 24)
-    kept = torch.rand(2, 40) < 0.5
+    h, rows = torch.randn(2, 40, device=DEVICE), torch.randn(40, 24, device=DEVICE)
+    kept = torch.rand(2, 40, device=DEVICE) < 0.5
     for chosen, name in ((Selection("triton"), TRITON_DOWN), (Selection(forced=["bag"]), "bag")):
         assert dispatch.down_path(chosen, h, kept, [rows], None) == name
         assert not chosen.crossovers_ms()

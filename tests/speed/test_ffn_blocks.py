@@ -2,13 +2,14 @@ import pandas as pd
 import pytest
 import torch
 
+from decoding import DEVICE
 from keepset.errors import KeepsetError
 from keepset.kernels import torch_ffn
 from keepset.kernels.selection import TRITON_DOWN, TRITON_FFN, Selection
 from keepset.settings import Shape
 from keepset.speed import blocks, timing
 
-MACHINE = timing.Machine(torch.device("cpu"), 1 << 14, 1e9)
+MACHINE = timing.Machine(torch.device(DEVICE), 1 << 14, 1e9)
 
 
 CASES = {1: [0.5, 0.9], 3: [0.9]}
