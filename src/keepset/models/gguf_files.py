@@ -58,16 +58,19 @@ def convert_gguf(where: str, file: Path, folder: Path, *, with_tokenizer: bool =
             keys or tensors that the model would not read.
     """
     parts = _parts(where, file)
+    split = len(parts) > 1
+    if split:  # joined, they take as much room as apart
+        folder.parent.mkdir(parents=True, exist_ok=True)
     with (
         explained(f"{where}: cannot read {file}"),
         # The file alone, under a name that transformers takes: what lies beside it is not its.
-        tempfile.TemporaryDirectory() as scratch,
+        tempfile.TemporaryDirectory(dir=folder.parent if split else None) as scratch,
     ):
         whole = Path(scratch) / _FILE
-        if len(parts) == 1:
-            whole.symlink_to(parts[0].absolute())
-        else:
+        if split:
             _join(parts, whole)
+        else:
+            whole.symlink_to(file.absolute())
         model, tokenizer, metadata = _read(where, file, whole)
         if with_tokenizer:
             check_tokenizer(f"{where}: {file}", metadata, tokenizer)
