@@ -217,7 +217,7 @@ def test_tokens_without_a_row_are_refused(tiny_model):
         run.block_nll(blocks(), rule, beyond)
     for ids in ([5, 260, 6], [5, 6, 260]):
         with pytest.raises(ModelError, match="item 1: token id 260"):
-            run.last_words([items()[0], Encoded(ids, 2)])
+            run.last_words([items()[0], Encoded(ids, 2, item=1)])
 
 
 def items():
