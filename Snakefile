@@ -7,6 +7,9 @@
 #   snakemake --cores 2 train_specimens      train the specimens again; an hour or two
 #   snakemake --cores 1 benchmarks           measure the speed of every keep rule
 
+import os
+
+from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
 min_version("9.0")
@@ -14,6 +17,11 @@ min_version("9.0")
 
 # A file given with --configfile takes the place of config.yaml: two studies do not mix.
 if not workflow.overwrite_configfiles:
+    if not os.path.exists("config.yaml"):
+        raise WorkflowError(
+            f"{os.getcwd()} has no config.yaml: give a study with --configfile, or copy"
+            f" {workflow.basedir}/config.yaml into this folder"
+        )
 
     configfile: "config.yaml"
 

@@ -73,10 +73,10 @@ def main() -> None:
     with job(here / "masked_evaluation.log", arguments.threads):
         model = network(arguments.folder).eval().requires_grad_(False)
         ids = torch.randint(4, 40_000, (17, 128), generator=torch.Generator().manual_seed(0))
-        lead_in, blocks = ids[:1], ids[1:]
+        lead_in, blocks = ids[:-1], ids[1:]
         sites = find_ffn_sites(model)
         moments = activations.collect_moments(
-            model, sites, lead_in, gradients=False, batch_tokens=128
+            model, sites, lead_in[:1], gradients=False, batch_tokens=128
         )
         runner = Runner(model, sites, keep_sets=RankedSets(moments))
         timed(runner, blocks, None, lead_in)

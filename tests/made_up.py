@@ -18,6 +18,8 @@ MODELS = {
     "zamba2-hybrid": "specimen",
 }
 SCORE_COST = {"magnitude": 1.0, "impact": 0.9, "taylor": 1.1, "weight": 1.6, "random": 2.2}
+LOSS_SCORES = ["magnitude", "output", "taylor", "weight"]
+LOSS_SCORES += [f"{name}_other" for name in LOSS_SCORES[:3]]
 DENSE = {"method": "dense", "score": "none", "seed": 0, "sparsity": 0.0}
 DENSE |= {"window": "none", "choice": "none"}
 
@@ -72,6 +74,7 @@ def perplexity(models=None, corpora=("wiki", "speeches", "docs"), blocks=8, seed
                 noise = rng.normal(0, 0.12, size=blocks) * cost
                 columns = {"study": "made-up", "model": model, "origin": MODELS[model]}
                 columns |= {"corpus": corpus, "site": "ffn", **setting, "block": range(blocks)}
+                columns |= {"document": range(blocks)}
                 columns |= {"nll": 255 * (base + cost + noise), "n_tokens": 255}
                 parts.append(pd.DataFrame(columns | {"n_words": 190, "n_bytes": 1130}))
     return pd.concat(parts, ignore_index=True)
@@ -111,15 +114,18 @@ def correlation(models=None, corpora=("wiki", "speeches", "docs"), layers=12, se
         for at, corpus in enumerate(corpora):
             levels = {"weight": -0.1, "output": 0.9, "taylor": 0.55}
             levels |= {"loss": 0.35} if at == 0 else {}
-            for impact, level in levels.items():
-                spread = 0.08 if impact == "output" else 0.2
+            sizes = {"loss": LOSS_SCORES} if at == 0 else {}
+            pairs = [(size, i) for i in levels for size in sizes.get(i, ("magnitude",))]
+            for size, impact in pairs:
+                level, spread = levels[impact], 0.08 if impact == "output" else 0.2
                 values = np.clip(rng.normal(level + tough, spread, size=layers), -0.99, 0.99)
                 for layer, value in enumerate([*values, values.mean()]):
                     pooled = layer == layers
                     half = 0.08 if pooled else 0.05
                     columns = {"study": "made-up", "model": model, "origin": MODELS[model]}
                     columns |= {"corpus": corpus, "site": "ffn", "layer": -1 if pooled else layer}
-                    columns |= {"size": "magnitude", "impact": impact, "pearson": value}
+                    columns |= {"left_out": -1}
+                    columns |= {"size": size, "impact": impact, "pearson": value}
                     columns |= {"spearman": value, "kendall": value * 0.7}
                     columns |= {"ci_low": value - half, "ci_high": min(value + half, 1.0)}
                     rows.append(columns | {"n_units": 1536 * (layers if pooled else 1)})

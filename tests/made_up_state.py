@@ -96,6 +96,7 @@ def perplexity(models=None, corpora=("wiki",), blocks=8, seed=0):
                 noise = rng.normal(0, 0.1, size=blocks) * cost
                 columns = {"study": "made-up", "model": model, "origin": MODELS[model]}
                 columns |= {"corpus": corpus, **rule, "block": range(blocks)}
+                columns |= {"document": range(blocks)}
                 columns |= {"nll": 127 * (base + cost + noise), "n_tokens": 127}
                 parts.append(pd.DataFrame(columns | {"n_words": 95, "n_bytes": 560}))
     return pd.concat(parts, ignore_index=True)
@@ -109,7 +110,8 @@ def lengths(models=None, corpora=("wiki",), factors=(1, 2, 4), seed=0):
     whole = whole[whole["sparsity"].isin([0.0, *SPARSITIES[2:]])]
     parts = []
     for factor in factors:
-        part = whole.assign(block=whole["block"] // factor)
+        longer = whole["block"] // factor
+        part = whole.assign(block=longer, document=longer)
         drift = np.where(part["score"] == "magnitude", 1 + 0.02 * factor, 1)
         part["nll"] *= drift
         keys = [name for name in part if name not in ("nll", "n_tokens")]
@@ -155,6 +157,7 @@ def channels(models=None, corpora=("wiki",), layers=4, n=64, seed=0):
                 energy = -0.5 * weight + rng.normal(0, 0.6, size=n) + layer / 4
                 columns = {"study": "made-up", "model": model, "origin": MODELS[model]}
                 columns |= {"corpus": corpus, "layer": layer, "group": 0, "channel": range(n)}
+                columns |= {"left_out": -1, "n_documents": 16}
                 columns |= {"magnitude": np.exp(weight), "energy": np.exp(2 * energy - 6)}
                 columns |= {"controllability": np.exp(energy), "observability": 1.0}
                 parts.append(pd.DataFrame(columns | {"taylor": np.exp(energy - 5)}))
@@ -174,6 +177,7 @@ def correlation(models=None, corpora=("wiki",), layers=7, seed=0):
                         columns = {"study": "made-up", "model": model, "origin": MODELS[model]}
                         columns |= {"corpus": corpus, "site": "state", "size": size}
                         columns |= {"impact": impact, "layer": -1 if layer == layers else layer}
+                        columns |= {"left_out": -1}
                         columns |= {"pearson": value, "spearman": value, "kendall": value * 0.7}
                         columns |= {"ci_low": value - 0.1, "ci_high": value + 0.1}
                         rows.append(columns | {"n_units": 64})

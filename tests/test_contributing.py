@@ -78,7 +78,7 @@ assert ENTRY.caption(settings.load("config.yaml")).endswith("95% intervals.")
 from made_up_evidence import evidence
 from keepset.analyse.claims import judge
 rows, cases = judge(evidence("pretrained"), [CLAIM])
-assert rows["claim"].tolist() == ["D5"]
+assert rows["claim"].tolist() == ["D9"]
 assert rows["family"].tolist() == ["keepset"]
 """,
 }

@@ -10,14 +10,16 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import yaml
 
 from keepset import __version__, settings
 from keepset.errors import ConfigError, KeepsetError
+from keepset.rules.rule import Rule
 from keepset.rules.scores import NEURON_SCORES, decoding_names, token_names
-from keepset.run.verify import verify
+from keepset.run.verify import names_of, verify
+from keepset.settings.base import TextFormat
 
 if TYPE_CHECKING:
     from keepset.decode.generate import Disagreement, Generation
@@ -64,11 +66,15 @@ def _ship(arguments: argparse.Namespace) -> None:
 
 def _verify(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.folder)
-    config = settings.load(arguments.config) if Path(arguments.config).exists() else None
-    if config is not None and config.study != folder.resolve().name:
+    given = arguments.config
+    if given is None:
+        given = "config.yaml" if Path("config.yaml").exists() else "none"
+    config = None if given == "none" else settings.load(given)
+    studies = names_of(folder)
+    if config is not None and config.study not in studies:
         raise ConfigError(
-            f"{arguments.config} is of study {config.study}, and {folder} is not: give the study's"
-            " own with --config, or --config none to compare no settings"
+            f"{given} is of study {config.study}, and {folder} is of {' or '.join(studies)}: give"
+            " the study's own with --config, or --config none to compare no settings"
         )
     findings, files = verify(folder, config)
     if arguments.json:
@@ -76,10 +82,18 @@ def _verify(arguments: argparse.Namespace) -> int:
         return int(bool(findings))
     for finding in findings:
         print(f"{finding.status:8} {folder / finding.path}: {finding.reason}")
-    against = f"against {arguments.config}" if config else "without a configuration"
+    against = f"against {given}" if config else "without a configuration"
     bad = len({finding.path for finding in findings})
     print(f"{folder}: {files} files on record, {bad} to look at, {against}")
     return int(bool(findings))
+
+
+def _rule(score: str, sparsity: float, window: str) -> Rule:
+    held: Any = int(window) if window.isdecimal() else window
+    rule = Rule(score, sparsity, held)
+    if rule.window == "corpus":
+        raise ConfigError("--window corpus needs calibration text: run the workflow")
+    return rule
 
 
 def _source(arguments: argparse.Namespace) -> settings.Model:
@@ -95,18 +109,23 @@ def _perplexity(arguments: argparse.Namespace) -> None:
     from keepset import models, text
     from keepset.kinds import find_sites
     from keepset.measure.runner import Runner
-    from keepset.rules.rule import Rule, describe
+    from keepset.rules.rule import describe
     from keepset.run.job import limit_threads
 
     rule = None
     if arguments.sparsity is not None:
-        window = arguments.window
-        held = int(window) if window.isdigit() else window
-        rule = Rule(arguments.score, arguments.sparsity, held)
-        if rule.window == "corpus":
-            raise ConfigError("--window corpus needs calibration text: run the workflow")
+        rule = _rule(arguments.score or "magnitude", arguments.sparsity, arguments.window or "1")
+        if isinstance(rule.window, int) and rule.window > arguments.block:
+            raise ConfigError(f"--window {rule.window} exceeds --block {arguments.block}")
+    elif arguments.score is not None or arguments.window is not None:
+        raise ConfigError("--score and --window are of a rule: give its --sparsity")
     limit_threads(arguments.threads)
-    source = settings.TextSource(path=arguments.text)
+    source = settings.TextSource(
+        path=arguments.text,
+        field=arguments.field,
+        format=arguments.format,
+        split=arguments.split,
+    )
     documents = text.read_documents(source, arguments.text)
     device = models.resolve_device(arguments.device)
     with tempfile.TemporaryDirectory() as folder:
@@ -166,6 +185,13 @@ def _generate(arguments: argparse.Namespace) -> None:
         shared: Any = {"moments": moments, "kernels": selection, "bos": info["bos"]}
         stop = generate.stops(model)
         dense, sparse = generate.compare(model, ids, arguments.tokens, rule, stop=stop, **shared)
+        if (
+            arguments.path is not None
+            and len(sparse.steps_s)
+            and arguments.path not in sparse.paths
+        ):
+            ran = ", ".join(sparse.paths) or "cut weights"
+            raise ConfigError(f"--path {arguments.path} did not run; what ran: {ran}")
         print(f"{arguments.prompt}{tokenizer.decode(sparse.tokens)}\n")
         for name, run in (("dense", dense), (describe(rule), sparse)):
             speed = f"{run.rate:.2f} tokens/s of {clock_name()}, " if len(run.steps_s) else ""
@@ -226,7 +252,10 @@ def _parser() -> argparse.ArgumentParser:
         " wrong.",
     )
     judge.add_argument("folder", help="results/<study>")
-    judge.add_argument("--config", default="config.yaml", help="the study's configuration")
+    judge.add_argument(
+        "--config",
+        help="the study's configuration, or none; config.yaml without, where there is one",
+    )
     judge.add_argument("--json", action="store_true", help="findings as JSON")
     judge.set_defaults(run=_verify)
     claims = commands.add_parser(
@@ -235,7 +264,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Reads claims.csv and claims_cases.csv of a study.",
     )
     claims.add_argument("folder", help="the results of a study, e.g. results/embedded")
-    claims.add_argument("--claim", help="show this claim alone, with its cases: C1 ... D4")
+    claims.add_argument("--claim", help="show this claim alone, with its cases: C1 ... D8")
     claims.set_defaults(run=_claims)
 
     perplexity = commands.add_parser(
@@ -246,19 +275,23 @@ def _parser() -> argparse.ArgumentParser:
         " shorter piece is left out.",
     )
     perplexity.add_argument("model", help="folder, .gguf file, hub id, or PACKAGE:FILE")
-    perplexity.add_argument("text", help="a .txt, .jsonl or .parquet file")
+    perplexity.add_argument(
+        "text",
+        help="a file of text, JSON, CSV, Parquet or Arrow, compressed or not; see RUNNING.md",
+    )
+    perplexity.add_argument("--field", default="text", help="field with the text, in files of rows")
+    perplexity.add_argument("--format", default="auto", choices=get_args(TextFormat))
+    perplexity.add_argument("--split", help="split of a dataset that was saved to disk")
     perplexity.add_argument("--block", type=int, default=256, help="tokens per block")
     perplexity.add_argument("--sparsity", type=float, help="share of units left out; dense without")
-    perplexity.add_argument("--window", default="1", help="tokens a keep set is held, or sequence")
-    perplexity.add_argument(
-        "--score", default="magnitude", help=_either(token_names(NEURON_SCORES))
-    )
+    perplexity.add_argument("--window", help="tokens a keep set is held (1), or sequence")
+    perplexity.add_argument("--score", help=f"{_either(token_names(NEURON_SCORES))} (magnitude)")
     _add_model(perplexity)
     perplexity.add_argument("--device", default="auto")
     perplexity.add_argument("--dtype", default="auto")
     perplexity.add_argument("--batch-tokens", type=int, default=1024)
     perplexity.add_argument("--threads", type=int, default=None, help="CPU threads")
-    perplexity.set_defaults(run=_perplexity)
+    perplexity.set_defaults(run=_perplexity, least={"block": 2, "batch_tokens": 1, "threads": 1})
     _add_generate(commands)
     return parser
 
@@ -333,13 +366,21 @@ def _add_generate(commands: Any) -> None:
     generate.add_argument("--device", default="auto")
     generate.add_argument("--dtype", default="auto")
     generate.add_argument("--threads", type=int, default=None, help="CPU threads")
-    generate.set_defaults(run=_generate)
+    generate.set_defaults(run=_generate, least={"tokens": 1, "threads": 1})
+
+
+def _check_numbers(arguments: argparse.Namespace) -> None:
+    for name, least in getattr(arguments, "least", {}).items():
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: give at least {least}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     arguments = _parser().parse_args(argv)
     try:
+        _check_numbers(arguments)
         return int(arguments.run(arguments) or 0)
     except KeepsetError as error:
         print(f"error: {error}", file=sys.stderr)

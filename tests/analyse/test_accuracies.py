@@ -169,3 +169,17 @@ class TestNewcombe:
         a, b = pairs(400, 60, 40, 500)
         expected = accuracies.paired_difference(a, b, 0.95)
         assert accuracies.newcombe(a, b, 0.95) == pytest.approx(expected, abs=2e-3)
+
+
+@pytest.mark.parametrize("statistic", [accuracies.discordant, accuracies.mcnemar_exact])
+def test_an_answer_that_is_not_known_is_no_right_one(statistic):
+    with pytest.raises(KeepsetError, match="neither a right nor a wrong"):
+        statistic([True, np.nan], [True, False])
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_shares_and_margins_are_what_they_are_said_to_be(share):
+    with pytest.raises(KeepsetError, match=r"margin of accuracy must be in \(0, 1\)"):
+        accuracies.tost_accuracy([True, False], [True, True], share)
+    with pytest.raises(KeepsetError, match=r"discordant pairs must be in \[0, 1\]"):
+        accuracies.minimum_detectable_difference(300, share)

@@ -3,13 +3,14 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats as scipy_stats
 
 import made_up_state
-from keepset.analyse import accuracies, comparisons, perplexities, significance, stats
+from keepset.analyse import accuracies, comparisons, significance, stats
 from keepset.errors import KeepsetError
 from keepset.settings import Statistics
 
-STATISTICS = Statistics(resamples=99)
+STATISTICS = Statistics()
 
 
 def pick(table: pd.DataFrame, **values: object) -> pd.DataFrame:
@@ -37,12 +38,12 @@ def recalled(recall) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def pairs(perplexity, recall) -> pd.DataFrame:
-    return comparisons.state_pairs(perplexity, recall, STATISTICS, 1)
+    return comparisons.state_pairs(perplexity, recall, STATISTICS)
 
 
 @pytest.fixture(scope="module")
 def ratios(perplexity) -> pd.DataFrame:
-    tested = significance.test_significance(perplexity, pd.DataFrame(), STATISTICS, 0)
+    tested = significance.test_significance(perplexity, pd.DataFrame(), STATISTICS, pd.DataFrame())
     return tested["ratios"]
 
 
@@ -83,9 +84,13 @@ class TestPairs:
         row = pick(pairs, model="mamba2", measure="perplexity", rival="magnitude", sparsity=0.9)
         cell = pick(perplexity, model="mamba2", site="state", method="static", sparsity=0.9)
         a, b = (pick(cell, score=s)["nll"].to_numpy() for s in ("ghost", "magnitude"))
-        expected = perplexities.paired_ratio(a, b, np.full(8, 127), stats.Sampling(0.95, 99, 1))
+        # Documents of equal length: the ratio estimator's t-test is that of their means.
+        expected = scipy_stats.ttest_rel(a / 127, b / 127)
+        ends = np.exp(expected.confidence_interval(0.95))
         got = row.iloc[0]
-        assert (got["effect"], got["ci_low"], got["ci_high"], got["p"]) == expected
+        assert (got["ci_low"], got["ci_high"]) == pytest.approx(tuple(ends), rel=1e-9)
+        assert got["p"] == pytest.approx(expected.pvalue, rel=1e-9)
+        assert got["n"] == 8
         assert got["value"] / got["value_rival"] == pytest.approx(got["effect"])
 
     def test_accuracy_by_hand(self, pairs, recall):
@@ -115,36 +120,36 @@ class TestPairs:
             made_up_state.perplexity(["mamba2"]).replace(
                 {"score": {"ghost": "random", "random": "ghost"}}
             ),
-            pd.DataFrame(), STATISTICS, 1,
+            pd.DataFrame(), STATISTICS,
         )  # fmt: skip
         assert set(pick(swapped, sparsity=0.9, rival="random")["verdict"]) == {"worse"}
 
     def test_items_that_differ(self, perplexity, recall):
         gone = (recall["score"] == "taylor") & (recall["item"] == 3)
         with pytest.raises(KeepsetError, match="the items of two scores differ"):
-            comparisons.state_pairs(perplexity, recall[~gone], STATISTICS, 1)
+            comparisons.state_pairs(perplexity, recall[~gone], STATISTICS)
 
     def test_models_without_a_state(self, recall):
         ffn = pick(recall, model="hybrid")
         ffn = ffn[ffn["site"] != "state"]
-        assert not len(comparisons.state_pairs(pd.DataFrame(), ffn, STATISTICS, 1))
+        assert not len(comparisons.state_pairs(pd.DataFrame(), ffn, STATISTICS))
 
 
 class TestLengths:
     def test_each_length_against_dense_at_its_own(self):
         lengths = made_up_state.lengths(["mamba2"])
-        found = comparisons.length_ratios(lengths, STATISTICS, 1)
+        found = comparisons.length_ratios(lengths, STATISTICS)
         for n in (128, 256, 512):
             cell = pick(lengths, length=n)
             dense = pick(cell, method="dense")["nll"].sum()
             here = pick(cell, score="ghost", sparsity=0.9)["nll"].sum()
             row = pick(found, length=n, score="ghost", sparsity=0.9).iloc[0]
             assert row["ratio"] == pytest.approx(np.exp((here - dense) / (16 * 127)))
-            assert row["n_blocks"] == 16 * 128 // n
+            assert row["n_blocks"] == row["n_documents"] == 16 * 128 // n
         assert found["p_holm"].to_numpy() == pytest.approx(stats.holm(found["p"]))
 
     def test_nothing(self):
-        assert not len(comparisons.length_ratios(pd.DataFrame(), STATISTICS, 1))
+        assert not len(comparisons.length_ratios(pd.DataFrame(), STATISTICS))
 
 
 class TestSideBySide:

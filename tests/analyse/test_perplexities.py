@@ -3,95 +3,77 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
-from statsmodels.stats.weightstats import ttost_paired
 
 from keepset.analyse import perplexities
-from keepset.analyse.stats import Sampling
 from keepset.errors import KeepsetError
 
 
-def ratio(a, b, n, resamples=999, seed=0):
-    return perplexities.paired_ratio(a, b, n, Sampling(0.95, resamples, seed))
+class TestNatsPerToken:
+    def test_documents_of_one_length_give_the_one_sample_t_test(self):
+        nats = np.random.default_rng(0).normal(20.0, 5.0, size=12)
+        document = np.repeat(np.arange(6), 2)
+        got = perplexities.nats_per_token(nats, np.full(12, 255), document)
+        means = nats.reshape(6, 2).sum(axis=1) / 510
+        assert got.value == pytest.approx(means.mean(), rel=1e-12)
+        assert got.error == pytest.approx(scipy_stats.sem(means), rel=1e-12)
+        assert got.df == 5
 
+    def test_is_the_ratio_estimator(self):
+        # By hand: documents 0 and 1 with 30 and 10 tokens; 6 nats / 40 tokens = 0.15.
+        # Residuals 5 - 4.5 = 0.5 and 1 - 1.5 = -0.5; error sqrt(2 / 1 * 0.5) / 40 = 1 / 40.
+        got = perplexities.nats_per_token([2.0, 3.0, 1.0], [10, 20, 10], [0, 0, 1])
+        assert got == pytest.approx((0.15, 1 / 40, 1))
 
-class TestPairedRatio:
-    rng = np.random.default_rng(1)
-    n = rng.integers(100, 256, size=40)
-    b = n * rng.normal(3.0, 0.3, size=40)
-    a = b + n * rng.normal(0.1, 0.05, size=40)
+    def test_does_not_depend_on_the_order_or_the_names_of_documents(self):
+        rng = np.random.default_rng(1)
+        nats, tokens = rng.normal(3, 1, 9), rng.integers(50, 200, 9)
+        document, order = np.array([4, 4, 7, 7, 7, 0, 2, 2, 0]), rng.permutation(9)
+        first = perplexities.nats_per_token(nats, tokens, document)
+        again = perplexities.nats_per_token(nats[order], tokens[order], document[order] + 100)
+        assert again == pytest.approx(first, rel=1e-12)
 
-    def test_ratio_and_t_test(self):
-        got = ratio(self.a, self.b, self.n)
-        assert got.ratio == pytest.approx(np.exp((self.a.sum() - self.b.sum()) / self.n.sum()))
-        assert got.p == pytest.approx(scipy_stats.ttest_rel(self.a, self.b).pvalue)
-        assert got.low < got.ratio < got.high
-
-    def test_interval_near_the_delta_method(self):
-        got = ratio(self.a, self.b, self.n, resamples=9999)
-        residual = self.a - self.b - np.log(got.ratio) * self.n
-        error = residual.std(ddof=1) * np.sqrt(40) / self.n.sum()
-        expected = np.log(got.ratio) + error * scipy_stats.norm.ppf([0.025, 0.975])
-        assert np.log([got.low, got.high]) == pytest.approx(expected, abs=error / 4)
-
-    def test_swapping_inverts(self):
-        there, back = ratio(self.a, self.b, self.n), ratio(self.b, self.a, self.n)
-        assert there.ratio == pytest.approx(1 / back.ratio)
-        assert there.low == pytest.approx(1 / back.high, rel=0.02)
-
-    def test_same_seed_same_interval(self):
-        assert ratio(self.a, self.b, self.n) == ratio(self.a, self.b, self.n)
-        assert ratio(self.a, self.b, self.n).low != ratio(self.a, self.b, self.n, seed=5).low
-
-    def test_identical_is_a_point(self):
-        assert ratio(self.a, self.a, self.n) == (1.0, 1.0, 1.0, 1.0)
-
-    def test_same_factor_everywhere_is_a_point(self):
-        got = ratio([20.0, 40.0], [10.0, 20.0], [10, 20])
-        assert got == (np.e, np.e, np.e, 0.0)
-
-    def test_one_block_knows_no_spread(self):
-        got = ratio([20.0], [10.0], [10])
-        assert got.ratio == pytest.approx(np.e)
-        assert np.isnan(got[1:]).all()
-
-    def test_eight_huge_effects_survive_a_large_family(self):
-        rng = np.random.default_rng(0)
-        dense = rng.normal(700, 40, size=8)
-        p = ratio(dense + rng.normal(1500, 150, size=8), dense, np.full(8, 255)).p
-        assert p * 125 < 1e-4
-
-    @pytest.mark.filterwarnings("error")
-    def test_one_odd_block_gives_an_interval_without_warnings(self):
-        b = np.full(10, 500.0)
-        a = b.copy()
-        a[0] += 1e-9
-        got = ratio(a, b, np.full(10, 255))
-        assert np.isfinite(got).all()
+    def test_one_document_says_nothing_about_others(self):
+        got = perplexities.nats_per_token(np.arange(16.0), np.full(16, 255), np.zeros(16))
+        assert np.isfinite(got.value)
+        assert np.isnan(got.error)
+        assert got.df == 0
 
     @pytest.mark.parametrize(
-        ("a", "n", "what"),
-        [([1.0], [1, 1], "one length"), ([np.inf, 1.0], [1, 1], "finite"), ([1, 1], [0, 1], "one")],
+        ("nats", "n", "document", "what"),
+        [
+            ([1.0], [1, 1], [0, 1], "one length"),
+            ([1.0, 1.0], [1, 1], [0], "one length"),
+            ([np.inf, 1.0], [1, 1], [0, 1], "finite"),
+            ([1.0, 1.0], [1, np.nan], [0, 1], "finite"),
+            ([1.0, 1.0], [0, 1], [0, 1], "at least one"),
+            ([], [], [], "one length"),
+        ],
     )
-    def test_bad_blocks(self, a, n, what):
+    def test_bad_blocks(self, nats, n, document, what):
         with pytest.raises(KeepsetError, match=what):
-            ratio(a, [1.0, 1.0], n)
+            perplexities.nats_per_token(nats, n, document)
 
 
-class TestTostRatio:
-    rng = np.random.default_rng(2)
-    n = np.full(20, 255)
-    b = rng.normal(700, 50, size=20)
-    a = b + rng.normal(0, 1.5, size=20)
+class TestRounding:
+    def test_is_the_variance_of_the_log_perplexity(self):
+        runs = np.array([[10.0, 20.0], [11.0, 20.0], [10.0, 22.0]])
+        got = perplexities.rounding(runs, [5, 10])
+        assert got.variance == pytest.approx(np.var([30 / 15, 31 / 15, 32 / 15], ddof=1))
+        assert got.df == 2
 
-    def test_agrees_with_ttost_paired(self):
-        expected = ttost_paired(self.a / 255, self.b / 255, -np.log(1.01), np.log(1.01))[0]
-        assert perplexities.tost_ratio(self.a, self.b, self.n, 0.01) == pytest.approx(expected)
-        assert expected < 0.05
+    @pytest.mark.parametrize(
+        ("runs", "what"),
+        [
+            ([[1.0, 2.0]], "rounding_draws to 2 or more"),
+            ([[1.0], [2.0]], "draws x blocks"),
+            ([[1.0, 2.0], [1.0, np.nan]], "not finite"),
+        ],
+    )
+    def test_bad_runs(self, runs, what):
+        with pytest.raises(KeepsetError, match=what):
+            perplexities.rounding(runs, [1, 1])
 
-    def test_a_large_change_is_not_the_same(self):
-        assert perplexities.tost_ratio(self.a + 10, self.b, self.n, 0.01) > 0.95
 
-    def test_degenerate(self):
-        assert perplexities.tost_ratio(self.b, self.b, self.n, 0.01) == 0.0
-        assert perplexities.tost_ratio(self.b + 255, self.b, self.n, 0.01) == 1.0
-        assert np.isnan(perplexities.tost_ratio([1.0], [1.0], [1], 0.01))
+def test_perplexity_overflows_to_infinity_without_a_warning():
+    assert perplexities.perplexity(1e6, 1) == np.inf
+    assert perplexities.perplexity(20.0, 10) == pytest.approx(np.e**2)

@@ -10,7 +10,7 @@ from keepset.analyse import quadrants
 def channels(magnitude, energy, layers=None) -> pd.DataFrame:
     n = len(magnitude)
     cell = {"study": "s", "model": "m", "origin": "specimen", "corpus": "wiki"}
-    places = {"layer": layers or [0] * n, "group": 0, "channel": range(n)}
+    places = {"layer": layers or [0] * n, "group": 0, "channel": range(n), "left_out": -1}
     return pd.DataFrame({**cell, **places, "magnitude": magnitude, "energy": energy})
 
 
@@ -43,11 +43,27 @@ def test_uniform_keeps_half_of_every_layer():
     assert (row["disagreement"], row["disagreement_uniform"]) == (0.0, 1.0)
 
 
-def test_an_odd_channel_is_kept_and_ties_go_to_the_first():
-    row = quadrants.shares(quadrants.with_quadrants(channels([1.0] * 3, [1.0] * 3))).iloc[0]
-    assert row["disagreement"] == 0.0
-    row = quadrants.shares(quadrants.with_quadrants(channels([3.0, 2, 1], [1.0, 2, 3]))).iloc[0]
-    assert row["disagreement"] == pytest.approx(0.5)
+@pytest.mark.parametrize(
+    ("magnitude", "energy", "share"),
+    [
+        ([1.0] * 3, [1.0] * 3, 0.0),  # at the median is low, in both
+        ([3.0, 2, 1], [1.0, 2, 3], 2 / 3),
+        ([2.0, 1, 1, 1], [1.0, 1, 1, 2], 0.5),
+    ],
+)
+def test_disagreement_is_phantom_and_corporeal_together(magnitude, energy, share):
+    """It was taken by another definition, the half that energy keeps, ties to the first."""
+    row = quadrants.shares(quadrants.with_quadrants(channels(magnitude, energy))).iloc[0]
+    assert row["disagreement"] == pytest.approx(share)
+    assert row["phantom"] + row["corporeal"] == pytest.approx(share)
+
+
+def test_only_scores_on_all_text_are_sorted():
+    whole = channels([1.0, 9.0, 2.0, 8.0], [9.0, 8.0, 1.0, 2.0])
+    without = whole.assign(left_out=0, energy=[1.0, 2.0, 9.0, 8.0])
+    table = quadrants.with_quadrants(pd.concat([whole, without]))
+    assert table["quadrant"].tolist() == ["phantom", "strong", "idle", "corporeal"]
+    assert quadrants.shares(table)["n_channels"].tolist() == [4]
 
 
 def test_shares_add_up():

@@ -3,46 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats as scipy_stats
+from statsmodels.stats.weightstats import ttost_paired
+from tested import STATIC, pick, run
 
-import made_up
 from keepset.analyse import accuracies, significance, stats
 from keepset.errors import KeepsetError
-from keepset.settings import Statistics
-
-STATISTICS = Statistics(resamples=199)
-
-
-def run(perplexity: pd.DataFrame, capability: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    return significance.test_significance(perplexity, capability, STATISTICS, seed=1)
-
-
-@pytest.fixture(scope="module")
-def perplexity() -> pd.DataFrame:
-    return made_up.perplexity(["smollm2-135m", "relu"], ("wiki", "docs"))
-
-
-@pytest.fixture(scope="module")
-def small() -> pd.DataFrame:
-    return made_up.perplexity(["relu"], ("wiki", "docs")).query("corpus == 'docs'")
-
-
-@pytest.fixture(scope="module")
-def capability() -> pd.DataFrame:
-    return made_up.capability(["smollm2-135m", "relu"])
-
-
-@pytest.fixture(scope="module")
-def found(perplexity, capability) -> dict[str, pd.DataFrame]:
-    return run(perplexity, capability)
-
-
-def pick(table: pd.DataFrame, **values: object) -> pd.DataFrame:
-    for column, value in values.items():
-        table = table[table[column] == value]
-    return table
-
-
-STATIC = {"method": "static", "score": "magnitude", "sparsity": 0.9}
 
 
 class TestRatios:
@@ -56,7 +22,16 @@ class TestRatios:
         assert row["bits_per_byte"] == pytest.approx(here.sum() / np.log(2) / (8 * 1130))
         assert row["bits_per_byte_dense"] == pytest.approx(dense.sum() / np.log(2) / (8 * 1130))
         assert row["ci_low"] < row["ratio"] < row["ci_high"]
-        assert (row["n_blocks"], row["n_tokens"]) == (8, 8 * 255)
+        assert (row["n_blocks"], row["n_documents"], row["n_tokens"]) == (8, 8, 8 * 255)
+        assert np.isnan(row["rounding"])
+        expected = scipy_stats.ttest_rel(here / 255, dense / 255)
+        ends = np.exp(expected.confidence_interval(0.95))
+        assert (row["ci_low"], row["ci_high"]) == pytest.approx(tuple(ends), rel=1e-9)
+        assert row["p"] == pytest.approx(expected.pvalue, rel=1e-9)
+        margin = np.log(1.01)
+        here, dense = (nll.to_numpy() / 255 for nll in (here, dense))
+        expected = ttost_paired(here, dense, -margin, margin)[0]
+        assert row["p_equivalence"] == pytest.approx(expected, rel=1e-9)
 
     def test_every_setting_once(self, found, perplexity):
         keys = ["model", "corpus", *significance.SETTING]
@@ -128,35 +103,6 @@ class TestCapability:
         assert row["diff_high"] > 0.01
 
 
-class TestTrend:
-    def test_rises(self, found):
-        trend = pick(found["trend"], choice="oracle")
-        assert trend["monotone"].all()
-        assert (trend["p_holm"] < 0.001).all()
-        assert set(trend["windows"]) == {"1,2,4,8,16,32,64,128,sequence"}
-
-    def test_dynamic_starts_the_oracle_dial_only(self, small, capability):
-        without = small[small["method"] != "dynamic"]
-        trend = run(without, capability)["trend"]
-        assert set(pick(trend, choice="oracle")["windows"]) == {"2,4,8,16,32,64,128,sequence"}
-        assert set(pick(trend, choice="causal")["windows"]) == {"1,2,4,8,16,32,64,128,sequence"}
-
-    def test_settings_without_a_dial_have_no_row(self, found):
-        docs = pick(found["trend"], corpus="docs")
-        assert set(docs["sparsity"]) == {0.9}
-        assert set(docs["score"]) == {"magnitude"}
-
-    def test_a_step_down_is_not_monotone(self, small, capability):
-        bent = small.copy()
-        bent.loc[bent["window"] == "8", "nll"] -= 2000
-        assert not run(bent, capability)["trend"]["monotone"].any()
-
-    def test_missing_window(self, small, capability):
-        gone = small[(small["window"] != "8") | (small["block"] != 3)]
-        with pytest.raises(KeepsetError, match=r"relu|smollm2.*not those of dense"):
-            run(gone, capability)
-
-
 class TestTables:
     def test_parquet_keeps_them(self, found, tmp_path):
         for name, table in found.items():
@@ -184,6 +130,10 @@ class TestBadInput:
             (lambda t: t[(t["method"] != "static") | (t["block"] != 2)], "static .* not those of"),
             (lambda t: t.assign(n_tokens=t["n_tokens"] + t["sparsity"]), "not those of dense"),
             (lambda t: t.assign(nll=t["nll"].where(t["window"] != "4", np.inf)), "4 .*not finite"),
+            (
+                lambda t: t.assign(nll=t["nll"].where(t["method"] != "dense")),
+                "made-up .* dense: nll is not finite; run the model in float32",
+            ),
         ],
     )
     def test_perplexity(self, small, capability, change, message):
@@ -196,6 +146,15 @@ class TestBadInput:
             (lambda t: t.drop(columns="item"), "capability table: missing column item"),
             (lambda t: t[t["method"] != "dense"], "one dense row per item"),
             (lambda t: t[(t["method"] != "static") | (t["item"] != 2)], "static .* not those of"),
+            *(
+                (
+                    lambda t, method=method: t.assign(
+                        logprob=t["logprob"].where(t["method"] != method)
+                    ),
+                    f"{method}.*: logprob is not finite; run the model in float32",
+                )
+                for method in ("dense", "dynamic")
+            ),
         ],
     )
     def test_capability(self, small, capability, change, message):

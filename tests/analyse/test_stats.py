@@ -6,7 +6,6 @@ from hypothesis import given, settings, strategies as st
 from statsmodels.stats.multitest import multipletests
 
 from keepset.analyse import stats
-from keepset.errors import KeepsetError
 
 
 class TestHolm:
@@ -25,32 +24,3 @@ class TestHolm:
 
     def test_empty(self):
         assert stats.holm([]).shape == (0,)
-
-
-class TestPageTrend:
-    def test_published_example(self):
-        # Ratings of three teaching styles by ten students: the worked example of scipy's manual.
-        table = [[3, 4, 3], [2, 2, 4], [3, 3, 5], [1, 3, 2], [2, 3, 2], [2, 4, 5]]
-        table += [[1, 2, 4], [3, 4, 4], [2, 4, 5], [1, 3, 4]]
-        got = stats.page_trend(table)
-        assert got.statistic == 133.5
-        assert got.p == pytest.approx(0.0018, abs=1e-4)
-
-    @pytest.mark.parametrize("shape", [(1, 5), (5, 2)])
-    def test_too_little(self, shape):
-        assert np.isnan(stats.page_trend(np.zeros(shape))).all()
-
-    def test_shape(self):
-        with pytest.raises(KeepsetError, match="subjects"):
-            stats.page_trend([1, 2, 3])
-
-
-def test_bca_of_the_spatial_test_data():
-    # Efron and Tibshirani, An Introduction to the Bootstrap (1993), table 14.1 and section 14.3:
-    # variance of 26 scores, 90% BCa interval (115.8, 259.6) of 2,000 resamples.
-    scores = "48 36 20 29 42 42 20 42 22 41 45 14 6 0 33 28 34 4 32 24 47 41 24 26 30 41"
-    data = np.array(scores.split(), dtype=float)
-    assert data.var() == pytest.approx(171.5, abs=0.05)
-    got = stats.bca((data,), lambda x, axis: x.var(axis=axis), stats.Sampling(0.90, 20_000, 0))
-    # The bootstrap's own error at 2,000 resamples is about 3 at these ends.
-    assert got[:2] == pytest.approx((115.8, 259.6), abs=4)

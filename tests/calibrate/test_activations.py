@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from keepset.calibrate import activations
-from keepset.errors import CacheError
+from keepset.calibrate import activations, groups as document_groups
+from keepset.errors import CacheError, ModelError
 from keepset.hold.inputs import watching
 from keepset.kinds import find_sites
 from keepset.sites.ffn import find_ffn_sites
@@ -66,6 +66,100 @@ def test_taylor_is_the_directional_derivative_of_the_loss(tiny_model, family):
     slope = (scaled(1 + step) - scaled(1 - step)) / (2 * step)
     assert float(moments[site.key]["taylor_sum"][unit]) == pytest.approx(slope, rel=1e-5)
     assert moments[site.key]["taylor_abs_sum"][unit] >= abs(moments[site.key]["taylor_sum"][unit])
+
+
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_sums_are_kept_apart_by_groups_of_documents(tiny_model, family):
+    model = tiny_model(family)
+    sites = find_ffn_sites(model)
+    text = blocks(rows=5)
+    documents = torch.tensor([3, 3, 8, 3, 0])
+    both = {"gradients": True, "batch_tokens": 64}
+    moments = activations.collect_moments(model, sites, text, documents=documents, **both)
+    for group, document in enumerate((3, 8, 0)):
+        part = text[documents == document]
+        alone = activations.collect_moments(model, sites, part, **both)
+        for site in sites:
+            found = moments[site.key]
+            assert float(found["tokens"][group]) == part.numel()
+            for total, by_group in activations.BY_GROUP.items():
+                torch.testing.assert_close(
+                    found[by_group][group], alone[site.key][total], rtol=1e-4, atol=1e-6
+                )
+    for sums in moments.values():
+        for total, by_group in activations.BY_GROUP.items():
+            assert torch.equal(sums[total], sums[by_group].sum(dim=0))
+
+
+def test_more_documents_than_groups_are_dealt_round_robin():
+    documents = torch.arange(20).repeat_interleave(2)
+    groups = document_groups.deal(documents)
+    assert document_groups.count(groups) == 16
+    assert groups[:2].tolist() == [0, 0]
+    assert groups[32:].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert document_groups.first(groups, 5) == [0, 1]  # four blocks in the first, and more
+    assert document_groups.first(groups, 999) == list(range(16))
+
+
+def test_a_bos_is_read_and_in_no_sum(tiny_model):
+    model = tiny_model("llama")
+    sites = find_ffn_sites(model)
+    text, seen = blocks(), {}
+    with_bos = torch.cat([torch.full((3, 1), 1), text], dim=1)
+    with watching(model, sites, lambda site, h: seen.update({site.key: h})), torch.no_grad():
+        model(input_ids=with_bos)
+    moments = activations.collect_moments(model, sites, text, bos=1, gradients=True, batch_tokens=8)
+    bare = activations.collect_moments(model, sites, text, gradients=True)
+    for site in sites:
+        h, sums = seen[site.key][:, 1:].double().flatten(0, 1), moments[site.key]
+        torch.testing.assert_close(sums["abs_sum"], h.abs().sum(0), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(sums["sample"], h[:32].float(), rtol=1e-4, atol=1e-6)
+        assert sums["tokens"].sum() == text.numel()
+        assert not torch.allclose(sums["taylor_sum"], bare[site.key]["taylor_sum"], rtol=1e-3)
+
+
+@pytest.mark.parametrize(("family", "gradients"), [("llama", False), ("opt", True)])
+def test_sums_that_are_not_finite_are_refused(tiny_model, family, gradients):
+    model = tiny_model(family)
+    site = find_ffn_sites(model)[1]
+    with torch.no_grad():
+        site.up[0].module.weight[0, 0] = float("nan")
+    with pytest.raises(ModelError, match=rf"NaN or infinity in the activations of {site.name}"):
+        activations.collect_moments(model, [site], blocks(), gradients=gradients)
+
+
+def test_a_gradient_that_is_not_finite_is_refused(tiny_model):
+    """In half precision a gradient overflows long before a loss does."""
+    model = tiny_model("llama")
+    site = find_ffn_sites(model)[0]
+
+    def spoil(_module, _args, output):
+        output.register_hook(lambda gradient: gradient * float("inf"))
+
+    handle = site.down.register_forward_hook(spoil)
+    with pytest.raises(ModelError, match=rf"the gradient of {site.name}; try dtype: float32"):
+        activations.collect_moments(model, [site], blocks(), gradients=True)
+    handle.remove()
+
+
+def test_products_of_halves_do_not_overflow(tiny_model):
+    """h and dL/dh of a float16 model can be finite where their product in float16 is not."""
+    model = tiny_model("opt")
+    site = find_ffn_sites(model)[0]
+    with torch.no_grad():
+        site.up[0].module.weight.mul_(2.0**10)
+        site.down.weight.mul_(2.0**-8)
+
+    def magnify(_module, _args, output):
+        output.register_hook(lambda gradient: gradient * 2.0**17)
+
+    handle = site.down.register_forward_hook(magnify)
+    whole = activations.collect_moments(model, [site], blocks(), gradients=True)[site.key]
+    half = activations.collect_moments(model.half(), [site], blocks(), gradients=True)[site.key]
+    handle.remove()
+    assert float(whole["taylor_abs_sum"].max()) > 1e5
+    scale = float(whole["taylor_abs_sum"].max())
+    torch.testing.assert_close(half["taylor_sum"], whole["taylor_sum"], rtol=0, atol=scale / 50)
 
 
 def test_recording_leaves_no_gradient_and_no_hook(tiny_model):

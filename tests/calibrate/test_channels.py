@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from keepset.calibrate.channels import Scorer
-from keepset.hold.recurrence import Scan
+from keepset.errors import ModelError
+from keepset.hold.recurrence import Recurrence, Scan
 from keepset.hold.state import StateMask, scanning
 from keepset.kernels.scan import chunk_scan
 from keepset.rules.rule import n_kept
@@ -146,6 +147,90 @@ def test_gradients_are_taken_on_few_tokens_at_a_time(tiny_model: Factory) -> Non
     assert seen == [38, 38]
     for key, whole in Scorer(model, sites, BLOCKS, 1000).gradients().items():
         torch.testing.assert_close(small[key], whole, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("batch_tokens", [19, 1000])
+def test_groups_of_documents_are_left_out(tiny_model: Factory, batch_tokens: int) -> None:
+    model = tiny_model("mamba2")
+    sites = find_state_sites(model)
+    documents = torch.tensor([0, 1, 2, 1])
+    found = Scorer(model, sites, BLOCKS, batch_tokens, documents=documents).one_shot(gradients=True)
+    for group in range(3):
+        rest = BLOCKS[documents != group]
+        alone = Scorer(model, sites, rest, 1000).one_shot(gradients=True)
+        for key, sums in found.items():
+            assert len(sums.left_out) == 3
+            for name in ("energy", "controllability", "observability", "taylor"):
+                torch.testing.assert_close(
+                    getattr(sums.left_out[group], name), getattr(alone[key], name),
+                    rtol=1e-4, atol=1e-12,
+                )  # fmt: skip
+
+
+def test_one_document_leaves_nothing_out(tiny_model: Factory) -> None:
+    model = tiny_model("mamba2")
+    found = Scorer(model, find_state_sites(model), BLOCKS, 1000).one_shot()
+    assert all(sums.left_out == [] for sums in found.values())
+
+
+def test_a_bos_is_read_and_in_no_sum(tiny_model: Factory) -> None:
+    model = tiny_model("mamba2")
+    sites = find_state_sites(model)
+    found = Scorer(model, sites, BLOCKS, 1000, bos=1).one_shot(gradients=True)
+    before = torch.cat([torch.full((4, 1), 1), BLOCKS], dim=1)
+    seen: dict[str, Tensor] = {}
+
+    class Watch(StateMask):
+        def scan(self, site: StateSite, scan: Scan) -> Scan:
+            recurrence = Recurrence(scan)
+            sizes = recurrence.sizes(recurrence.empty(), 0, recurrence.tokens)
+            heads = site.n_heads // site.n_groups * site.head_dim
+            product = (sizes * recurrence.C.square())[:, 1:] / heads
+            seen[site.key] = product.double().mean(dim=(0, 1))
+            return scan
+
+    with scanning(model, sites, Watch({})), torch.no_grad():
+        model(input_ids=before, use_cache=False)
+    bare = Scorer(model, sites, BLOCKS, 1000).gradients()
+    for key, sums in found.items():
+        torch.testing.assert_close(sums.energy, seen[key], rtol=1e-5, atol=0)
+        assert sums.taylor is not None
+        assert not torch.allclose(sums.taylor, bare[key], rtol=1e-3)
+
+
+def test_taylor_with_a_bos_is_the_derivative_at_the_text_alone(tiny_model: Factory) -> None:
+    model = tiny_model("mamba2")
+    sites = find_state_sites(model)
+    found = Scorer(model, sites, BLOCKS, 1000, bos=1).gradients()
+    ids = torch.cat([torch.full((4, 1), 1), BLOCKS], dim=1)
+
+    def loss(scale: float) -> float:
+        gate = torch.ones(4, ids.shape[1], 1, 8, dtype=torch.float64)
+        gate[:, 1:, 0, 2] = scale
+
+        class Gate(StateMask):
+            def scan(self, site: StateSite, scan: Scan) -> Scan:
+                return scan if site.layer != 1 else scan.masked(read=gate)
+
+        with scanning(model, sites, Gate({})), torch.no_grad():
+            logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+        return float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), BLOCKS.flatten()))
+
+    slope = (loss(2.0) - loss(0.0)) / 2
+    assert float(found["state.001"][0, 2]) == pytest.approx(abs(slope), rel=5e-3)
+
+
+@pytest.mark.parametrize("weight", ["in_proj", "lm_head"])
+def test_what_is_not_finite_is_refused(tiny_model: Factory, weight: str) -> None:
+    """A NaN in the state, or only in the gradient that comes back to it."""
+    model = tiny_model("mamba2", tie_word_embeddings=False)
+    sites = find_state_sites(model)
+    with torch.no_grad():
+        name = next(name for name, _ in model.named_parameters() if weight in name)
+        model.get_parameter(name)[-1, 0] = float("nan")
+    scorer = Scorer(model, sites, BLOCKS, 1000)
+    with pytest.raises(ModelError, match="NaN or infinity in the"):
+        scorer.one_shot(gradients=True)
 
 
 def test_magnitude_is_the_product_of_the_projections_norms(tiny_model: Factory) -> None:

@@ -10,9 +10,9 @@ from hypothesis import given, strategies as st
 from transformers import PreTrainedModel
 
 from keepset.calibrate.channels import Scorer
-from keepset.calibrate.choice import allocate, channel_rule, keep_sets
+from keepset.calibrate.choice import allocate, channel_rule, choose_channels, keep_sets
 from keepset.errors import ConfigError
-from keepset.rules.rule import n_kept
+from keepset.rules.rule import Rule, n_kept
 from keepset.sites.state import find_state_sites
 from state_models import FAMILIES
 
@@ -69,3 +69,17 @@ def test_keep_sets_of_every_family(tiny_model: Factory, family: str) -> None:
     assert all(site.taylor is not None for site in sums.values())
     with pytest.raises(ConfigError, match="unknown score of a state nonsense"):
         keep_sets(scorer, ["nonsense"], [0.5], [0])
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Rule("magnitude", 0.5, "corpus"),
+        Rule("magnitude", 0.5, 8, site="state", access="both"),
+        Rule("magnitude", 0.5, "corpus", site="state", access="read"),
+    ],
+)
+def test_a_rule_that_chooses_no_channels_once_is_refused(tiny_model: Factory, rule: Rule) -> None:
+    model = tiny_model("mamba2")
+    with pytest.raises(ConfigError, match="window corpus, site state and access both, not for"):
+        choose_channels(model, find_state_sites(model), BLOCKS, rule)

@@ -10,9 +10,9 @@ import torch
 from transformers import PreTrainedModel
 
 from keepset.calibrate.channels import Scorer
-from keepset.calibrate.choice import keep_sets
+from keepset.calibrate.choice import allocate, keep_sets
 from keepset.calibrate.sets import RankedSets, load_sets, save_sets
-from keepset.errors import CacheError, ConfigError
+from keepset.errors import CacheError, ConfigError, ModelError
 from keepset.rules.rule import Rule
 from keepset.sites.state import find_state_sites
 from state_models import shape
@@ -59,6 +59,15 @@ def test_ranked_sets_are_the_first_of_one_ranking() -> None:
     assert one["ffn.000"].tolist() != other["ffn.000"].tolist()
     with pytest.raises(ConfigError, match="needs gradients"):
         sets[Rule("taylor", 0.5, "corpus")]
+
+
+def test_no_set_is_chosen_on_sums_that_are_not_finite() -> None:
+    sums = torch.tensor([3.0, float("nan"), 2.0], dtype=torch.float64)
+    sets = RankedSets({"ffn.007": {"abs_sum": sums.abs(), "taylor_sum": sums}})
+    with pytest.raises(ModelError, match=r"the taylor score of ffn\.007"):
+        sets[Rule("taylor", 0.5, "corpus")]
+    with pytest.raises(ModelError, match=r"the scores of state\.001"):
+        allocate({"state.001": sums[None]}, 0.5, uniform=True)
 
 
 @pytest.mark.parametrize(

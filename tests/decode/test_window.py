@@ -20,11 +20,13 @@ def score(tiny_model):
 
 
 def expected(h, score):
-    """By the definition: a window keeps the best of the window before, the first everything."""
+    """By the definition: a window keeps the best of the window before, the first of its start."""
     windows = h[0].split(WIDTH)
-    sets = [torch.ones(1, h.shape[2], dtype=torch.bool)]
-    sets += [top_mask(window.abs().mean(dim=0, keepdim=True), score.k) for window in windows[:-1]]
-    return torch.cat([kept.expand(len(h), -1) for kept, h in zip(sets, windows, strict=True)])
+    chosen = [h[0, :1], *windows[:-1]]
+    sets = [top_mask(part.abs().mean(dim=0, keepdim=True), score.k) for part in chosen]
+    masks = torch.cat([kept.expand(len(h), -1) for kept, h in zip(sets, windows, strict=True)])
+    masks[0] = True
+    return masks
 
 
 @pytest.mark.parametrize("sizes", [[TOKENS], [1] * TOKENS, [3, 1, 6, 5], [4, 4, 4, 3]])
@@ -37,14 +39,27 @@ def test_sets_do_not_depend_on_how_tokens_come(score, sizes):
 
 def test_tokens_that_wait_count_like_the_others(score):
     h = torch.randn(1, TOKENS, 48, generator=torch.Generator().manual_seed(2))
-    window, sets = RunningWindow(WIDTH, score, units_of=lambda x: x), []
-    for token in h[0].split(1):
+    window = RunningWindow(WIDTH, score, units_of=lambda x: x)
+    sets = [window.mask(h[:, :1])[0]]
+    for token in h[0, 1:].split(1):
         if window.full:
             window.turn()
-        sets.append(torch.ones(1, 48, dtype=torch.bool) if window.kept is None else window.kept)
+        sets.append(window.kept)
         window.add_input(token)
     assert torch.equal(torch.cat(sets), expected(h, score))
     assert torch.equal(window.units, sets[-1][0].nonzero()[:, 0])
-    window.restart()
+    window.restart()  # to a new context
     assert window.full
     assert window.kept is None
+
+
+def test_a_bos_token_is_in_no_window(score):
+    h = torch.randn(2, TOKENS, 48, generator=torch.Generator().manual_seed(3))
+    bos = torch.full((2, 1, 48), 9.0)
+    for sizes in ([TOKENS + 1], [1] * (TOKENS + 1), [3, 1, 6, 6]):
+        window = RunningWindow(WIDTH, score, units_of=lambda x: x, n_bos=1)
+        pieces = torch.cat([bos, h], dim=1).split(sizes, dim=1)
+        masks = torch.cat([window.mask(piece) for piece in pieces], dim=1)
+        assert masks[:, 0].all()
+        for row in range(2):
+            assert torch.equal(masks[row, 1:], expected(h[row : row + 1], score))

@@ -2,10 +2,19 @@ import pytest
 import torch
 
 from keepset.errors import ConfigError, ModelError
-from keepset.hold.inputs import Static, Windows, sliceable, sliced, watching
+from keepset.hold.inputs import (
+    Static,
+    Windows,
+    cut_weights,
+    hold_static,
+    in_place,
+    sliceable,
+    watching,
+)
 from keepset.rules.masks import top_mask
 from keepset.rules.rule import Rule, n_kept
 from keepset.sites.ffn import find_ffn_sites
+from naive_rules import row_masks
 
 FAMILIES = ("llama", "opt", "gpt2", "phi3", "gpt_neox", "bloom", "falcon", "zamba2")
 
@@ -71,33 +80,48 @@ def test_hooks_go_away_after_an_exception(tiny_model):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_static_masks_equal_zeroed_rows_of_the_weights(tiny_model, family):
+def test_static_masks_hold_from_the_second_token(tiny_model, family):
     model = tiny_model(family)
     sites = find_ffn_sites(model)
     masks = random_masks(sites, 0.6)
-    if family == "zamba2":  # one weight serves several sites
-        masks = {site.key: masks[sites[0].key] for site in sites}
-    with watching(model, sites, Static(masks)):
-        masked = logits(model, ids())
+    dense = capture(model, sites[:1], ids())[sites[0].key]
+    seen = capture(model, sites, ids(), Static(masks))
     for site in sites:
-        site.down_weight()[~masks[site.key]] = 0
-    torch.testing.assert_close(masked, logits(model, ids()), rtol=1e-5, atol=1e-5)
+        assert not seen[site.key][:, 1:, ~masks[site.key]].any()
+    assert torch.equal(seen[sites[0].key][:, 0], dense[:, 0])
+    assert torch.equal(seen[sites[0].key][:, 1:], dense[:, 1:] * masks[sites[0].key])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_first_token_is_run_dense_under_a_static_set(tiny_model, family):
+    model = tiny_model(family)
+    sites = find_ffn_sites(model)
+    with hold_static(model, sites, random_masks(sites, 0.9)):
+        first, rest = logits(model, ids(3, 1)), logits(model, ids(3, 2))
+    torch.testing.assert_close(first, logits(model, ids(3, 1)), rtol=0, atol=0)
+    assert not torch.allclose(rest[:, 1], logits(model, ids(3, 2))[:, 1], atol=1e-3)
+
+
+def everywhere(masks):
+    """Masks of all tokens, the first included."""
+    return lambda site, h: h * masks[site.key]
 
 
 @pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "phi3", "gpt_neox"])
-def test_sliced_weights_equal_masks_and_are_put_back(tiny_model, family):
+def test_cut_weights_equal_masks_and_are_put_back(tiny_model, family):
     model = tiny_model(family)
     sites = find_ffn_sites(model)
     assert all(sliceable(site) for site in sites)
     dense = logits(model, ids())
     masks = random_masks(sites, 0.6)
-    with watching(model, sites, Static(masks)):
+    with watching(model, sites, everywhere(masks)):
         masked = logits(model, ids())
     assert not torch.allclose(masked, dense, atol=1e-3)
-    with sliced(sites, masks):
+    slices = cut_weights(sites, masks)
+    with in_place(slices):
         torch.testing.assert_close(logits(model, ids()), masked, rtol=1e-5, atol=1e-5)
     assert torch.equal(logits(model, ids()), dense)
-    with pytest.raises(RuntimeError, match="stop"), sliced(sites, masks):
+    with pytest.raises(RuntimeError, match="stop"), in_place(slices):
         raise RuntimeError("stop")
     assert torch.equal(logits(model, ids()), dense)
 
@@ -105,11 +129,8 @@ def test_sliced_weights_equal_masks_and_are_put_back(tiny_model, family):
 def test_sites_whose_projections_are_unknown_are_not_sliced(tiny_model):
     sites = find_ffn_sites(tiny_model("zamba2"))
     assert not any(sliceable(site) for site in sites)
-    with (
-        pytest.raises(ModelError, match="cannot be sliced"),
-        sliced(sites, random_masks(sites, 0.5)),
-    ):
-        pass
+    with pytest.raises(ModelError, match="cannot be sliced"):
+        cut_weights(sites, random_masks(sites, 0.5))
 
 
 @pytest.mark.parametrize("window", [1, 2, 4, "sequence"])
@@ -119,8 +140,7 @@ def test_sparsity_zero_is_dense_bit_for_bit(tiny_model, window):
     dense = logits(model, ids())
     with watching(model, sites, Windows(Rule("magnitude", 0.0, window))):
         assert torch.equal(logits(model, ids()), dense)
-    with sliced(sites, random_masks(sites, 0.0)):
-        assert torch.equal(logits(model, ids()), dense)
+    assert not cut_weights(sites, random_masks(sites, 0.0))
 
 
 def test_kept_counts_are_exact_at_every_token(tiny_model):
@@ -130,22 +150,27 @@ def test_kept_counts_are_exact_at_every_token(tiny_model):
         seen = capture(model, sites, ids(), Windows(Rule("magnitude", 0.7, window)))
         for site in sites:
             kept = (seen[site.key] != 0).sum(dim=-1)
-            assert torch.equal(kept, torch.full_like(kept, n_kept(site.n_units, 0.7)))
+            assert torch.equal(kept[:, 1:], torch.full_like(kept[:, 1:], n_kept(site.n_units, 0.7)))
+            assert (kept[:, 0] == site.n_units).all()
 
 
-def test_oracle_windows_hold_the_set_of_their_own_tokens(tiny_model):
+@pytest.mark.parametrize("bos", [False, True], ids=["text", "bos"])
+@pytest.mark.parametrize("lead_in", [False, True], ids=["passages", "blocks"])
+@pytest.mark.parametrize("choice", ["oracle", "causal"])
+@pytest.mark.parametrize("window", [1, 3, 4, "sequence"])
+def test_windows_hold_what_they_are_defined_to_hold(tiny_model, window, choice, lead_in, bos):
     model = tiny_model("llama")
-    first = find_ffn_sites(model)[
-        :1
-    ]  # behind the first site, activations differ from the dense ones
-    dense = capture(model, first, ids())[first[0].key]
-    held = capture(model, first, ids(), Windows(Rule("magnitude", 0.5, 4)))[first[0].key]
-    kept = n_kept(first[0].n_units, 0.5)
-    for row in range(2):
-        for start in (0, 4, 8):
-            window = dense[row, start : start + 4]
-            mask = top_mask(window.abs().mean(dim=0)[None], kept)[0]
-            assert torch.equal(held[row, start : start + 4], window * mask)
+    site = find_ffn_sites(model)[0]  # behind it, activations differ from the dense ones
+    dense = capture(model, [site], ids(3))[site.key]
+    rule = Rule("magnitude", 0.5, window, choice)
+    action = Windows(rule, bos=bos)
+    before = torch.rand(3, site.n_units, generator=torch.Generator().manual_seed(3))
+    if lead_in:
+        action.before = {site.key: before}
+    held = capture(model, [site], ids(3), action)[site.key]
+    for row in range(3):
+        masks = row_masks(dense[row], rule, bos=bos, before=before[row] if lead_in else None)
+        assert torch.equal(held[row], dense[row] * masks)
 
 
 def test_sequence_equals_a_per_passage_static_set(tiny_model):
@@ -156,6 +181,7 @@ def test_sequence_equals_a_per_passage_static_set(tiny_model):
     action = Windows(Rule("magnitude", 0.5, "sequence"))
 
     def remember(site, h):
+        # The first token counts, though it runs dense.
         sets[site.key] = top_mask(h.abs().mean(dim=1), n_kept(site.n_units, 0.5))[0]
         return action(site, h)
 
@@ -175,60 +201,28 @@ def test_a_window_of_one_equals_sequence_on_single_tokens(tiny_model):
     assert torch.equal(*results)
 
 
-@pytest.mark.parametrize("window", [1, 3, 4, "sequence"])
-def test_causal_windows_hold_the_set_of_the_window_before(tiny_model, window):
-    model = tiny_model("llama")
-    site = find_ffn_sites(model)[0]
-    dense = capture(model, [site], ids(3))[site.key]
-    lead_in = torch.rand(site.n_units, generator=torch.Generator().manual_seed(3))
-    rule = Rule("magnitude", 0.5, window, "causal")
-    held = capture(model, [site], ids(3), Windows(rule, lead_in={site.key: lead_in}))[site.key]
-    width = 9 if window == "sequence" else window
-    pieces = [piece for row in dense for piece in row.split(width)]
-    before = [lead_in, *(piece.abs().mean(dim=0) for piece in pieces[:-1])]
-    kept = n_kept(site.n_units, 0.5)
-    masked = [piece * top_mask(b[None], kept)[0] for piece, b in zip(pieces, before, strict=True)]
-    expected = torch.cat(masked).view_as(dense)
-    expected[:, 0] = dense[:, 0]  # a row's first token opens its context
-    assert torch.equal(held, expected)
-
-
-def test_causal_streams_go_on_across_batches(tiny_model):
-    model = tiny_model("llama")
-    sites = find_ffn_sites(model)[:1]
-    lead_in = {sites[0].key: torch.rand(sites[0].n_units)}
-    rule = Rule("magnitude", 0.5, 4, "causal")
-    tokens = ids(4)
-    whole = capture(model, sites, tokens, Windows(rule, lead_in=lead_in))[sites[0].key]
-    action = Windows(rule, lead_in=lead_in)
-    parts = [capture(model, sites, part, action)[sites[0].key] for part in tokens.split(1)]
-    torch.testing.assert_close(torch.cat(parts), whole)
-
-
-def test_causal_passages_begin_dense(tiny_model):
+def test_noise_is_in_the_last_bit_and_seeded(tiny_model):
     model = tiny_model("llama")
     site = find_ffn_sites(model)[0]
     dense = capture(model, [site], ids())[site.key]
-    action = Windows(Rule("magnitude", 0.5, 4, "causal"), stream=False)
-    held = capture(model, [site], ids(), action)[site.key]
-    assert torch.equal(held[:, :4], dense[:, :4])
-    assert (held[:, 4:] == 0).any(dim=-1).all()
+    rule = Rule("magnitude", 0.5, 1)
 
+    def held(noise):
+        return capture(model, [site], ids(), Windows(rule, noise=noise))[site.key]
 
-def test_a_causal_stream_without_lead_in_is_refused(tiny_model):
-    model = tiny_model("llama")
-    action = Windows(Rule("magnitude", 0.5, 4, "causal"))
-    with (
-        pytest.raises(ConfigError, match="lead-in"),
-        watching(model, find_ffn_sites(model), action),
-    ):
-        logits(model, ids())
+    plain, noisy = held(None), held(1)
+    assert torch.equal(held(1), noisy)
+    assert not torch.equal(held(2), noisy)
+    either = (plain != 0) & (noisy != 0)
+    steps = (noisy.view(torch.int32) - dense.view(torch.int32))[either]
+    assert set(steps.unique().tolist()) == {-1, 0, 1}
+    assert (steps == 0).float().mean() == pytest.approx(1 / 3, abs=0.1)
 
 
 def test_padding_changes_no_set(tiny_model):
     model = tiny_model("llama")
     sites = find_ffn_sites(model)
-    action = Windows(Rule("magnitude", 0.5, "sequence"), stream=False)
+    action = Windows(Rule("magnitude", 0.5, "sequence"))
     short = ids(1, 5)
     with watching(model, sites, action):
         alone = logits(model, short)
@@ -244,7 +238,7 @@ def test_impact_weighs_by_the_output_column(tiny_model):
     dense = capture(model, [site], ids())[site.key]
     held = capture(model, [site], ids(), Windows(Rule("impact", 0.5, 1)))[site.key]
     mask = top_mask(dense.abs() * site.down_weight().norm(dim=1), n_kept(site.n_units, 0.5))
-    assert torch.equal(held, dense * mask)
+    assert torch.equal(held[:, 1:], (dense * mask)[:, 1:])
 
 
 def test_a_static_rule_is_no_window():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel
 
 from keepset.errors import ConfigError, ModelError
 from keepset.hold.recurrence import Scan
-from keepset.hold.state import StateMask, StateWindows, scanning
+from keepset.hold.state import StateMask, StateWindows, lead_in_scores, scanning
 from keepset.kernels import naive
 from keepset.rules.masks import top_mask
 from keepset.rules.rule import Rule, n_kept
@@ -42,36 +43,66 @@ def plain(scan: Scan) -> tuple[Tensor, Tensor]:
 
 
 class Plain:
-    """A windowed rule, written down as it is defined; oracle choice."""
+    """A windowed rule, written down as it is defined.
 
-    def __init__(self, width: int, access: str, sparsity: float = 0.5) -> None:
-        self.width, self.access, self.sparsity = width, access, sparsity
+    Rows begin with `n_bos` tokens that are in no window. `before` (batch, groups, n) are the scores
+    of the window before each row's first, of a causal rule.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        access: str,
+        *,
+        causal: bool = False,
+        n_bos: int = 0,
+        before: Tensor | None = None,
+    ) -> None:
+        self.width, self.access, self.causal = width, access, causal
+        self.n_bos, self.before = n_bos, before
+        self.last = torch.empty(0)
 
     def step(self, site: StateSite, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
         raise AssertionError
 
     def scan(self, site: StateSite, scan: Scan) -> Tensor:
-        kept = n_kept(site.n_state, self.sparsity)
+        kept = n_kept(site.n_state, 0.5)
         step = naive.time_steps(scan.dt, scan.rest["dt_bias"], True, scan.rest["dt_limit"])
         tokens, heads = scan.x.shape[1:3]
         state = torch.zeros(scan.x.shape[0], heads, site.head_dim, site.n_state)
+        everything = torch.ones_like(scan.C[:, 0], dtype=torch.bool)
+        chosen = everything if self.before is None else top_mask(self.before, kept)
+        starts = [*range(self.n_bos), *range(self.n_bos, tokens, self.width)]
         parts = []
-        for start in range(0, tokens, self.width):
-            at = slice(start, min(start + self.width, tokens))
+        for start, stop in pairwise([*starts, tokens]):
+            at = slice(start, stop)
             part = scan.x[:, at], step[:, at], scan.A, scan.B[:, at], scan.C[:, at]
-            _, states, last = naive.scan(*part, initial_states=state)
-            H = states.unflatten(2, (site.n_groups, -1))
-            C = scan.C[:, at]
-            energy = (H.square().sum(dim=(3, 4)) * C.square()).mean(dim=1)
-            mask = top_mask(energy, kept)
-            y = (H * (C * mask[:, None])[:, :, :, None, None]).sum(dim=-1).flatten(2, 3)
-            parts.append(y + scan.x[:, at] * scan.D[:, None])
-            state = last
-            if self.access == "write":
-                state = (last.unflatten(1, (site.n_groups, -1)) * mask[:, :, None, None]).flatten(
-                    1, 2
-                )
+            H = naive.scan(*part, initial_states=state)[1].unflatten(2, (site.n_groups, -1))
+            energy = H.square().sum(dim=(3, 4)) * scan.C[:, at].square()
+            own = top_mask(energy.mean(dim=1), kept)
+            masks = [chosen if self.causal else own] * (stop - start)
+            if start < self.n_bos:
+                masks = [everything]
+            elif self.causal and start == self.n_bos and self.before is None:
+                masks = [everything] + [top_mask(energy[:, 0], kept)] * (stop - start - 1)
+            for t, mask in zip(range(start, stop), masks, strict=True):
+                parts.append(self.token(scan, step, state, t, mask))
+                state = self.last
+            if start >= self.n_bos:
+                chosen = own
         return torch.cat(parts, dim=1)
+
+    def token(self, scan: Scan, step: Tensor, state: Tensor, t: int, mask: Tensor) -> Tensor:
+        """One token: what is not kept is not read; or it is zero before, and not written either."""
+        written, read = scan.B[:, t : t + 1], scan.C[:, t : t + 1] * mask[:, None]
+        if self.access == "write":
+            state = (state.unflatten(1, (mask.shape[1], -1)) * mask[:, :, None, None]).flatten(1, 2)
+            written = written * mask[:, None]
+        x = scan.x[:, t : t + 1]
+        part = x, step[:, t : t + 1], scan.A, written, read
+        y, _, self.last = naive.scan(*part, initial_states=state)
+        assert scan.D is not None
+        return y + x * scan.D[:, None]
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -100,49 +131,59 @@ def test_sparsity_0_is_dense_bit_for_bit(tiny_model: Factory) -> None:
     assert torch.equal(logits(model, StateWindows(nothing)), logits(model))
 
 
-def test_causal_sets_are_those_of_the_window_before(tiny_model: Factory) -> None:
-    model = tiny_model("mamba2", num_hidden_layers=1)
-    seen: list[Tensor] = []
-
-    class Spy(StateWindows):
-        def scan(self, site: StateSite, scan: Scan) -> Scan | Tensor:
-            result = super().scan(site, scan)
-            assert isinstance(result, Scan)
-            seen.append((result.C != 0)[:, ::5])
-            seen.append(scan.C)
-            H, C = plain(scan)
-            seen.append(H.square().sum(dim=(3, 4)) * C.square())
-            return result
-
-    lead = {"state.000": torch.arange(8.0)[None]}
-    logits(model, Spy(rule(5, "read", choice="causal"), lead_in=lead))
-    masks, _, energy = seen
-    windows = [energy[:, start : start + 5].mean(dim=1) for start in range(0, 22, 5)]
-    for at in range(1, 5):
-        assert torch.equal(masks[:, at], top_mask(windows[at - 1], 4))
-    # The window before a row's first is the last of the row above; before all stands the lead-in.
-    assert masks[0, 0].flatten().tolist() == [False] * 4 + [True] * 4
-    assert torch.equal(masks[1:, 0], top_mask(windows[-1][:-1], 4))
+@pytest.mark.parametrize("n_bos", [0, 1])
+@pytest.mark.parametrize("lead_in", [False, True])
+@pytest.mark.parametrize("access", ["read", "write"])
+@pytest.mark.parametrize(("window", "width"), [(1, 1), (5, 5), ("sequence", 22)])
+def test_causal_windows_are_what_they_are_defined_to_be(
+    tiny_model: Factory, window: object, width: int, access: str, lead_in: bool, n_bos: int
+) -> None:
+    model = tiny_model("mamba2", **shape("mamba2", 2))
+    action = StateWindows(rule(window, access, choice="causal"), bos=bool(n_bos))
+    before = None
+    if lead_in:
+        sites = find_state_sites(model)
+        before = torch.rand(len(IDS), 2, 8, generator=torch.Generator().manual_seed(1))
+        action.before = {site.key: before for site in sites}
+    found = logits(model, action)
+    expected = logits(model, Plain(width, access, causal=True, n_bos=n_bos, before=before))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("access", ["read", "write"])
-def test_causal_passages_start_whole(tiny_model: Factory, access: str) -> None:
+def test_a_bos_token_is_in_no_window(tiny_model: Factory, access: str) -> None:
     model = tiny_model("mamba2")
-    whole = rule("sequence", access, choice="causal")
-    found = logits(model, StateWindows(whole, stream=False))
-    torch.testing.assert_close(found, logits(model), rtol=1e-4, atol=1e-5)
-    with pytest.raises(ConfigError, match="lead-in"):
-        logits(model, StateWindows(whole))
+    found = logits(model, StateWindows(rule(5, access), bos=True))
+    torch.testing.assert_close(
+        found, logits(model, Plain(5, access, n_bos=1)), rtol=1e-4, atol=1e-5
+    )
+    assert torch.equal(found[:, 0], logits(model)[:, 0])
+
+
+def test_a_lead_in_is_scored_on_its_last_tokens(tiny_model: Factory) -> None:
+    model = tiny_model("mamba2", num_hidden_layers=1)
+    seen: list[Tensor] = []
+
+    class Spy(Plain):
+        def scan(self, site: StateSite, scan: Scan) -> Scan:  # type: ignore[override]
+            H, C = plain(scan)
+            seen.append(H.square().sum(dim=(3, 4)) * C.square())
+            return scan
+
+    logits(model, Spy(1, "read"))
+    sites = find_state_sites(model)
+    scores = lead_in_scores(model, sites, rule(5, "read", choice="causal"), IDS, 5)
+    torch.testing.assert_close(scores["state.000"], seen[0][:, -5:].mean(dim=1))
 
 
 def test_padding_does_not_choose(tiny_model: Factory) -> None:
     model = tiny_model("mamba2")
     for access in ("read", "write"):
-        action = StateWindows(rule(8, access), stream=False)
+        action = StateWindows(rule(8, access))
         action.valid = torch.ones_like(IDS, dtype=torch.bool)
         action.valid[0, 13:] = False
         found = logits(model, action)[0, :13]
-        with scanning(model, find_state_sites(model), StateWindows(rule(8, access), stream=False)):
+        with scanning(model, find_state_sites(model), StateWindows(rule(8, access))):
             alone = model(input_ids=IDS[:1, :13], use_cache=False).logits[0]
         torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-5)
 

@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from keepset.measure.ablations import measure_ablations, sample_units
+from keepset.calibrate.activations import collect_moments
+from keepset.calibrate.units import unit_table
+from keepset.hold.inputs import watching
+from keepset.measure.ablations import ablation_table, measure_ablations, sample_units
 from keepset.measure.runner import Runner
+from keepset.settings import Ablation
 from keepset.sites.ffn import find_ffn_sites
 
 
@@ -80,6 +86,88 @@ def test_ablations_equal_zeroed_weights(tiny_model, family):
             changes.append(zeroed(site, unit) - nll(model, block[None]))
         assert measured[at] == pytest.approx(np.mean(changes), abs=2e-6)
     assert measured.abs().max() > 1e-4
+
+
+def test_a_bos_is_left_whole_and_never_predicted(tiny_model):
+    model = tiny_model("llama")
+    site = find_ffn_sites(model)[1]
+    block = torch.randint(4, 260, (1, 12), generator=torch.Generator().manual_seed(2))
+    ids = torch.cat([torch.tensor([[1]]), block], dim=1)
+
+    def loss(action):
+        with watching(model, [site], action), torch.inference_mode():
+            logits = model(input_ids=ids).logits[0, :-1].double()
+        return float(torch.nn.functional.cross_entropy(logits, block[0]))
+
+    def leave_out(_site, h):
+        h = h.clone()
+        h[:, 1:, 5] = 0
+        return h
+
+    # Two rows of twelve tokens would fit, two of thirteen do not.
+    runner = Runner(model, [site], batch_tokens=25, bos=1)
+    sample = pd.DataFrame({"layer": [1, 1], "unit": [5, 5]})
+    measured = measure_ablations(runner, [site], sample, block, "test")
+    change = loss(leave_out) - loss(lambda *_: None)
+    assert measured.tolist() == pytest.approx([change] * 2, abs=2e-6)
+    assert abs(change) > 1e-5
+
+
+class TestTable:
+    """Units are scored on the text of their ablation, and on all other text."""
+
+    block = torch.randint(4, 260, (6, 12), generator=torch.Generator().manual_seed(2))
+    document = torch.tensor([0, 1, 1, 0, 2, 3])
+
+    def make(self, model, tokens, document=None):
+        sites = find_ffn_sites(model)
+        document = self.document if document is None else document
+        moments = collect_moments(
+            model, sites, self.block, documents=document, gradients=True, batch_tokens=48
+        )
+        blocks = SimpleNamespace(calibration=self.block, calibration_document=document)
+        ablation = Ablation(units=16, tokens=tokens)
+        runner = Runner(model, sites)
+        identity = {"model": "m", "corpus": "c"}
+        return sites, ablation_table(runner, sites, moments, blocks, ablation, 3, identity)
+
+    def test_scores_are_those_of_whole_documents(self, tiny_model):
+        model = tiny_model("llama")
+        sites, table = self.make(model, tokens=25)
+        # Documents 0 and 1, two blocks each, since one holds 24 tokens.
+        assert set(table["n_documents"]) == {2}
+        assert set(table["n_tokens"]) == {48}
+        assert len(table) == 16
+        assert table.columns[:2].tolist() == ["model", "corpus"]
+        for rows, ending in (([0, 1, 2, 3], ""), ([4, 5], "_other")):
+            moments = collect_moments(model, sites, self.block[rows], gradients=True)
+            alone = unit_table(sites, moments).loc[table.index]
+            for name in ("magnitude", "output", "taylor"):
+                assert table[name + ending].to_numpy() == pytest.approx(
+                    alone[name].to_numpy(), rel=1e-4, abs=1e-9
+                )
+        sample = table[["layer", "unit"]]
+        loss = measure_ablations(Runner(model, sites), sites, sample, self.block[:4], "test")
+        assert table["loss"].tolist() == pytest.approx(loss.tolist(), abs=2e-6)
+
+    def test_taylor_is_the_first_order_of_the_change_on_its_own_text(self, tiny_model):
+        """On other text it says less: that is what was set against the change."""
+        _, table = self.make(tiny_model("llama"), tokens=12)
+        change = table["loss"].abs()
+        matched, other = (change.corr(table[name]) for name in ("taylor", "taylor_other"))
+        assert matched > 0.8, other
+        assert other < matched - 0.3
+
+    @pytest.mark.parametrize(
+        ("tokens", "document"), [(72, None), (12, torch.zeros(6, dtype=torch.int64))]
+    )
+    def test_without_other_text_there_are_no_scores_on_it(self, tiny_model, tokens, document):
+        _, table = self.make(tiny_model("llama"), tokens, document)
+        assert set(table["n_tokens"]) == {72}
+        others = [name for name in table if name.endswith("_other")]
+        assert len(others) == 3
+        assert table[others].isna().all(axis=None)
+        assert table["taylor"].notna().all()
 
 
 def test_ablations_leave_no_hook_behind(tiny_model):

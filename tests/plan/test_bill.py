@@ -47,7 +47,7 @@ def test_the_text_names_models_rules_and_assumptions(capsys):
     assert "mamba2-370m" not in shown
     lines = [line.split() for line in shown.splitlines()]
     (dense,) = [line for line in lines if line[:2] == ["evaluate_dense", "6"]]
-    assert dense[2:4] == ["393", "k"]  # two models, three corpora, 65,536 tokens
+    assert dense[2:4] == ["786", "k"]  # two models, three corpora, 131,072 tokens
     assert len([line for line in lines if line[:1] == ["sum"]]) == 3
 
 

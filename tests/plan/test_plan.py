@@ -36,13 +36,21 @@ def tokens(config, rule, size=QWEN, **names):
 
 
 def test_tokens_by_hand(paper):
-    """64 blocks of 1,024 tokens are evaluated; static: 4 scores and 5 seeds at 5 sparsities."""
-    assert tokens(paper, "evaluate_dense") == 65536
+    """64 blocks of 1,024 tokens are evaluated, 128 dense and under dynamic rules.
+
+    Static: 4 scores and 5 seeds at 5 sparsities.
+    """
+    assert tokens(paper, "evaluate_dense") == 131072
     assert tokens(paper, "evaluate_static") == (4 + 5) * 5 * 65536
-    assert tokens(paper, "evaluate_dynamic") == 2 * 5 * 65536
+    # once as it is, and three times with noise
+    assert tokens(paper, "evaluate_dynamic") == (1 + 3) * 2 * 5 * 131072
+    no_draws = paper.statistics.model_copy(update={"rounding_draws": 0})
+    without = paper.model_copy(update={"statistics": no_draws})
+    assert tokens(without, "evaluate_dynamic") == 2 * 5 * 131072
     # 11 windows at 5 sparsities; the oracle at W = 1 is the dynamic rule.
     assert tokens(paper, "evaluate_windowed", choice="oracle") == 10 * 5 * 65536
-    assert tokens(paper, "evaluate_windowed", choice="causal") == 11 * 5 * 65536 + 1024
+    # The text before every block is run once for each window.
+    assert tokens(paper, "evaluate_windowed", choice="causal") == 11 * (5 + 1) * 65536
     assert tokens(paper, "cache_activations") == 131072
     # 8 blocks; of each, 8 rows are run dense and then with 256 units left out, 8 at a time.
     assert tokens(paper, "correlate_size_impact") == 8 * (1 + 32) * 8 * 1024
@@ -71,11 +79,17 @@ def test_tokens_of_states_by_hand(paper, embedded):
     few = paper.model_copy(update={"text": paper.text.model_copy(update={"batch_tokens": 4096})})
     found = tokens(few, "score_state", size, **mamba)
     assert found == 2 * 131072 + 2 * 5 * 131072 * 25 / 2 + 9 * 1024
-    # 2 scores, 2 sparsities, 4 windows; states are stepped once to be read, twice to forget.
+    # 2 scores, 2 sparsities, 3 windows, and a dynamic rule on twice the text; states are stepped
+    # once to be read, twice to forget.
     job = Job("evaluate_state_windowed", {**WIKI, **mamba, "choice": "oracle"})
     parts = work(paper, job, size)
-    assert [part.tokens for part in parts] == 2 * [2 * 2 * 4 * 65536]
+    assert [part.tokens for part in parts] == 2 * [2 * 2 * (3 + 2) * 65536]
     assert [part.stepped / part.tokens for part in parts] == [1, 2]
+    # Causal rules also run the text before every block, for each score and window of four.
+    job = Job("evaluate_state_windowed", {**WIKI, **mamba, "choice": "causal"})
+    parts = work(paper, job, size)
+    assert [part.tokens for part in parts] == 2 * [2 * 2 * 4 * 65536, 2 * 4 * 65536]
+    assert [part.stepped / part.tokens for part in parts] == [1, 1, 2, 1]
 
 
 def test_operations_and_bytes_by_hand(paper):
@@ -84,7 +98,7 @@ def test_operations_and_bytes_by_hand(paper):
     found = cost(paper, job, size, "cuda")
     # A token meets each matrix entry once, and 512 earlier tokens in 24 layers of width 2,048.
     per_token = 2 * size.multiplied + 24 * 4 * 512 * 2048
-    assert found.flops == 65536 * per_token
+    assert found.flops == 131072 * per_token
     assert found.weights == 2 * size.parameters
     # Weights, CUDA's context, logits, and one layer's activations of 8 blocks, all in bfloat16.
     beside = 8192 * 2 * (50272 + 4 * 2048 + 2 * 8192)
@@ -98,7 +112,7 @@ def test_states_that_are_stepped_move_bytes(paper):
     size = table()["state-spaces/mamba2-1.3b"]
     names = {"model": "mamba2-1.3b", "corpus": "c4", "choice": "oracle"}
     found = cost(paper, Job("evaluate_state_windowed", names), size, "cuda")
-    stepped = 16 * 65536 * (1 + 2)
+    stepped = 2 * 2 * (3 + 2) * 65536 * (1 + 2)
     assert found.bytes == stepped * 48 * 64 * 64 * 128 * 7 * 4
     speed = plan.Speed(1e12, 1e12, "")
     assert found.seconds(speed) == pytest.approx(

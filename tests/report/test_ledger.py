@@ -31,12 +31,17 @@ class TestText:
 
     def test_counts(self):
         assert self.text.endswith(
-            "5 reproduced, 5 contradicted, 5 inconclusive, 5 not tested here\n"
+            "6 reproduced, 6 contradicted, 6 inconclusive, 6 not tested here\n"
         )
 
     def test_colour_only_where_asked(self):
         assert "\033" not in self.text
         assert "\033[1;31m" in ledger.text(LEDGER, colour=True)
+
+    def test_a_ratio_near_one_shows_what_it_differs_by(self):
+        row = LEDGER[LEDGER["scale"] == "ratio"].iloc[0]
+        near = row.to_dict() | {"cases": 1, "estimate": 1.0004, "ci_low": 0.9991, "ci_high": 1.0017}
+        assert ledger.ours(pd.Series(near)) == "1.000 x [0.999, 1.002]"
 
     def test_the_number_and_what_was_asked(self):
         assert "12,346 [11,111, 23,457], asked > 100" in self.text
@@ -50,6 +55,9 @@ class TestFiles:
         assert not re.search(r"(?<!\\)%", text.split("\n", 1)[1])
         body = text.split("\\endfoot\n")[1].split("\\end{longtable}")[0].splitlines()
         assert {line.count(" & ") for line in body} == {6}
+
+    def test_an_interval_outside_is_explained(self):
+        assert "is no contradiction yet" in ledger.page(LEDGER, CASES, "s")
 
     def test_html_is_escaped_and_whole(self):
         text = ledger.page(LEDGER, CASES, "a<b")

@@ -19,7 +19,7 @@ from keepset.settings import Statistics
 def found() -> dict[str, pd.DataFrame]:
     perplexity = made_up.perplexity(["relu"], ("wiki_en", "docs")).query("corpus == 'docs'")
     capability = made_up.capability(["relu"], items=60)
-    tested = significance.test_significance(perplexity, capability, Statistics(resamples=99), 0)
+    tested = significance.test_significance(perplexity, capability, Statistics(), pd.DataFrame())
     return {**tested, "correlation": made_up.correlation(["relu"], ("wiki_en",))}
 
 
@@ -88,7 +88,21 @@ class TestContents:
         ]
         one = found["ratios"].query("method == 'static' and sparsity == 0.9").iloc[0]
         ends = f"[{one['ci_low']:.3f}, {one['ci_high']:.3f}]"
-        assert rows[0][9] == rf"\shortstack{{{one['ratio']:.3f}\\{{\scriptsize {ends}}}}}"
+        assert rows[0][10] == rf"\shortstack{{{one['ratio']:.3f}\\{{\scriptsize {ends}}}}}"
+
+    def test_the_rounding_of_dynamic_rules(self, found, tmp_path):
+        dynamic = found["ratios"]["method"] == "dynamic"
+        noise = found["ratios"]["sparsity"].where(dynamic) / 100
+        tables.write_tables({"ratios": found["ratios"].assign(rounding=noise)}, tmp_path)
+        rows = body((tmp_path / "perplexity.tex").read_text())
+        assert [row[6:8] for row in rows] == [["static", "--"], ["dynamic", r"0.98\%"]]
+
+    def test_correlations_of_parts_of_the_text_are_not_shown(self, found, tmp_path):
+        part = found["correlation"].assign(left_out=0)
+        tables.write_tables({"correlation": pd.concat([found["correlation"], part])}, tmp_path)
+        shown = pd.read_csv(tmp_path / "correlations.csv")
+        assert set(shown["left_out"]) == {-1}
+        assert not shown.duplicated(["corpus", "size", "impact"]).any()
 
     def test_dial(self, folder):
         rows = body((folder / "dial.tex").read_text())
@@ -108,7 +122,7 @@ class TestContents:
     def test_equivalent_is_marked(self, found, tmp_path):
         same = found["ratios"].assign(equivalent=True)
         tables.write_tables({"ratios": same}, tmp_path)
-        assert all("$^{=}$" in row[7] for row in body((tmp_path / "perplexity.tex").read_text()))
+        assert all("$^{=}$" in row[8] for row in body((tmp_path / "perplexity.tex").read_text()))
 
     def test_unknown_interval_leaves_the_number(self, found, tmp_path):
         one_block = found["ratios"].assign(ci_low=np.nan, ci_high=np.nan, equivalent=False)
@@ -118,7 +132,7 @@ class TestContents:
         assert "shortstack" not in text
 
     def test_level_in_the_caption(self, folder):
-        assert r"with 95\% intervals" in (folder / "perplexity.tex").read_text()
+        assert r"with 95\% $t$ intervals over documents" in (folder / "perplexity.tex").read_text()
 
 
 class TestNumber:
@@ -158,16 +172,16 @@ def test_escape():
 
 @pytest.fixture(scope="module")
 def compared() -> dict[str, pd.DataFrame]:
-    settings = Statistics(resamples=99)
+    settings, none = Statistics(), pd.DataFrame()
     perplexity = made_up_state.perplexity(["hybrid"], blocks=4)
     perplexity = perplexity[(perplexity["method"] != "windowed") & (perplexity["sparsity"] <= 0.5)]
     items = made_up_state.recall(["hybrid"], each=3)
-    ratios = significance.test_significance(perplexity, pd.DataFrame(), settings, 0)["ratios"]
+    ratios = significance.test_significance(perplexity, none, settings, none)["ratios"]
     return {
         "recall": comparisons.recall_table(items, settings, 1 / 64),
-        "state_pairs": comparisons.state_pairs(perplexity, items, settings, 0),
+        "state_pairs": comparisons.state_pairs(perplexity, items, settings),
         "side_by_side": comparisons.side_by_side(ratios),
-        "lengths": comparisons.length_ratios(made_up_state.lengths(["mamba2"]), settings, 0),
+        "lengths": comparisons.length_ratios(made_up_state.lengths(["mamba2"]), settings),
     }
 
 
@@ -218,7 +232,7 @@ class TestComparisons:
     def test_states_and_neurons_are_told_apart(self, tmp_path):
         perplexity = made_up_state.perplexity(["hybrid"], blocks=4).query("sparsity in (0, 0.5)")
         found = significance.test_significance(
-            perplexity, pd.DataFrame(), Statistics(resamples=99), 0
+            perplexity, pd.DataFrame(), Statistics(), pd.DataFrame()
         )
         tables.write_tables({"ratios": found["ratios"], "trend": found["trend"]}, tmp_path)
         names = {tuple(row[3:5]) for row in body((tmp_path / "perplexity.tex").read_text())}

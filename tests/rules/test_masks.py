@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as hnp
 
-from keepset.errors import ConfigError
+from keepset.errors import ConfigError, ModelError
 from keepset.rules.masks import rank_units, spread_windows, top_mask, top_units, window_means
 from keepset.rules.rule import Rule, n_kept
 
@@ -88,6 +88,29 @@ def test_sparsity_outside_its_range_is_refused(sparsity):
 def test_impossible_windows_are_refused(window):
     with pytest.raises(ConfigError, match="window"):
         Rule("magnitude", 0.5, window)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"choice": "causl"}, "choice must be oracle or causal, got 'causl'"),
+        ({"access": "read"}, "access to ffn must be one of none, both, got 'read'"),
+        ({"site": "state", "access": "reed"}, "one of none, both, read, write, got 'reed'"),
+    ],
+)
+def test_words_that_no_rule_knows_are_refused(words, message):
+    with pytest.raises(ConfigError, match=message):
+        Rule("magnitude", 0.9, 8, **words)
+
+
+@pytest.mark.parametrize("place", [0, 3, 7])
+@pytest.mark.parametrize("k", [1, 3, 7])
+def test_nothing_is_chosen_on_nan(place, k):
+    score = torch.arange(8.0)
+    score[place] = float("nan")
+    for choose in (rank_units, lambda s: top_mask(s[None], k), lambda s: top_units(s, k)):
+        with pytest.raises(ModelError, match="NaN among the scores"):
+            choose(score)
 
 
 def test_methods_are_places_on_the_dial():

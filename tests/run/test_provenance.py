@@ -1,6 +1,9 @@
+import shutil
+
 import pytest
 
 from keepset.run import provenance
+from keepset.settings.steps import all_steps
 
 
 def test_the_closure_holds_what_is_imported_and_nothing_above():
@@ -86,6 +89,47 @@ def test_nothing_else_does(package, file, content):
     before = hash_now()
     (folder / file).write_text(content)
     assert hash_now() == before
+
+
+class TestDataFiles:
+    """Tables that code reads from beside it decide results as code does."""
+
+    def test_a_file_that_the_code_names_counts(self, package):
+        folder, hash_now = package
+        (folder / "below.py").write_text('TABLE = "numbers.csv"\n')
+        without = hash_now()
+        (folder / "numbers.csv").write_text("a,b\n1,2\n")
+        before = hash_now()
+        (folder / "numbers.csv").write_text("a,b\n1,3\n")
+        assert len({without, before, hash_now()}) == 3
+
+    def test_other_files_do_not(self, package):
+        folder, hash_now = package
+        before = hash_now()
+        (folder / "numbers.csv").write_text("a,b\n1,2\n")
+        assert hash_now() == before
+
+    def test_a_number_of_the_papers_makes_the_ledger_stale(self, tmp_path, monkeypatch):
+        copied = tmp_path / "keepset"
+        shutil.copytree(provenance.ROOT, copied, ignore=shutil.ignore_patterns("__pycache__"))
+        monkeypatch.setattr(provenance, "ROOT", copied)
+        code = all_steps()["judge_claims"].code
+        before = provenance.code_hash.__wrapped__(code)
+        table = copied / "analyse" / "claims" / "papers.csv"
+        table.write_text(table.read_text("utf-8").replace("static 0.90,683", "static 0.90,684"))
+        assert provenance.code_hash.__wrapped__(code) != before
+
+    def test_every_data_file_of_the_package_is_one_of_a_modules(self):
+        known = set()
+        for path in provenance.ROOT.rglob("*.py"):
+            parts = path.relative_to(provenance.ROOT).with_suffix("").parts
+            known.update(provenance.data_files(".".join(("keepset", *parts))))
+        files = {
+            path for path in provenance.ROOT.rglob("*")
+            if path.is_file() and path.suffix not in (".py", ".pyc") and path.name != "py.typed"
+        }  # fmt: skip
+        assert files == known
+        assert {path.name for path in files} >= {"papers.csv", "sizes.csv"}
 
 
 def test_the_environment_holds_versions_and_no_time():

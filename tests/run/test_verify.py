@@ -15,6 +15,7 @@ from keepset.settings import steps
 
 ROOT = Path(__file__).parents[2]
 MODULE = "keepset.settings.grid"
+TESTED = ["m/c/perplexity.parquet", "m/c/rounding.parquet"]
 
 
 def configuration(**changes):
@@ -51,9 +52,10 @@ def study(tmp_path, monkeypatch):
         ("prepare_model", "m/model.json", [], {"model": "m"}),
         ("evaluate_dense", "m/c/dense.parquet", ["m/model.json"], one),
         ("of_another_version", "m/c/perplexity.parquet", ["m/c/dense.parquet"], one),
+        ("of_another_version", "m/c/rounding.parquet", ["m/model.json"], one),
         ("correlate_size_impact", "m/c/correlation.parquet", ["m/model.json"], one),
         ("join_correlations", "significance/correlation.parquet", ["m/c/correlation.parquet"], {}),
-        ("test_significance", "significance/ratios.parquet", ["m/c/perplexity.parquet"], {}),
+        ("test_significance", "significance/ratios.parquet", TESTED, {}),
     ):
         step = steps.all_steps().get(rule)
         run(rule, output, inputs, wildcards, **(step.given(config, wildcards) if step else {}))
@@ -74,8 +76,8 @@ AFTER_DENSE = {"m/c/perplexity.parquet", "significance/ratios.parquet"}
 
 
 def test_an_untouched_study_is_clean(study):
-    assert verify(study, configuration()) == ([], 6)
-    assert verify(study) == ([], 6)
+    assert verify(study, configuration()) == ([], 7)
+    assert verify(study) == ([], 7)
 
 
 def test_altered(study):
@@ -127,6 +129,7 @@ def test_an_input_made_again_with_other_contents_makes_stale(study):
     content["outputs"]["m/model.json"] = record.sha256(study / "m/model.json")
     record_of.write_text(json.dumps(content))
     after = {"m/c/correlation.parquet", "significance/correlation.parquet", "m/c/dense.parquet"}
+    after.add("m/c/rounding.parquet")
     assert judged(study) == {"stale": AFTER_DENSE | after}
 
 
@@ -134,7 +137,7 @@ def test_changed_code_makes_stale(study, monkeypatch):
     monkeypatch.setattr(provenance, "code_hash", lambda module: f"{module}:other")
     reasons = {finding.reason for finding in verify(study)[0]}
     assert f"the code of {MODULE} has changed" in reasons
-    assert len(judged(study)["stale"]) == 6
+    assert len(judged(study)["stale"]) == 7
 
 
 def test_code_that_is_gone_makes_stale(study, monkeypatch):
@@ -157,8 +160,8 @@ def test_code_that_is_gone_makes_stale(study, monkeypatch):
             | {"m/c/dense.parquet", "m/c/correlation.parquet", "significance/correlation.parquet"},
         ),
         (
-            {"statistics": {"resamples": 999}},
-            "statistics.resamples",
+            {"statistics": {"confidence": 0.9}},
+            "statistics.confidence",
             {
                 "significance/ratios.parquet",
                 "m/c/correlation.parquet",
@@ -194,7 +197,7 @@ def test_results_of_a_removed_model_are_foreign(study):
     foreign = judged(study, config)["foreign"]
     assert foreign == {
         *("m/model.json", "m/c/dense.parquet", "m/c/perplexity.parquet"),
-        "m/c/correlation.parquet",
+        *("m/c/correlation.parquet", "m/c/rounding.parquet"),
     }
 
 
@@ -217,7 +220,7 @@ def test_a_folder_without_records_is_refused(tmp_path, make):
 
 def test_the_command(study, capsys):
     assert cli.main(["verify", "results/made"]) == 0
-    assert "6 files on record, 0 to look at, without a configuration" in capsys.readouterr().out
+    assert "7 files on record, 0 to look at, without a configuration" in capsys.readouterr().out
     Path("config.yaml").write_text(yaml.safe_dump(configuration().model_dump(mode="json")))
     (study / "m/c/dense.parquet").unlink()
     assert cli.main(["verify", "results/made"]) == 1
@@ -230,3 +233,48 @@ def test_the_command(study, capsys):
     Path("config.yaml").write_text(yaml.safe_dump(changed))
     assert cli.main(["verify", "results/made"]) == 1
     assert "config.yaml is of study other" in capsys.readouterr().err
+
+
+def write_configuration(path, **changes):
+    content = configuration(**changes).model_dump(mode="json")
+    Path(path).write_text(yaml.safe_dump(content))
+
+
+def test_a_configuration_that_is_not_there_is_named(study, capsys):
+    assert cli.main(["verify", "results/made", "--config", "typo.yaml"]) == 1
+    assert "error: typo.yaml: no such configuration file" in capsys.readouterr().err
+    write_configuration("config.yaml", study="other")
+    assert cli.main(["verify", "results/made", "--config", "none"]) == 0
+    assert "without a configuration" in capsys.readouterr().out
+    assert cli.main(["verify", "results/typo"]) == 1
+    assert "results/typo: no such folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("folder", ["results/made", "results/mine", "kept/copy", "."])
+def test_a_study_is_judged_as_what_it_holds_wherever_it_is(
+    study, tmp_path, monkeypatch, capsys, folder
+):
+    outside = Path("specimens/losses.parquet")
+    outside.parent.mkdir()
+    outside.write_text("a curve")
+    given = steps.all_steps()["draw_losses_figures"].given(configuration(), {})
+    run("draw_losses_figures", "loss_curve.png", ["../../specimens/losses.parquet"], {}, **given)
+    # The folder lies on another disk under another name; so does one of its models.
+    (tmp_path / "disk/far/away").mkdir(parents=True)
+    (study / "m").rename(tmp_path / "disk/far/model")
+    (study / "m").symlink_to(tmp_path / "disk/far/model")
+    study.rename(tmp_path / "disk/far/away/run-17")
+    for link in (Path("results/made"), Path("results/mine"), Path("kept/copy")):
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(tmp_path / "disk/far/away/run-17")
+    write_configuration("config.yaml")
+    if folder == ".":
+        monkeypatch.chdir(study)
+    arguments = ["verify", folder, "--config", str(tmp_path / "config.yaml")]
+    assert cli.main(arguments) == 0, capsys.readouterr().out
+    outside = tmp_path / outside
+    outside.write_text("another")
+    assert cli.main(arguments) == int(folder != "."), capsys.readouterr().out
+    write_configuration(tmp_path / "config.yaml", study="other")
+    assert cli.main(arguments) == 1
+    assert "is of study other, and" in capsys.readouterr().err

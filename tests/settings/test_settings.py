@@ -1,4 +1,5 @@
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -79,12 +80,28 @@ def test_every_key_of_the_configuration_is_commented():
         ("tasks.wiki", {"kind": "built", "corpora": ["wiki"]}, "used twice or reserved: wiki"),
         ("tasks.last-word.corpora", ["nope"], "tasks.last-word.corpora: unknown corpus nope"),
         ("tasks.last-word.min_words", 100, "min_words exceeds max_words"),
+        ("tasks.recall.max_words", 50, "max_words is for kind: built"),
+        ("tasks.last-word.facts", [1], "facts is for kind: recall"),
+        (
+            "tasks.last-word",
+            {"kind": "jsonl", "source": {"path": "a", "field": "b"}},
+            "rows of kind jsonl have the fields context and target",
+        ),
         ("capability.corpus", "nope", "capability.corpus: unknown corpus nope"),
     ],
 )
 def test_bad_keys_are_named(path, value, message):
     with pytest.raises(ConfigError, match=message):
         settings.from_mapping(changed(path, value))
+
+
+def test_sameness_takes_no_less_text_than_everything_else():
+    config = settings.from_mapping(changed("text.sameness_tokens", 4096))
+    assert config.sameness_tokens("smollm2-135m") == 4096
+    left_out = settings.from_mapping(changed("text.sameness_tokens", None))
+    assert left_out.sameness_tokens("smollm2-135m") == 2048
+    with pytest.raises(ConfigError, match="text: sameness_tokens is less than evaluation_tokens"):
+        settings.from_mapping(changed("text.sameness_tokens", 2047))
 
 
 def test_all_problems_are_listed_at_once():
@@ -99,7 +116,7 @@ def test_only_restricts_and_is_checked():
     config = changed("models.other", {"path": "x"})
     assert list(settings.from_mapping({**config, "only": "other"}).active_models()) == ["other"]
     both = settings.from_mapping({**config, "only": "other,smollm2-135m"})
-    assert list(both.active_models()) == ["other", "smollm2-135m"]
+    assert list(both.active_models()) == ["smollm2-135m", "other"]
     with pytest.raises(ConfigError, match=r"only: unknown model typo; known: .*smollm2-135m"):
         settings.from_mapping({**config, "only": "typo"}).active_models()
 
@@ -111,10 +128,23 @@ def test_specimens_join_under_their_folders_names(tmp_path):
     (tmp_path / "notes").mkdir()
     config = settings.from_mapping(changed("specimens", str(tmp_path)))
     models = config.active_models()
-    assert list(models) == ["relu", "swiglu", "smollm2-135m"]
+    assert list(models) == ["smollm2-135m", "relu", "swiglu"]
     assert models["relu"].origin == "specimen"
     assert config.evaluation_tokens("relu") == 8192
     assert config.evaluation_tokens("smollm2-135m") == 2048
+
+
+def test_models_stand_in_the_order_that_tells_the_story(tmp_path):
+    types = {"a-hybrid": "zamba2", "b-state": "mamba2", "c-gated": "qwen2", "d-relu": "opt"}
+    for name, model_type in types.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"model_type": model_type}))
+    config = changed("models.trained", {"path": "x", "origin": "specimen"})
+    config = settings.from_mapping({**config, "specimens": str(tmp_path)})
+    specimens = ["c-gated", "d-relu", "b-state", "a-hybrid", "trained"]
+    assert list(config.active_models()) == ["smollm2-135m", *specimens]
+    some = config.model_copy(update={"only": "a-hybrid,smollm2-135m"})
+    assert list(some.active_models()) == ["smollm2-135m", "a-hybrid"]
 
 
 def test_a_study_without_models_is_refused(tmp_path):

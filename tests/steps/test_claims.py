@@ -6,8 +6,8 @@ import pytest
 from keepset.files import store
 from keepset.steps import claims
 
-STATISTICS = {"confidence": 0.95, "resamples": 99, "perplexity_margin": 0.01}
-SETTINGS = {"study": "s", "statistics": STATISTICS, "seed": 1, "tasks": {"t": "recall"}}
+STATISTICS = {"confidence": 0.95, "perplexity_margin": 0.01}
+SETTINGS = {"study": "s", "statistics": STATISTICS, "tasks": {"t": "recall"}, "induction": []}
 OUTPUTS = ("csv", "cases", "tex", "html", "parquet")
 
 
@@ -18,23 +18,26 @@ def inputs(tmp_path):
     info = {"name": "hybrid", "origin": "specimen", "model_type": "zamba2", "activation": "gelu"}
     store.write_json(info, folder / "model.json")
     channels = pd.DataFrame({"layer": [0, 0, 1, 1], "group": 0, "channel": [0, 1, 0, 1]})
-    channels = channels.assign(magnitude=[1.0, 2, 3, 4], energy=[4.0, 3, 2, 1])
+    channels = channels.assign(magnitude=[1.0, 2, 3, 4], energy=[4.0, 3, 2, 1], n_documents=8)
+    channels = pd.concat([channels.assign(left_out=group) for group in (-1, 0, 1)])
     peak = pd.DataFrame({"method": ["ghost", "taylor"], "peak_bytes": [10, 40], "n_tokens": 8})
     correlation = pd.DataFrame(
         {"study": "s", "model": "hybrid", "origin": "specimen", "corpus": "wiki", "site": "state"}
-        | {"size": "magnitude", "impact": "ghost", "layer": [0, 1, -1]}
-        | {"spearman": [-0.3, -0.32, -0.31]}
+        | {"size": "magnitude", "impact": "ghost", "layer": [0, -1] * 3, "n_documents": 8}
+        | {"left_out": [-1, -1, 0, 0, 1, 1], "spearman": [-0.3, -0.3, -0.31, -0.31, -0.3, -0.3]}
     )
-    unit = {"layer": 0, "unit": 3, "magnitude": 1.0, "weight": 1.0, "output": 1.0}
-    facts = {"ablations": [{**unit, "taylor": t, "loss": t} for t in (0.1, 0.2, 0.3, 0.4)]}
+    ablations = pd.DataFrame({"model": "hybrid", "origin": "specimen", "corpus": "wiki"}, [0])
+    corpus = pd.DataFrame({"split": ["calibration", "evaluation", "evaluation", "heldout"]})
+    store.write_table(corpus, tmp_path / "wiki.parquet", {})
     paths = {}
     for name, table in (
-        ("channels", channels), ("memory", peak), ("correlation", correlation)
+        ("channels", channels), ("memory", peak), ("correlation", correlation),
+        ("ablations", ablations),
     ):  # fmt: skip
         path = folder / "wiki" / f"{name}.parquet"
-        store.write_table(table, path, facts if name == "correlation" else {})
+        store.write_table(table, path, {})
         paths[name] = [path]
-    return {"models": [folder / "model.json"], **paths}
+    return {"models": [folder / "model.json"], "corpora": [tmp_path / "wiki.parquet"], **paths}
 
 
 def test_tables_are_named_after_their_folders(inputs):
@@ -44,6 +47,7 @@ def test_tables_are_named_after_their_folders(inputs):
         assert set(table["corpus"]) == {"wiki"}
         assert set(table["origin"]) == {"specimen"}
     assert evidence.models["l1"].tolist() == [True]
+    assert evidence.documents == {"wiki": 2}
     assert len(evidence.perplexity) == len(evidence.capability) == 0
 
 
@@ -56,7 +60,7 @@ def test_writes_every_form(inputs, tmp_path):
     assert ledger.loc["C4", "verdict"] == "not tested here"
     assert pd.read_parquet(outputs["parquet"])["verdict"].tolist() == ledger["verdict"].tolist()
     facts = store.read_json(outputs["parquet"].with_suffix(".json"))
-    assert facts["settings"]["seed"] == 1
+    assert facts["settings"]["study"] == "s"
     again = {name: tmp_path / "again" / f"claims.{name}" for name in OUTPUTS}
     claims.judge_claims(inputs, {**SETTINGS, "l1": []}, again)
     for name in OUTPUTS:

@@ -35,8 +35,7 @@ def test_a_study_without_tasks_and_states(tmp_path):
             "ratios": [tmp_path / "ratios.parquet"],
             "lengths": [],
         },
-        {"resamples": 99},
-        0,
+        {"confidence": 0.95},
         outputs,
     )
     for path in outputs.values():

@@ -18,6 +18,7 @@ from keepset.steps.shipping import measure_specimens, model_card, ship_specimens
 from keepset.steps.training import prepare_training, train_specimen
 
 KEYS = settings.TrainingData.model_fields
+SHIPPED = sorted((Path(__file__).parents[2] / "specimens").glob("*/README.md"))
 LONG = copy.deepcopy(SETTINGS)  # recall items are longer than the rows
 LONG["specimens"]["tiny"]["config"]["max_position_embeddings"] = 256
 
@@ -80,6 +81,10 @@ def test_the_card_says_what_was_missed() -> None:
     }  # fmt: skip
     gate = {"name": "recall", "value": 0.5, "bound": "at least 0.8", "passed": False}
     text = model_card("mamba2", trained, measured, [gate, {**gate, "name": "b", "passed": True}])
+    family = next(line for line in text.splitlines() if line.startswith("A specimen"))
+    assert "differ in more than the part under study" in family
+    for card in SHIPPED:
+        assert family in card.read_text("utf-8"), card
     assert "It misses 1: recall." in text
     assert "Start: near an induction circuit" in text
     plain = model_card("mamba2", {**trained, "induction": False}, measured, [gate])

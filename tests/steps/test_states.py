@@ -52,10 +52,11 @@ class Folder:
         info = models.prepare("m", Model(path=str(path / "checkpoint")), path)
         store.write_json(info, path / "model.json")
         table = pd.DataFrame(
-            [(split, "The quick brown fox. " * 20) for split in ("calibration", "evaluation")],
-            columns=["split", "text"],
+            [(split, 0, "The quick brown fox. " * 20) for split in ("calibration", "evaluation")],
+            columns=["split", "document", "text"],
         )
-        blocks = text.make_blocks("c", table, tokenizer, 16, 64, 96)
+        cutting = text.Cutting(factors=section()["lengths"])
+        blocks = text.make_blocks("c", table, tokenizer, 16, 64, 96, cutting)
         text.save_blocks(blocks, path / "blocks.safetensors")
         self.outputs = {
             "sets": path / "state.safetensors",
@@ -117,7 +118,7 @@ def test_windowed_settings_need_no_keep_sets(made: Callable[[str], Folder]) -> N
         assert table["nll"].notna().all()
 
 
-def test_lengths_are_joined_blocks(made: Callable[[str], Folder]) -> None:
+def test_lengths_have_passages_of_their_own(made: Callable[[str], Folder]) -> None:
     folder = made("mamba2")
     output = folder.path / "length.parquet"
     sets = folder.outputs["sets"]
@@ -128,7 +129,7 @@ def test_lengths_are_joined_blocks(made: Callable[[str], Folder]) -> None:
     assert table.groupby("length")["block"].nunique().to_dict() == {16: 6, 32: 3}
     assert (table["n_tokens"] == table["length"] - 1).all()
     network = AutoModelForCausalLM.from_pretrained(folder.path / "checkpoint")
-    rows = text.load_blocks(folder.inputs[1]).evaluation.view(3, 32)
+    rows = text.load_blocks(folder.inputs[1]).longer[2].evaluation
     with torch.no_grad():
         loss = network(input_ids=rows, labels=rows).loss
     dense = table.query("length == 32 and method == 'dense'")

@@ -1,47 +1,38 @@
 from __future__ import annotations
 
 import copy
-import warnings
+import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from made_blocks import blocks_of, documents, ids_of, table_of
 from made_prose import make_prose
 from safetensors.torch import load_file, save_file
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from keepset.errors import TextError
-from keepset.text.blocks import Blocks, cut_blocks, load_blocks, make_blocks, save_blocks
+from keepset.text.blocks import (
+    Blocks,
+    Cutting,
+    cut_blocks,
+    load_blocks,
+    make_blocks,
+    save_blocks,
+)
 from keepset.text.corpora import join_documents
-
-
-def _table(calibration: list[str], evaluation: list[str], separate: bool) -> pd.DataFrame:
-    rows = [("calibration", text) for text in calibration]
-    rows += [("evaluation", text) for text in evaluation]
-    table = pd.DataFrame(rows, columns=["split", "text"])
-    table["document"] = range(len(table))
-    return table.assign(source=table["split"] if separate else "text")
-
-
-def _ids(bpe: PreTrainedTokenizerFast, texts: list[str]) -> list[int]:
-    return bpe(join_documents(texts), add_special_tokens=False)["input_ids"]
 
 
 @pytest.fixture
 def table() -> pd.DataFrame:
-    return _table([make_prose(1, 40)], [make_prose(2, 20), make_prose(3, 20)], separate=False)
+    return table_of([make_prose(1, 40)], [make_prose(2, 20), make_prose(3, 20)], separate=False)
 
 
-documents = st.lists(
-    st.integers(0, 50).flatmap(
-        lambda seed: st.integers(1, 30).map(lambda size: make_prose(seed, size))
-    ),
-    min_size=1,
-    max_size=3,
-)
+STREAM = Cutting("stream")
 
 
 @settings(max_examples=40, deadline=None)
@@ -54,13 +45,13 @@ def test_blocks_put_together_are_the_start_of_the_stream(
     block: int,
     count: int,
 ) -> None:
-    table = _table(calibration, evaluation, separate)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        blocks = make_blocks("made", table, bpe, block, count * block - 1, count * block - 1)
-    stream, reported = _ids(bpe, calibration), _ids(bpe, evaluation)
+    table = table_of(calibration, evaluation, separate)
+    blocks = blocks_of(table, bpe, block, count * block - 1, count * block - 1, STREAM)
+    stream, reported = ids_of(bpe, calibration), ids_of(bpe, evaluation)
     chosen, scored = blocks.calibration.flatten().tolist(), blocks.evaluation.flatten().tolist()
-    lead_in = blocks.lead_in.flatten().tolist()
+    first, *others = blocks.lead_in
+    lead_in = first.tolist()
+    assert [tokens.tolist() for tokens in others] == blocks.evaluation[:-1].tolist()
     assert chosen == stream[: min(count, len(stream) // block) * block]
     if separate:
         assert scored == reported[: min(count, len(reported) // block) * block]
@@ -71,15 +62,26 @@ def test_blocks_put_together_are_the_start_of_the_stream(
         assert len(lead_in) == block
 
 
+def test_a_bos_token_makes_the_first_token_count(
+    bpe: PreTrainedTokenizerFast, table: pd.DataFrame
+) -> None:
+    plain = make_blocks("made", table, bpe, 16, 64, 64)
+    with_bos = make_blocks("made", table, bpe, 16, 64, 64, Cutting(bos=bpe.bos_token_id))
+    assert with_bos.evaluation.equal(plain.evaluation)
+    assert (plain.bos, with_bos.bos) == (None, bpe.bos_token_id)
+    assert (with_bos.n_tokens - plain.n_tokens).tolist() == [1] * 4
+    firsts = [len(bpe.decode(ids[:1]).encode()) for ids in plain.evaluation]
+    assert (with_bos.n_bytes - plain.n_bytes).tolist() == firsts
+    assert with_bos.fingerprint != plain.fingerprint
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.text(min_size=40, max_size=300), min_size=1, max_size=4), st.integers(2, 9))
 def test_bytes_are_those_of_the_predicted_tokens(
     bpe: PreTrainedTokenizerFast, texts: list[str], block: int
 ) -> None:
-    table = _table(["x" * 200], texts, separate=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        blocks = make_blocks("made", table, bpe, block, block, 10**6)
+    table = table_of(["x" * 200], texts, separate=True)
+    blocks = blocks_of(table, bpe, block, block, 10**6, STREAM)
     encoded = bpe(join_documents(texts), add_special_tokens=False, return_offsets_mapping=True)
     starts = [encoded["offset_mapping"][i * block][1] for i in range(len(blocks.evaluation))]
     ends = [
@@ -100,8 +102,8 @@ def test_bytes_are_those_of_the_predicted_tokens(
 def test_counts_of_a_text_known_by_hand(bpe: PreTrainedTokenizerFast) -> None:
     """One block that holds the whole text: all but its first token count."""
     text = "Zwölf Boxkämpfer jagen Viktor"
-    ids = _ids(bpe, [text])
-    blocks = make_blocks("m", _table(["x" * 200], [text], True), bpe, len(ids), 2, 2)
+    ids = ids_of(bpe, [text])
+    blocks = make_blocks("m", table_of(["x" * 200], [text], True), bpe, len(ids), 2, 2, STREAM)
     assert bpe.decode(ids[:1]) == "Z"
     assert blocks.n_tokens.tolist() == [len(ids) - 1]
     assert blocks.n_bytes.tolist() == [len(text.encode()) - 1]
@@ -118,26 +120,12 @@ def test_offsets_that_leave_out_spaces_count_the_same_bytes(
     assert make_blocks("made", table, trimming, 16, 64, 640).n_bytes.equal(plain.n_bytes)
 
 
-def test_a_long_text_is_not_tokenised_whole(
-    bpe: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    table = _table([make_prose(1, 3000)], [make_prose(2, 3000)], separate=False)
-    lengths = []
-    encode = type(bpe).__call__
-
-    def recording(self: object, text: str, **options: object) -> object:
-        lengths.append(len(text))
-        return encode(self, text, **options)
-
-    monkeypatch.setattr(type(bpe), "__call__", recording)
-    make_blocks("made", table, bpe, 32, 256, 256)
-    assert sum(lengths) < 20_000 < len(table["text"][0])
-
-
 def test_types_and_shapes(bpe: PreTrainedTokenizerFast, table: pd.DataFrame) -> None:
     blocks = make_blocks("made", table, bpe, 32, 100, 65)
     assert blocks.calibration.shape == (4, 32)
-    assert blocks.lead_in.shape == (1, 32)
+    assert blocks.lead_in.shape == (3, 32)
+    assert blocks.document.shape == (3,)
+    assert blocks.calibration_document.shape == (4,)
     assert blocks.evaluation.shape == (3, 32)
     assert blocks.n_tokens.tolist() == [31, 31, 31]
     assert {t.dtype for t in vars(blocks).values() if isinstance(t, torch.Tensor)} == {torch.int64}
@@ -160,7 +148,7 @@ def test_the_fingerprint_tells_ids_and_block_apart(
             (table, 16, 64),
             (table, 32, 64),
             (table, 16, 96),
-            (table[::-1], 16, 64),
+            (table.assign(text=table["text"].str.upper()), 16, 64),
         )
     }
     assert len(made) == 4
@@ -179,17 +167,23 @@ def test_fewer_blocks_than_asked_for_are_used_with_a_warning(
 
 
 @pytest.mark.parametrize(
-    ("short", "separate", "needed"),
-    [("calibration", False, 32), ("evaluation", False, 64), ("evaluation", True, 32)],
+    ("short", "separate", "sampling", "needed"),
+    [
+        ("calibration", False, "stream", 32),
+        ("evaluation", False, "stream", 64),
+        ("evaluation", True, "stream", 32),
+        ("calibration", True, "documents", 32),
+        ("evaluation", True, "documents", 64),
+    ],
 )
 def test_too_little_text_for_one_block(
-    bpe: PreTrainedTokenizerFast, short: str, separate: bool, needed: int
+    bpe: PreTrainedTokenizerFast, short: str, separate: bool, sampling: Any, needed: int
 ) -> None:
     texts = {"calibration": [make_prose(1, 9)], "evaluation": [make_prose(2, 9)], short: ["abc"]}
-    table = _table(**texts, separate=separate)
+    table = table_of(**texts, separate=separate)
     message = rf"corpora\.made: the {short} text has \d tokens, {needed} are needed"
     with pytest.raises(TextError, match=message):
-        make_blocks("made", table, bpe, 32, 64, 64)
+        make_blocks("made", table, bpe, 32, 64, 64, Cutting(sampling))
 
 
 def test_a_slow_tokenizer_is_refused(table: pd.DataFrame) -> None:
@@ -203,22 +197,33 @@ def test_a_slow_tokenizer_is_refused(table: pd.DataFrame) -> None:
 
 @pytest.fixture
 def blocks(bpe: PreTrainedTokenizerFast, table: pd.DataFrame) -> Blocks:
-    return make_blocks("made", table, bpe, 16, 64, 64)
+    cutting = Cutting(sameness_tokens=96, factors=(1, 2), bos=bpe.bos_token_id)
+    return make_blocks("made", table, bpe, 16, 64, 64, cutting)
 
 
 def test_blocks_are_read_as_they_were_written(tmp_path: Path, blocks: Blocks) -> None:
     save_blocks(blocks, tmp_path / "b.safetensors")
-    read = vars(load_blocks(tmp_path / "b.safetensors"))
-    for name, value in vars(blocks).items():
-        assert value.equal(read[name]) if isinstance(value, torch.Tensor) else value == read[name]
+    read = load_blocks(tmp_path / "b.safetensors")
+    assert (read.n_core, read.bos, read.fingerprint) == (4, blocks.bos, blocks.fingerprint)
+    assert [*read.longer] == [1, 2]
+    assert read.longer[2].n_core == 2
+    pairs = [(blocks, read), *((blocks.longer[factor], read.longer[factor]) for factor in (1, 2))]
+    for written, again in pairs:
+        for name, value in vars(written).items():
+            if isinstance(value, torch.Tensor):
+                assert value.equal(getattr(again, name)), name
     assert [path.name for path in tmp_path.iterdir()] == ["b.safetensors"]
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut", "other tensors", "changed", "no metadata"])
+DAMAGES = ["missing", "cut", "other tensors", "changed", "other core", "no metadata"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_blocks_are_refused(tmp_path: Path, blocks: Blocks, damage: str) -> None:
     path = tmp_path / "b.safetensors"
     save_blocks(blocks, path)
-    tensors, metadata = load_file(path), {"fingerprint": blocks.fingerprint}
+    facts = json.dumps({"n_core": blocks.n_core, "bos": blocks.bos})
+    tensors, metadata = load_file(path), {"fingerprint": blocks.fingerprint, "facts": facts}
     if damage == "missing":
         path.unlink()
     elif damage == "cut":
@@ -228,6 +233,8 @@ def test_damaged_blocks_are_refused(tmp_path: Path, blocks: Blocks, damage: str)
     elif damage == "changed":
         tensors["n_bytes"][0] += 1
         save_file(tensors, path, metadata)
+    elif damage == "other core":
+        save_file(tensors, path, {**metadata, "facts": facts.replace("4", "5")})
     else:
         save_file(tensors, path)
     with pytest.raises(TextError, match=r"b\.safetensors: "):
@@ -240,11 +247,11 @@ def test_a_whole_file_is_cut_without_losing_a_token(
 ) -> None:
     # Hieroglyphs take up to four byte-level tokens each: more tokens than characters.
     documents = [letters * 40, letters * 9]
-    ids = _ids(bpe, documents)
+    ids = ids_of(bpe, documents)
     blocks = cut_blocks(documents, bpe, 16, "a.txt")
     assert blocks.flatten().tolist() == ids[: len(ids) // 16 * 16]
 
 
 def test_a_file_too_short_for_one_block_is_named(bpe: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(TextError, match=r"^a\.txt: the evaluation text has .* smaller block"):
+    with pytest.raises(TextError, match=r"^a\.txt: the text has .* smaller block"):
         cut_blocks(["two words"], bpe, 64, "a.txt")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
+from keepset.errors import TextError
 from keepset.text.recall import NAMES, THINGS, Episode, draw_episode, prose_sentences
 
 PROSE = ["One two three.", "Four five, six seven.", "Eight nine ten eleven twelve."]
@@ -17,7 +18,7 @@ def test_an_episode_reads_as_documented() -> None:
     assert [text for text, answer in episode.pieces() if answer] == [" key", " ring"]
     assert episode.question() == (
         "Remember: Anna ring, Paul key. Some text. Recall: Paul",
-        "key",
+        " key",
     )
 
 
@@ -40,6 +41,31 @@ def test_an_episode_has_what_was_asked_for(seed: int, n_facts: int, distance: in
 def test_every_fact_is_asked_for_first_in_some_episode(fact: int) -> None:
     asked = {draw_episode(np.random.default_rng(s), 4, 0, PROSE).asked[0] for s in range(60)}
     assert fact in asked
+
+
+@pytest.mark.parametrize(
+    ("facts", "distance", "prose", "rounds", "message"),
+    [
+        (0, 0, PROSE, 1, "1 to 64 facts, got 0"),
+        (65, 0, PROSE, 1, "1 to 64 facts, got 65"),
+        (2, 7, [], 1, "no prose for 7 words"),
+        (2, -1, PROSE, 1, "no prose for -1 words"),
+        (2, 0, PROSE, 0, "asks for some of its facts"),
+    ],
+)
+def test_episodes_that_cannot_be_are_refused(
+    facts: int, distance: int, prose: list[str], rounds: int, message: str
+) -> None:
+    with pytest.raises(TextError, match=message):
+        draw_episode(np.random.default_rng(0), facts, distance, prose, rounds=rounds)
+
+
+@pytest.mark.parametrize(
+    "facts", [(("Anna", "ring"), ("Anna", "key")), (("Anna", "ring"), ("Paul", "ring"))]
+)
+def test_names_and_things_that_repeat_are_refused(facts: tuple[tuple[str, str], ...]) -> None:
+    with pytest.raises(TextError, match="must be distinct"):
+        Episode(facts, "", (0,))
 
 
 def test_prose_leaves_code_out() -> None:

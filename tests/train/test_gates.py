@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from keepset.errors import TextError
 from keepset.text import Item
 from keepset.train.gates import Measurement, check_gates, gates_text, measure_specimen
 
@@ -79,6 +80,17 @@ def test_the_report_counts() -> None:
     text = gates_text(check_gates({"relu": replace(ALL["relu"], recall={"1": 0.0})}))
     assert "FAIL  relu      recall with 1 to 4 facts: 0 (at least 0.8)" in text
     assert text.endswith("3 passed, 1 failed")
+
+
+def test_items_without_facts_are_refused(
+    tiny_model: Callable[..., PreTrainedModel], tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    rows = torch.zeros(1, 8, dtype=torch.long)
+    for facts in (None, 8):
+        with pytest.raises(TextError, match="some with 1 to 4 facts"):
+            measure_specimen(
+                tiny_model("opt"), tiny_tokenizer, rows, [Item(0, "a", "b", " c", facts, 0)]
+            )
 
 
 @pytest.mark.parametrize("family", ["opt", "mamba2", "zamba2"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from keepset.errors import ConfigError
+from keepset.errors import ConfigError, ModelError
 from keepset.settings import Specimen, Training
 from keepset.train.loop import CHECKPOINT, Trainer, build_model, learning_rate
 from keepset.train.rows import Rows
@@ -148,3 +148,8 @@ def test_a_penalty_needs_an_ffn(rows: Rows, tokenizer: PreTrainedTokenizerFast) 
             torch.device("cpu"),
             torch.float32,
         )
+
+
+def test_a_training_that_diverges_is_stopped(trainer: Any, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"loss is not finite at step \d; lower training.learning"):
+        trainer("relu", learning_rate=1e30, clip=1e30).run(tmp_path)

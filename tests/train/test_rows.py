@@ -1,5 +1,7 @@
 """The training data."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from keepset.errors import TextError
 from keepset.settings import Recall
 from keepset.text.recall import THINGS
-from keepset.train.rows import Rows, TrainingText
+from keepset.train.rows import Rows, TrainingText, encode_documents
 
 
 def test_batches_depend_on_the_step_alone(
@@ -79,6 +81,17 @@ def test_facts_and_words_grow_with_the_curriculum(
     assert rows._limits(0) == (1, 1)
     assert rows._limits(24) == (4, 20)
     assert rows._limits(49) == rows._limits(99) == (8, 40)
+
+
+def test_a_token_that_does_not_fit_into_two_bytes_is_refused(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    large = copy.deepcopy(tokenizer)
+    large.add_tokens([f"<{number}>" for number in range(2**16)])
+    with pytest.raises(TextError, match=r"training.vocabulary: \d+ entries; .* 65536"):
+        encode_documents({"a": ["one <65000>"]}, {}, [], large)
+    with pytest.raises(TextError, match="no document to train on"):
+        encode_documents({"a": []}, {}, [], tokenizer)
 
 
 def test_too_little_text_is_refused(text: TrainingText, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -1,6 +1,7 @@
 # The activation cache, and size against impact.
 # Inputs: {model}/model.json, {model}/{corpus}/blocks.safetensors.
-# Outputs: {model}/{corpus}/activations.safetensors and .json, {model}/{corpus}/correlation.parquet.
+# Outputs: {model}/{corpus}/activations.safetensors and .json, correlation.parquet, and
+#          ablations.parquet, which is empty where no unit is ablated.
 
 
 rule cache_activations:
@@ -33,8 +34,9 @@ use rule cache_activations as correlate_size_impact with:
         blocks=f"{FOLDER}/blocks.safetensors",
         cache=f"{FOLDER}/activations.safetensors",
     output:
-        f"{FOLDER}/correlation.parquet",
-        f"{FOLDER}/correlation.json",
+        correlation=f"{FOLDER}/correlation.parquet",
+        ablations=f"{FOLDER}/ablations.parquet",
+        sidecars=[f"{FOLDER}/{name}.json" for name in ("correlation", "ablations")],
     log:
         f"{LOGS}/correlate_size_impact/{{model}}.{{corpus}}.log",
     benchmark:

@@ -1,6 +1,7 @@
 # The ledger: every claim of the papers, and its verdict on this study.
-# Inputs: every perplexity, capability and correlation table of this run, and what is known of the
-#         models. Tables of the recurrent state (channels, memory) are read where they are made.
+# Inputs: every perplexity, capability and correlation table of this run, the runs that differ in the
+#         last bit, the ablated units, and what is known of models and corpora. Tables of the
+#         recurrent state (channels, memory) are read where they are made.
 # Outputs: claims.csv, claims_cases.csv, claims.html, tables/claims.tex,
 #          significance/claims.parquet (which the figure is drawn from).
 
@@ -8,8 +9,11 @@
 use rule test_significance as judge_claims with:
     input:
         models=expand(MODEL, model=MODELS),
+        corpora=expand(f"{RESULTS}/corpora/{{corpus}}.parquet", corpus=CORPORA),
         perplexity=per_corpus("perplexity.parquet"),
+        rounding=results(outputs.roundings(CONFIG)),
         correlation=results(outputs.correlations(CONFIG)),
+        ablations=per_corpus("ablations.parquet", "ffn"),
         channels=per_corpus("channels.parquet", "state"),
         memory=per_corpus("memory.parquet", "state"),
         capability=results(outputs.capabilities(CONFIG)),

@@ -26,7 +26,7 @@ if not sys.stderr.isatty():
 from keepset import plan, settings
 from keepset.plan import sizes
 from keepset.rules.kinds import evaluations
-from keepset.settings import outputs
+from keepset.settings import outputs, reading
 from keepset.settings.figures import FIGURES, drawn
 from keepset.settings.steps import all_steps
 from keepset.run.alone import Presence
@@ -40,6 +40,9 @@ if PRESENCE and PRESENCE.alone:
         LOCK.unlink()
 
 try:
+    # Snakemake has read them, but it takes a key such as `no` or `1_3` for something else.
+    for FILE in workflow.configfiles:
+        reading.read(FILE)
     CONFIG = settings.from_mapping(config)
     MODELS = list(CONFIG.active_models())
 except KeepsetError as error:

@@ -1,5 +1,5 @@
 # Intervals, tests, and the tables of the paper.
-# Inputs: every perplexity, capability, correlation, channels and length table of this run.
+# Inputs: every perplexity, rounding, capability, correlation, channels and length table of this run.
 # Outputs: significance/*.parquet, tables/*.csv and *.tex.
 
 
@@ -7,6 +7,7 @@ use rule join_perplexity as test_significance with:
     input:
         perplexity=per_corpus("perplexity.parquet"),
         capability=results(outputs.capabilities(CONFIG)),
+        rounding=results(outputs.roundings(CONFIG)),
     output:
         ratios=f"{RESULTS}/significance/ratios.parquet",
         capability=f"{RESULTS}/significance/capability.parquet",

@@ -33,11 +33,18 @@ def wilson(count: float, n: int, confidence: float) -> Interval:
 
 
 def discordant(a: ArrayLike, b: ArrayLike) -> tuple[int, int, int]:
-    """Pairs right under `a` only, under `b` only, and all pairs."""
-    a, b = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
-    if a.shape != b.shape or a.ndim != 1:
-        raise KeepsetError(f"paired items need two lists of one length, got {a.shape}, {b.shape}")
-    return int((a & ~b).sum()), int((~a & b).sum()), len(a)
+    """Pairs right under `a` only, under `b` only, and all pairs.
+
+    Raises:
+        KeepsetError: lengths differ, or an answer is neither right nor wrong.
+    """
+    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if x.shape != y.shape or x.ndim != 1:
+        raise KeepsetError(f"paired items need two lists of one length, got {x.shape}, {y.shape}")
+    # A NaN as a truth value would be a right answer.
+    if not np.isin([x, y], (0.0, 1.0)).all():
+        raise KeepsetError("an item has neither a right nor a wrong answer; run the task again")
+    return int((x > y).sum()), int((x < y).sum()), len(x)
 
 
 def mcnemar_exact(a: ArrayLike, b: ArrayLike) -> McNemar:
@@ -123,7 +130,12 @@ def tost_accuracy(a: ArrayLike, b: ArrayLike, margin: float) -> float:
 
     Returns:
         p of "they differ by the margin or more"; NaN without items.
+
+    Raises:
+        KeepsetError: the margin is out of range.
     """
+    if not 0 < margin < 1:
+        raise KeepsetError(f"a margin of accuracy must be in (0, 1), got {margin}")
     only_a, only_b, n = discordant(a, b)
     if n == 0:
         return np.nan
@@ -144,7 +156,12 @@ def minimum_detectable_difference(n: int, discordant: float, alpha: float = 0.05
 
     Returns:
         NaN where not even `discordant` pairs that all point one way would be enough.
+
+    Raises:
+        KeepsetError: `discordant` is no share.
     """
+    if not 0 <= discordant <= 1:
+        raise KeepsetError(f"a share of discordant pairs must be in [0, 1], got {discordant}")
     z_alpha, z_power = scipy_stats.norm.ppf([1 - alpha / 2, POWER])
 
     def surplus(difference: float) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from keepset.analyse import accuracies, perplexities
+from keepset.analyse import accuracies, effects, perplexities
 from keepset.analyse.significance import (
     SETTING,
     TASK_CELL,
@@ -18,10 +18,10 @@ from keepset.analyse.significance import (
     cells,
     groups,
     name_of,
+    ratio_interval,
     ratio_rows,
     with_access,
 )
-from keepset.analyse.stats import Sampling
 from keepset.errors import KeepsetError
 from keepset.settings import Statistics
 
@@ -40,8 +40,8 @@ PAIR_COLUMNS = [
     "value", "value_rival", "effect", "ci_low", "ci_high", "p", "p_holm", "verdict",
 ]  # fmt: skip
 LENGTH_COLUMNS = [
-    *TEXT_CELL, *SETTING, "length", "seeds", "n_blocks", "n_tokens", "ppl_dense", "ppl", "ratio",
-    "ci_low", "ci_high", "ratio_min", "ratio_max", "p", "p_holm",
+    *TEXT_CELL, *SETTING, "length", "seeds", "n_blocks", "n_documents", "n_tokens", "ppl_dense",
+    "ppl", "ratio", "ci_low", "ci_high", "ratio_min", "ratio_max", "p", "p_holm",
 ]  # fmt: skip
 CELL_COLUMNS = [
     *TEXT_CELL, "part", "persistence", "by", *SETTING, "ppl_dense", "ppl", "ratio", "ci_low",
@@ -99,7 +99,6 @@ def state_pairs(
     perplexity: pd.DataFrame,
     capability: pd.DataFrame,
     statistics: Statistics,
-    seed: int,
     score: str = "ghost",
 ) -> pd.DataFrame:
     """One static score of states against its rivals at every sparsity, paired.
@@ -107,15 +106,14 @@ def state_pairs(
     Args:
         perplexity: The `perplexity` table.
         capability: The `capability` table; may be empty.
-        statistics: Level and resamples.
-        seed: Seed of the bootstrap.
+        statistics: The level.
         score: The score that is compared with the others.
 
     Returns:
         One row per model, text, rival and sparsity. Perplexity: value and value_rival are
-        perplexities, effect is their ratio with a BCa interval over blocks, p the paired t-test;
-        a random rival is the mean over its seeds of each block's nll. Accuracy: effect is the
-        difference with Tango's interval, p the exact McNemar test on the same items, and a random
+        perplexities, effect is their ratio with a t interval over n documents, p the t-test; a
+        random rival is the mean over its seeds of each block's nll. Accuracy: effect is the
+        difference with Tango's interval, p the exact McNemar test on the same n items, and a random
         rival has a row for each `seed`. p_holm is over one model and text. verdict: better or
         worse than the rival at the study's level, else "not told apart".
 
@@ -123,7 +121,7 @@ def state_pairs(
         KeepsetError: blocks or items of two settings differ.
     """
     rows = [
-        *_perplexity_pairs(with_access(perplexity), statistics, seed, score),
+        *_perplexity_pairs(with_access(perplexity), statistics, score),
         *_accuracy_pairs(with_access(capability), statistics, score),
     ]
     table = adjust(iter(rows), PAIR_COLUMNS, "text")
@@ -155,25 +153,23 @@ def _head(cell: Row, measure: str, text: str) -> Row:
 
 
 def _perplexity_pairs(
-    perplexity: pd.DataFrame, statistics: Statistics, seed: int, score: str
+    perplexity: pd.DataFrame, statistics: Statistics, score: str
 ) -> Iterator[Row]:
-    sampling = Sampling(statistics.confidence, statistics.resamples, seed)
     for cell, dense, table in cells(perplexity, TEXT_CELL, "block"):
         for pair, *runs in _rivals(table, score):
             nll, nll_rival = (by_seed(run, dense, name_of(cell, pair)) for run in runs)
-            a, b, tokens = nll.mean(axis=1), nll_rival.mean(axis=1), dense["n_tokens"]
-            ratio = perplexities.paired_ratio(a, b, tokens, sampling)
+            a, b, blocks = nll.mean(axis=1), nll_rival.mean(axis=1), dense.loc[nll.index]
+            tokens = blocks["n_tokens"]
+            effect = effects.log_ratio(a, b, tokens, blocks["document"], statistics.confidence)
             yield {
                 **_head(cell, "perplexity", "corpus"),
                 **pair,
                 "seed": POOLED if nll_rival.shape[1] > 1 else int(nll_rival.columns[0]),
-                "n": len(dense),
+                "n": effect.n,
                 "value": perplexities.perplexity(a.sum(), tokens.sum()),
                 "value_rival": perplexities.perplexity(b.sum(), tokens.sum()),
-                "effect": ratio.ratio,
-                "ci_low": ratio.low,
-                "ci_high": ratio.high,
-                "p": ratio.p,
+                **ratio_interval(effect, "effect"),
+                "p": effects.two_sided(effect),
             }
 
 
@@ -201,13 +197,12 @@ def _accuracy_pairs(capability: pd.DataFrame, statistics: Statistics, score: str
                 }
 
 
-def length_ratios(lengths: pd.DataFrame, statistics: Statistics, seed: int) -> pd.DataFrame:
+def length_ratios(lengths: pd.DataFrame, statistics: Statistics) -> pd.DataFrame:
     """Perplexity relative to dense by the length of the passages evaluated.
 
     Args:
         lengths: Joined `length` tables; may be empty.
-        statistics: Level, margin and resamples.
-        seed: Seed of the bootstrap.
+        statistics: Level and margin.
 
     Returns:
         Rows as in the `ratios` table, one per setting and length in tokens; each is compared with
@@ -216,7 +211,7 @@ def length_ratios(lengths: pd.DataFrame, statistics: Statistics, seed: int) -> p
     rows = (
         {**row, **length}
         for length, part in groups(lengths, ["length"])
-        for row in ratio_rows(with_access(part), statistics, seed)
+        for row in ratio_rows(with_access(part), statistics)
     )
     return adjust(rows, LENGTH_COLUMNS, "corpus")
 

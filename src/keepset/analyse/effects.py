@@ -1,68 +1,168 @@
 """Effects: what was measured, with an interval and one-sided tests against any bound.
 
-Every effect is of paired or repeated items: blocks of text, items of a task, layers, units. Each
-test is a call of scipy or statsmodels that others can repeat from the stored tables.
+Every effect is of paired or repeated items: documents of text, items of a task, units. Those of
+text are t-tests with the formulae of `perplexities`, which others can repeat from stored tables.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats as scipy_stats
-from statsmodels.stats import weightstats
 
-from keepset.analyse import accuracies, perplexities, stats
+from keepset.analyse import accuracies, perplexities
 from keepset.analyse.bounds import Effect
-from keepset.analyse.stats import Floats, Sampling
+from keepset.analyse.perplexities import Estimate, Rounding
 from keepset.errors import KeepsetError
 
 
-def _always(p: float) -> Callable[[float], float]:
-    """A test whose p does not depend on the bound."""
-    return lambda _: p
+def t_effect(
+    estimate: float, error: float, df: float, confidence: float, *,
+    n: int, unit: str, test: str, floor: float = 0.0,
+) -> Effect:  # fmt: skip
+    """An effect whose error is known with some degrees of freedom: t interval and t-tests.
+
+    Args:
+        estimate: What was measured.
+        error: Its standard error. Where it is 0, nothing varies, and the estimate is the truth.
+        df: Degrees of freedom of the error; interval and p are NaN at 0, or where error is NaN.
+        confidence: Level of the interval.
+        n, unit, test, floor: As in `Effect`.
+    """
+
+    def p(tail: Callable[..., float], bound: float, beyond: bool) -> float:
+        if not df > 0 or math.isnan(error):
+            return math.nan
+        return float(tail((estimate - bound) / error, df)) if error else float(beyond)
+
+    half = error * float(scipy_stats.t.ppf(0.5 + confidence / 2, df)) if df > 0 else math.nan
+    return Effect(
+        estimate, estimate - half, estimate + half, error, n, unit, test,
+        lambda bound: p(scipy_stats.t.sf, bound, estimate <= bound),
+        lambda bound: p(scipy_stats.t.cdf, bound, estimate >= bound),
+        floor,
+    )  # fmt: skip
 
 
-def _t_tests(values: Floats) -> tuple[Callable[[float], float], Callable[[float], float]]:
-    """One-sided t-tests of a mean; where nothing varies the mean is the truth."""
-    if len(values) < 2:
-        return _always(math.nan), _always(math.nan)
-    if np.ptp(values) == 0:
-        mean = float(values[0])
-        return (lambda bound: float(mean <= bound)), (lambda bound: float(mean >= bound))
-    described = weightstats.DescrStatsW(values)
-    return (
-        lambda bound: float(described.ttest_mean(bound, alternative="larger")[1]),
-        lambda bound: float(described.ttest_mean(bound, alternative="smaller")[1]),
-    )
+def two_sided(effect: Effect) -> float:
+    """p of "the effect is 0", from its one-sided tests; NaN where they are."""
+    return float(np.minimum(1.0, 2 * np.minimum(effect.greater(0.0), effect.less(0.0))))
 
 
-def _error(values: Floats) -> float:
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+def _satterthwaite(*parts: tuple[float, float]) -> tuple[float, float]:
+    """Error and degrees of freedom of a sum of (variance, df), independent (Satterthwaite 1946)."""
+    variance = sum(part for part, _ in parts)
+    if not variance > 0:
+        return math.sqrt(variance), max(df for _, df in parts)
+    uncertainty = sum(part**2 / df if df > 0 else math.nan for part, df in parts if part)
+    return math.sqrt(variance), variance**2 / uncertainty
 
 
 def log_ratio(
-    nll_a: ArrayLike, nll_b: ArrayLike, n_tokens: ArrayLike, sampling: Sampling
-) -> Effect:
-    """Log of the ratio of two perplexities on the same blocks.
+    nll_a: ArrayLike, nll_b: ArrayLike, n_tokens: ArrayLike, document: ArrayLike,
+    confidence: float, rounding: Sequence[Rounding] = (),
+) -> Effect:  # fmt: skip
+    """Log of the ratio of two perplexities on the same text.
 
-    BCa interval over blocks; paired t-tests of the blocks' log ratios. Arguments and errors are
-    those of `perplexities.paired_ratio`.
+    The estimate and its error are those of `perplexities.nats_per_token` of the blocks' differences
+    nll_a - nll_b. The variances of `rounding` are added to that of the text, and the degrees of
+    freedom are Satterthwaite's.
+
+    Args:
+        nll_a, nll_b: (blocks,) summed nats of the same blocks.
+        n_tokens: (blocks,) predicted tokens.
+        document: (blocks,) number of the document that each block is from.
+        confidence: Level of the interval.
+        rounding: What `perplexities.rounding` found for either setting, where it was measured.
+
+    Raises:
+        KeepsetError: lengths differ, there is no block, or a value is not finite.
     """
-    ratio = perplexities.paired_ratio(nll_a, nll_b, n_tokens, sampling)
-    terms = perplexities.log_ratios(nll_a, nll_b, n_tokens)
-    return Effect(
-        float(terms.mean()), math.log(ratio.low), math.log(ratio.high), _error(terms), len(terms),
-        "block", "paired t-test", *_t_tests(terms),
+    a, b = (np.asarray(nll, dtype=np.float64) for nll in (nll_a, nll_b))
+    if a.shape != b.shape:
+        raise KeepsetError(f"two settings on the same blocks are needed, got {a.shape}, {b.shape}")
+    ratio = perplexities.nats_per_token(a - b, n_tokens, document)
+    error, df = _satterthwaite((ratio.error**2, ratio.df), *rounding)
+    return t_effect(
+        ratio.value, error, df, confidence,
+        n=len(np.unique(np.asarray(document))), unit="document", test="t-test",
+        floor=math.sqrt(sum(part.variance for part in rounding)),
+    )  # fmt: skip
+
+
+def ratio_of_ratios(
+    costs: Sequence[tuple[ArrayLike, ArrayLike]], n_tokens: ArrayLike, document: ArrayLike,
+    confidence: float, rounding: Sequence[Rounding] = (),
+) -> Effect:  # fmt: skip
+    """How many times more one model pays for a setting than another, on the same blocks, as a log.
+
+    Args:
+        costs: Of the one and of the other model: (blocks,) nats under the setting, and dense.
+        n_tokens, document, confidence, rounding: As for `log_ratio`.
+
+    Raises:
+        KeepsetError: as `log_ratio`.
+    """
+    (a, dense_a), (b, dense_b) = (
+        [np.asarray(nll, dtype=np.float64) for nll in pair] for pair in costs
+    )
+    return log_ratio(a - dense_a, b - dense_b, n_tokens, document, confidence, rounding)
+
+
+def slope(
+    nll: ArrayLike, x: ArrayLike, n_tokens: ArrayLike, document: ArrayLike, confidence: float
+) -> Effect:
+    """How fast the loss rises with x: nats per token, per unit of x.
+
+    The least-squares slope of each document over the columns, as one number, is what is tested: so
+    columns may be as alike within a document as they will. Where a test over columns takes them for
+    exchangeable (Page's), likeness of neighbours makes it reject too often.
+
+    Args:
+        nll: (blocks, columns) summed nats.
+        x: (columns,) where each column lies.
+        n_tokens, document, confidence: As for `log_ratio`.
+
+    Raises:
+        KeepsetError: shapes do not fit, x does not vary, or as `log_ratio`.
+    """
+    table, at = np.asarray(nll, dtype=np.float64), np.asarray(x, dtype=np.float64)
+    if table.ndim != 2 or table.shape[1:] != at.shape or len(at) < 2 or np.ptp(at) == 0:
+        raise KeepsetError(f"a slope needs blocks x columns, got {table.shape} at x = {at}")
+    weights = (at - at.mean()) / ((at - at.mean()) ** 2).sum()
+    contrast = table @ weights
+    return log_ratio(contrast, np.zeros_like(contrast), n_tokens, document, confidence)
+
+
+def rising(steps: Sequence[Effect], first_to_last: Effect) -> Effect:
+    """Whether an effect rises with every step of an ordered factor.
+
+    For it: the largest p of a rise over the steps, an intersection-union test. Against it: the
+    smallest p of a fall at one step, times the number of steps (Bonferroni). Both are against 0.
+
+    Args:
+        steps: The effect of each step on the one before.
+        first_to_last: The effect of the last step on the first, which gives the estimate.
+
+    Raises:
+        KeepsetError: there is no step.
+    """
+    if not steps:
+        raise KeepsetError("a rise needs one step or more")
+    rise = float(np.max([step.greater(0.0) for step in steps]))
+    fall = float(np.minimum(1.0, len(steps) * np.min([step.less(0.0) for step in steps])))
+    return replace(
+        first_to_last, test="t-test of every step", steps=tuple(steps),
+        greater=lambda _: rise, less=lambda _: fall,
     )  # fmt: skip
 
 
 def mean(values: ArrayLike, unit: str, confidence: float) -> Effect:
-    """A mean of independent values, layers most often: t interval and t-tests.
+    """A mean of independent values: t interval and t-tests.
 
     Raises:
         KeepsetError: there is no value, or one is not finite.
@@ -70,61 +170,24 @@ def mean(values: ArrayLike, unit: str, confidence: float) -> Effect:
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or len(x) == 0 or not np.isfinite(x).all():
         raise KeepsetError(f"a mean over {unit}s needs finite values, got {x}")
-    low = high = math.nan
-    if len(x) > 1:
-        low, high = weightstats.DescrStatsW(x).tconfint_mean(1 - confidence)
-    return Effect(
-        float(x.mean()), float(low), float(high), _error(x), len(x), unit, "t-test", *_t_tests(x)
-    )
+    # Equal values have a spread of exactly 0, whatever the rounding of their mean.
+    spread = math.nan if len(x) < 2 else float(x.std(ddof=1)) if np.ptp(x) else 0.0
+    return t_effect(
+        float(x.mean()), spread / math.sqrt(len(x)), len(x) - 1, confidence,
+        n=len(x), unit=unit, test="t-test",
+    )  # fmt: skip
 
 
-def correlation_difference(a: ArrayLike, b: ArrayLike, sampling: Sampling) -> Effect:
-    """Mean difference of two correlations of the same layers, on two corpora say.
-
-    Layers are the clusters: their differences are resampled (BCa), and t-tested.
+def difference(a: Estimate, b: Estimate, confidence: float, *, n: int, unit: str) -> Effect:
+    """Difference of two independent estimates: Welch's interval and tests.
 
     Args:
-        a, b: (layers,) coefficients of the same layers.
-        sampling: Level, resamples and seed of the interval.
-
-    Raises:
-        KeepsetError: lengths differ, or a coefficient is not finite.
+        a, b: Estimates of different items, such as text of two corpora.
+        confidence: Level of the interval.
+        n, unit: As in `Effect`.
     """
-    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if x.shape != y.shape:
-        raise KeepsetError(f"correlations of the same layers are needed, got {x.shape}, {y.shape}")
-    difference = mean(x - y, "layer", sampling.confidence)
-    if len(x) < 2:
-        return difference
-    if np.ptp(x - y) == 0:
-        return replace(difference, low=difference.estimate, high=difference.estimate)
-    low, high, _ = stats.bca((x - y,), lambda d, axis: d.mean(axis=axis), sampling)
-    return replace(difference, low=low, high=high, test="paired t-test")
-
-
-def mean_difference(a: ArrayLike, b: ArrayLike, unit: str, confidence: float) -> Effect:
-    """Difference of two means of different items: Welch's interval and tests.
-
-    Raises:
-        KeepsetError: a side has no value, or one that is not finite.
-    """
-    x, y = (np.asarray(values, dtype=np.float64) for values in (a, b))
-    estimate = mean(x, unit, confidence).estimate - mean(y, unit, confidence).estimate
-    n = min(len(x), len(y))
-    name, unknown = "Welch's t-test", _always(math.nan)
-    if n < 2 or (np.ptp(x) == 0 and np.ptp(y) == 0):
-        return Effect(estimate, math.nan, math.nan, math.nan, n, unit, name, unknown, unknown)
-    compared = weightstats.CompareMeans.from_data(x, y)
-    low, high = compared.tconfint_diff(1 - confidence, usevar="unequal")
-    error = math.sqrt(x.var(ddof=1) / len(x) + y.var(ddof=1) / len(y))
-
-    def p(alternative: str) -> Callable[[float], float]:
-        return lambda bound: float(
-            compared.ttest_ind(alternative=alternative, usevar="unequal", value=bound)[1]
-        )
-
-    tests = p("larger"), p("smaller")
-    return Effect(estimate, float(low), float(high), error, n, unit, name, *tests)
+    error, df = _satterthwaite((a.error**2, a.df), (b.error**2, b.df))
+    return t_effect(a.value - b.value, error, df, confidence, n=n, unit=unit, test="Welch's t-test")
 
 
 def accuracy_difference(a: ArrayLike, b: ArrayLike, confidence: float) -> Effect:
@@ -164,60 +227,25 @@ def accuracy_difference(a: ArrayLike, b: ArrayLike, confidence: float) -> Effect
     )  # fmt: skip
 
 
-def rank_correlation_gap(
-    better: ArrayLike, worse: ArrayLike, truth: ArrayLike, layer: ArrayLike, sampling: Sampling
-) -> Effect:
-    """How much better one score ranks units than another: a difference of rank correlations.
+def lost_accuracy(costs: Sequence[tuple[ArrayLike, ArrayLike]], confidence: float) -> Effect:
+    """How much less accuracy one model loses to a setting than another, on the same items.
 
-    Both are correlations with `truth` of ranks within layers. Units are resampled: BCa interval,
-    and normal tests with the bootstrap's standard error.
+    The mean over items of (correct - dense) of the one less that of the other: t-tests.
 
     Args:
-        better, worse: (n,) the score that should rank better, and the other.
-        truth: (n,) what both should follow.
-        layer: (n,) the layer of each unit.
-        sampling: Level, resamples and seed.
+        costs: Of the one and of the other model: (n,) correct under the setting, and dense.
+        confidence: Level of the interval.
 
     Raises:
-        KeepsetError: lengths differ, or there are fewer than three units.
+        KeepsetError: lengths differ, or there is no item.
     """
-    columns = pd.DataFrame({"better": better, "worse": worse, "truth": truth, "layer": layer})
-    if len(columns) < 3:
-        raise KeepsetError(f"a rank correlation needs three units, got {len(columns)}")
-    ranked = columns.groupby("layer").rank()
-    ranked -= ranked.groupby(columns["layer"]).transform("mean")
-    ranks = [ranked[name].to_numpy() for name in ("better", "worse", "truth")]
-
-    def gap(x: Floats, y: Floats, z: Floats, axis: int) -> Floats:
-        return (
-            scipy_stats.pearsonr(x, z, axis=axis).statistic
-            - scipy_stats.pearsonr(y, z, axis=axis).statistic
-        )
-
-    low, high, error = stats.bca(ranks, gap, sampling)
-    estimate = float(gap(ranks[0], ranks[1], ranks[2], axis=0))
-    return Effect(
-        estimate, low, high, error, len(columns), "neuron", "bootstrap z-test",
-        lambda bound: float(scipy_stats.norm.sf((estimate - bound) / error)),
-        lambda bound: float(scipy_stats.norm.cdf((estimate - bound) / error)),
-    )  # fmt: skip
-
-
-def rising(loss: ArrayLike, first_to_last: Effect) -> Effect:
-    """Whether loss rises with every step of an ordered factor.
-
-    Against 0: Page's test of an ordered increase; and, on the other side, the smallest p of a
-    fall at one step (paired t-tests), times the number of steps.
-
-    Args:
-        loss: (blocks, steps) in order.
-        first_to_last: The effect of the last step against the first, which gives the estimate.
-    """
-    table = np.asarray(loss, dtype=np.float64)
-    page = stats.page_trend(table).p
-    falls = [_t_tests(step)[1](0.0) for step in np.diff(table, axis=1).T]
-    fall = min(1.0, len(falls) * min(falls))
-    return replace(first_to_last, test="Page's test", greater=_always(page), less=_always(fall))
+    answers = [np.asarray(correct, dtype=np.float64) for pair in costs for correct in pair]
+    if len({correct.shape for correct in answers}) != 1:
+        raise KeepsetError("the same items are needed of both models; run both tasks again")
+    here, dense, other, other_dense = answers
+    return replace(
+        mean((here - dense) - (other - other_dense), "item", confidence), test="paired t-test"
+    )
 
 
 def unsampled(estimate: float, unit: str = "run") -> Effect:

@@ -1,27 +1,33 @@
-"""Perplexity: intervals and tests of two settings on the same blocks of text.
+"""Perplexity: ratios of two settings on the same text, and how far they are known.
 
-Ratios are `a` over `b`. What cannot be known (one block) is NaN.
+The unit is the *document*: blocks of one document are alike, so documents are what text is a
+sample of. What cannot be known (one document) is NaN.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from statsmodels.stats import weightstats
 
-from keepset.analyse.stats import Floats, Sampling, bca
 from keepset.errors import KeepsetError
 
 
-class Ratio(NamedTuple):
-    """A ratio of perplexities, its interval, and the two-sided p of "the ratio is 1"."""
+class Estimate(NamedTuple):
+    """An estimate, its standard error, and the degrees of freedom of that."""
 
-    ratio: float
-    low: float
-    high: float
-    p: float
+    value: float
+    error: float
+    df: float
+
+
+class Rounding(NamedTuple):
+    """Variance of a log perplexity over runs that differ in the last bit; degrees of freedom."""
+
+    variance: float
+    df: float
 
 
 def perplexity(nll: float, n: float) -> float:
@@ -30,72 +36,64 @@ def perplexity(nll: float, n: float) -> float:
         return float(np.exp(np.float64(nll) / n))
 
 
-def log_ratios(nll_a: ArrayLike, nll_b: ArrayLike, n_tokens: ArrayLike) -> Floats:
-    """Per-block terms whose mean is the log of the ratio of perplexities, blocks of any length."""
-    a, b, n = (np.asarray(x, dtype=np.float64) for x in (nll_a, nll_b, n_tokens))
-    if not a.shape == b.shape == n.shape or a.ndim != 1 or len(a) == 0:
-        raise KeepsetError(
-            f"paired blocks need three lists of one length, got {a.shape}, {b.shape}, {n.shape}"
-        )
-    if not (np.isfinite(a).all() and np.isfinite(b).all() and (n > 0).all()):
-        raise KeepsetError("blocks need a finite nll and at least one token each")
-    return (a - b) / n.mean()
+def nats_per_token(nats: ArrayLike, n_tokens: ArrayLike, document: ArrayLike) -> Estimate:
+    """Nats per token of text that is a sample of documents: a ratio of two sums.
 
-
-def paired_ratio(
-    nll_a: ArrayLike, nll_b: ArrayLike, n_tokens: ArrayLike, sampling: Sampling
-) -> Ratio:
-    """Ratio of the perplexities of two settings on the same blocks.
-
-    The interval is a BCa bootstrap over blocks (Efron 1987). The p is of a paired t-test of the
-    blocks' log ratios: with 8 blocks the p of a rank or sign-flip test cannot go below
-    1/128, which is never significant after the correction for a hundred settings.
+    value = sum nats / sum tokens. With e_d = nats_d - value * tokens_d, the residual of document d
+    of D, error = sqrt(D / (D - 1) * sum e_d^2) / sum tokens, and df = D - 1 (Cochran, Sampling
+    Techniques, 1977, section 6.4). Where documents have equally many tokens this is the mean of the
+    documents, and its t-test the one-sample t-test.
 
     Args:
-        nll_a, nll_b: (blocks,) summed nats of the same blocks.
+        nats: (blocks,) nats of each block; mostly a difference of two settings.
         n_tokens: (blocks,) predicted tokens.
-        sampling: Level, resamples and seed of the interval.
+        document: (blocks,) number of the document that each block is from.
 
     Returns:
-        exp((sum nll_a - sum nll_b) / sum n_tokens). Where all blocks agree the interval is the
-        point; with one block interval and p are NaN.
+        error is NaN with one document.
 
     Raises:
         KeepsetError: lengths differ, there is no block, or a value is not finite.
     """
-    terms = log_ratios(nll_a, nll_b, n_tokens)
-    ratio = float(np.exp(terms.mean()))
-    if len(terms) < 2:
-        return Ratio(ratio, np.nan, np.nan, np.nan)
-    tokens = np.asarray(n_tokens, dtype=np.float64)
-    if np.ptp(terms / tokens) == 0:
-        return Ratio(ratio, ratio, ratio, 1.0 if terms.mean() == 0 else 0.0)
-    low, high, _ = bca(
-        (terms, tokens / tokens.mean()),
-        lambda d, n, axis: d.sum(axis=axis) / n.sum(axis=axis),
-        sampling,
-    )
-    p = float(weightstats.DescrStatsW(terms).ttest_mean(0.0)[1])
-    return Ratio(ratio, float(np.exp(low)), float(np.exp(high)), p)
+    x, n = (np.asarray(values, dtype=np.float64) for values in (nats, n_tokens))
+    documents = np.asarray(document)
+    if not x.shape == n.shape == documents.shape or x.ndim != 1 or len(x) == 0:
+        raise KeepsetError(
+            f"blocks need lists of one length, got {x.shape}, {n.shape}, {documents.shape}"
+        )
+    if not (np.isfinite(x).all() and np.isfinite(n).all() and (n > 0).all()):
+        raise KeepsetError("blocks need a finite nll and at least one token each")
+    names, index = np.unique(documents, return_inverse=True)
+    value = float(x.sum() / n.sum())
+    if len(names) < 2:
+        return Estimate(value, math.nan, 0.0)
+    residuals = np.bincount(index, weights=x) - value * np.bincount(index, weights=n)
+    spread = len(names) / (len(names) - 1) * float((residuals**2).sum())
+    return Estimate(value, math.sqrt(spread) / float(n.sum()), len(names) - 1.0)
 
 
-def tost_ratio(nll_a: ArrayLike, nll_b: ArrayLike, n_tokens: ArrayLike, margin: float) -> float:
-    """Equivalence of two perplexities on the same blocks: two one-sided paired t-tests of logs.
+def rounding(nll: ArrayLike, n_tokens: ArrayLike) -> Rounding:
+    """How much a log perplexity varies over runs of one rule that differ in the last bit only.
+
+    A choice of the largest at every token turns a difference in the last bit, as between two
+    processors, into other units, and those into other losses.
 
     Args:
-        nll_a, nll_b, n_tokens: As for `paired_ratio`.
-        margin: Ratios within (1 / (1 + margin), 1 + margin) count as the same.
+        nll: (draws, blocks) nats of each run.
+        n_tokens: (blocks,) predicted tokens.
 
     Returns:
-        p of "they differ by the margin or more"; NaN with one block.
+        The sample variance over draws of sum nll / sum n_tokens, with draws - 1 degrees of freedom.
 
     Raises:
-        KeepsetError: as `paired_ratio`.
+        KeepsetError: there are fewer than two draws, shapes do not fit, or a value is not finite.
     """
-    terms = log_ratios(nll_a, nll_b, n_tokens)
-    bound = np.log1p(margin)
-    if len(terms) < 2:
-        return np.nan
-    if np.ptp(terms) == 0:
-        return 0.0 if abs(terms[0]) < bound else 1.0
-    return float(weightstats.DescrStatsW(terms).ttost_mean(-bound, bound)[0])
+    runs, n = np.asarray(nll, dtype=np.float64), np.asarray(n_tokens, dtype=np.float64)
+    if runs.ndim != 2 or runs.shape[1:] != n.shape or len(runs) < 2:
+        raise KeepsetError(
+            f"rounding needs draws x blocks, and two draws or more, got {runs.shape} for"
+            f" {n.shape} blocks; set statistics.rounding_draws to 2 or more, or to 0"
+        )
+    if not np.isfinite(runs).all():
+        raise KeepsetError("rounding: nll is not finite; run the model in float32")
+    return Rounding(float((runs.sum(axis=1) / n.sum()).var(ddof=1)), len(runs) - 1.0)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
+from keepset.analyse.correlation import NOTHING
 from keepset.analyse.significance import groups
 
 QUADRANTS = ("phantom", "strong", "idle", "corporeal")
@@ -14,21 +17,40 @@ strong: high in both; idle: low in both."""
 _CELL = ["study", "model", "origin", "corpus"]
 
 
+def parted(channels: pd.DataFrame, by: Sequence[str]) -> pd.Series:
+    """Whether weight and energy sort a channel into different halves.
+
+    Args:
+        channels: magnitude and energy of channels.
+        by: Columns; each of their groups has medians of its own.
+
+    Returns:
+        bool by channel. Low is at or below the median, high is above.
+    """
+    return _high(channels, "magnitude", by) != _high(channels, "energy", by)
+
+
+def _high(channels: pd.DataFrame, score: str, by: Sequence[str]) -> pd.Series:
+    return channels[score] > channels.groupby(list(by), sort=False)[score].transform("median")
+
+
 def with_quadrants(channels: pd.DataFrame) -> pd.DataFrame:
-    """The channels with the quadrant that each falls in.
+    """The channels, scored on all text, with the quadrant that each falls in.
 
     Args:
         channels: `channels` tables of any models and corpora; may be empty.
 
     Returns:
-        The table with columns weight_median and energy_median, taken over all channels of a model
-        and corpus, and `quadrant`. A channel is high where it is above the median.
+        The rows where nothing is left out, with columns weight_median and energy_median, taken
+        over all channels of a model and corpus, and `quadrant`. A channel is high where it is
+        above the median.
     """
     if not len(channels):
         return channels
+    channels = channels[channels["left_out"] == NOTHING].drop(columns="left_out")
     texts = channels.groupby(_CELL, sort=False)
     medians = {name: texts[name].transform("median") for name in ("magnitude", "energy")}
-    heavy, busy = (channels[name] > medians[name] for name in ("magnitude", "energy"))
+    heavy, busy = (_high(channels, name, _CELL) for name in ("magnitude", "energy"))
     quadrant = np.select(
         [~heavy & busy, heavy & busy, ~heavy & ~busy], QUADRANTS[:3], default=QUADRANTS[3]
     )
@@ -38,43 +60,24 @@ def with_quadrants(channels: pd.DataFrame) -> pd.DataFrame:
 
 
 def shares(channels: pd.DataFrame) -> pd.DataFrame:
-    """The share of each quadrant, and how far two rankings differ at half the channels.
+    """The share of each quadrant, and on how many channels the two rankings disagree at half.
 
     Args:
         channels: What `with_quadrants` returned.
 
     Returns:
-        One row per model and corpus: n_channels; a share per quadrant; `disagreement`, of the
-        channels that energy keeps at 50% of the whole model the share that the weights cut, and
-        `disagreement_uniform`, the same with half of every layer and group kept. Rankings that
-        have nothing in common differ in a half. Ties go to the earlier channel.
+        One row per model and corpus: n_channels; a share per quadrant; `disagreement`, the share
+        of channels that weight and energy sort into different halves, phantom and corporeal
+        together; and `disagreement_uniform`, the same with the halves of every layer and group.
+        Rankings that have nothing in common differ in a half.
     """
     table = []
-    for cell, group in groups(channels, _CELL):
-        counts = group["quadrant"].value_counts(normalize=True)
-        layers = group.groupby(["layer", "group"], sort=False).indices.values()
-        table.append(
-            {
-                **cell,
-                "n_channels": len(group),
-                **{name: float(counts.get(name, 0.0)) for name in QUADRANTS},
-                "disagreement": _disagreement([group]),
-                "disagreement_uniform": _disagreement([group.iloc[rows] for rows in layers]),
-            }
-        )
+    for cell, rows in groups(channels, _CELL):
+        counts = rows["quadrant"].value_counts(normalize=True)
+        share = {name: float(counts.get(name, 0.0)) for name in QUADRANTS}
+        within = {
+            "disagreement": float(parted(rows, _CELL).mean()),
+            "disagreement_uniform": float(parted(rows, ["layer", "group"]).mean()),
+        }
+        table.append({**cell, "n_channels": len(rows), **share, **within})
     return pd.DataFrame(table)
-
-
-def _disagreement(parts: list[pd.DataFrame]) -> float:
-    """Of the channels kept by energy, half of each part, the share that the weights cut."""
-    kept = lost = 0
-    for part in parts:
-        by_energy, by_weight = (_top_half(part[name]) for name in ("energy", "magnitude"))
-        kept += len(by_energy)
-        lost += len(by_energy - by_weight)
-    return lost / kept
-
-
-def _top_half(values: pd.Series) -> set[int]:
-    order = np.argsort(-values.to_numpy(), kind="stable")
-    return set(order[: len(order) - len(order) // 2].tolist())

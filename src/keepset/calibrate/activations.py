@@ -12,6 +12,10 @@ The cache holds, per site, float64 sums of every unit over all calibration token
 ``taylor_abs_sum`` sum_t |h_j(t) dL/dh_j(t)|
 ``sample``         raw activations of the first tokens, (n_sample, n_units) float32
 =================  ===============================================================
+
+``abs_sum``, ``square_sum`` and ``taylor_sum`` are also kept apart by groups of documents, as
+``abs_by_group`` and so on, (n_groups, n_units); ``tokens`` (n_groups,) counts their tokens. A BOS
+is no token of the text and in no sum.
 """
 
 from __future__ import annotations
@@ -23,8 +27,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from keepset.calibrate import groups as document_groups
+from keepset.calibrate.groups import GroupSums
 from keepset.errors import ModelError
 from keepset.files import archive
+from keepset.hold.contexts import with_bos
 from keepset.hold.inputs import output_norms, watching
 from keepset.models import check_length
 from keepset.run.progress import Progress
@@ -32,44 +39,68 @@ from keepset.sites import AnySite
 from keepset.sites.ffn import Site
 
 SAMPLE_TOKENS = 32
-FORMAT = "keepset-activations-2"
+FORMAT = "keepset-activations-3"
+BY_GROUP = {
+    "abs_sum": "abs_by_group",
+    "square_sum": "square_by_group",
+    "taylor_sum": "taylor_by_group",
+}
+"""A total -> the same sums, kept apart by groups of documents."""
 
 
 class _Sums:
     """Running sums of one site; everything is added up in float64."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, n_groups: int, n_before: int) -> None:
+        """`n_before` is how many tokens stand before the text: 1 with a BOS."""
         self.site = site
-        self.tensors: dict[str, Tensor] = {"weight_norm": output_norms(site).double().cpu()}
+        self._n_groups = n_groups
+        self._text = slice(n_before, None)
+        self._sums: dict[str, GroupSums] = {}
         self._samples: list[Tensor] = []
 
-    def _add(self, name: str, value: Tensor) -> None:
-        value = value.cpu()
-        self.tensors[name] = self.tensors[name] + value if name in self.tensors else value
+    def _add(self, name: str, values: Tensor, groups: Tensor) -> None:
+        if not bool(torch.isfinite(values).all()):
+            what = "gradient" if name.startswith("taylor") else "activations"
+            raise ModelError(
+                f"NaN or infinity in the {what} of {self.site.name}; try dtype: float32"
+            )
+        self._sums.setdefault(name, GroupSums(self._n_groups)).add(values, groups)
 
-    def add_activations(self, h: Tensor) -> None:
-        """Add h (batch, tokens, n_units)."""
-        flat = h.detach().reshape(-1, h.shape[-1])
-        size = flat.abs().sum(dim=0, dtype=torch.float64)
-        if not bool(torch.isfinite(size).all()):
-            raise ModelError(f"NaN or infinity in the activations of {self.site.name}")
-        self._add("abs_sum", size)
-        self._add("square_sum", flat.double().square().sum(dim=0))
-        self._add("nonzero", (flat != 0).sum(dim=0).double())
+    def add_activations(self, h: Tensor, groups: Tensor) -> None:
+        """Add h (batch, tokens, n_units) to the groups (batch,) of its rows."""
+        h = h.detach()[:, self._text]
+        self._add("abs_sum", h.abs().sum(dim=1, dtype=torch.float64), groups)
+        self._add("square_sum", h.double().square().sum(dim=1), groups)
+        self._add("nonzero", (h != 0).sum(dim=1).double(), groups)
+        tokens = torch.full((len(h),), h.shape[1], dtype=torch.float64)
+        self._add("tokens", tokens, groups)
         missing = SAMPLE_TOKENS - sum(len(part) for part in self._samples)
         if missing > 0:
-            self._samples.append(flat[:missing].float().cpu())
+            self._samples.append(h.flatten(0, 1)[:missing].float().cpu())
 
-    def add_gradient(self, h: Tensor, gradient: Tensor) -> None:
+    def add_gradient(self, h: Tensor, gradient: Tensor, groups: Tensor) -> None:
         """Add the first-order terms of h and dL/dh, both (batch, tokens, n_units)."""
-        product = (h.detach() * gradient).reshape(-1, h.shape[-1])
-        self._add("taylor_sum", product.sum(dim=0, dtype=torch.float64))
-        self._add("taylor_abs_sum", product.abs().sum(dim=0, dtype=torch.float64))
+        # A product of two halves can overflow where both are finite.
+        product = h.detach()[:, self._text].double() * gradient[:, self._text].double()
+        self._add("taylor_sum", product.sum(dim=1), groups)
+        self._add("taylor_abs_sum", product.abs().sum(dim=1), groups)
 
     def result(self) -> dict[str, Tensor]:
-        norm = self.tensors["weight_norm"]
-        impact = self.tensors["abs_sum"] * norm
-        return {**self.tensors, "impact_sum": impact, "sample": torch.cat(self._samples)}
+        norm = output_norms(self.site).double().cpu()
+        totals = {name: sums.total() for name, sums in self._sums.items() if name != "tokens"}
+        apart = {BY_GROUP[name]: self._sums[name].rows for name in BY_GROUP if name in totals}
+        moments = {
+            **totals,
+            **apart,
+            "tokens": self._sums["tokens"].rows,
+            "weight_norm": norm,
+            "impact_sum": totals["abs_sum"] * norm,
+            "sample": torch.cat(self._samples),
+        }
+        if not all(bool(torch.isfinite(sums).all()) for sums in moments.values()):
+            raise ModelError(f"NaN or infinity in the weights or sums of {self.site.name}")
+        return moments
 
 
 def collect_moments(
@@ -77,6 +108,8 @@ def collect_moments(
     sites: Sequence[AnySite],
     blocks: Tensor,
     *,
+    documents: Tensor | None = None,
+    bos: int | None = None,
     gradients: bool = False,
     batch_tokens: int = 1024,
     progress: Progress | None = None,
@@ -87,6 +120,9 @@ def collect_moments(
         model: A causal language model in eval mode.
         sites: Its sites; those that are not inputs of linear maps are passed over.
         blocks: (n_blocks, tokens) int64 calibration token ids.
+        documents: (n_blocks,) int64, the document that each block is from; sums are kept apart by
+            groups of them. One document if left out.
+        bos: The token that is put before every block, and left out of all sums.
         gradients: Also take the true gradient of the loss (Taylor); about three times the work.
         batch_tokens: Tokens per forward pass, at least one block.
         progress: Told of every batch.
@@ -95,8 +131,8 @@ def collect_moments(
         Site key -> the tensors above.
 
     Raises:
-        ModelError: NaN or infinity in an activation, the message names the layer; or blocks are
-            longer than the model's positions.
+        ModelError: NaN or infinity in an activation, a gradient or a sum, the message names the
+            layer; or blocks are longer than the model's positions.
 
     Example:
         >>> from keepset import collect_moments, cut_blocks, find_sites, load
@@ -106,17 +142,24 @@ def collect_moments(
         >>> moments["ffn.000"]["abs_sum"].shape  # the sum of |h| of each of 512 neurons
         torch.Size([512])
     """
-    check_length(model, blocks.shape[1], "blocks", "text.block")
+    n_before = int(bos is not None)
+    check_length(model, blocks.shape[1] + n_before, "blocks", "text.block")
+    if documents is None:
+        documents = torch.zeros(len(blocks), dtype=torch.int64)
+    groups = document_groups.deal(documents)
     inputs = [site for site in sites if isinstance(site, Site)]
-    sums = {site.key: _Sums(site) for site in inputs}
+    n_groups = document_groups.count(groups)
+    sums = {site.key: _Sums(site, n_groups, n_before) for site in inputs}
+    of_rows = groups
 
     def action(site: Site, h: Tensor) -> Tensor | None:
-        sums[site.key].add_activations(h)
+        rows = of_rows
+        sums[site.key].add_activations(h, rows)
         if not gradients:
             return None
         # The hook frees each gradient as soon as it is used. Returning h puts this very tensor,
         # which may be a reshaped view, on the path of the gradient.
-        h.register_hook(lambda gradient: sums[site.key].add_gradient(h, gradient))
+        h.register_hook(lambda gradient: sums[site.key].add_gradient(h, gradient, rows))
         return h
 
     def require_gradients(_module: nn.Module, _args: Any, embedded: Tensor) -> None:
@@ -128,8 +171,9 @@ def collect_moments(
     rows = max(1, tokens // blocks.shape[1])
     embeddings: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
     with watching(model, inputs, action), torch.set_grad_enabled(gradients):
-        for batch in blocks.split(rows):
-            ids = batch.to(device)
+        for start in range(0, len(blocks), rows):
+            batch, of_rows = blocks[start : start + rows], groups[start : start + rows]
+            ids = with_bos(batch, bos).to(device)
             if gradients:
                 with embeddings.register_forward_hook(require_gradients):
                     logits = model(input_ids=ids, use_cache=False).logits

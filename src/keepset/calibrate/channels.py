@@ -16,7 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from keepset.calibrate import groups as document_groups
+from keepset.calibrate.groups import GroupSums
 from keepset.errors import ModelError
+from keepset.hold.contexts import with_bos
 from keepset.hold.recurrence import Recurrence, Scan
 from keepset.hold.state import StateMask, Whole, scanning
 from keepset.models import check_length
@@ -40,34 +43,55 @@ class Sums:
     """||row of W_B|| * ||row of W_C||."""
     taylor: Tensor | None = None
     """|sum over tokens of C dL/dC| per token, in nats."""
+    left_out: list[Sums] = field(default_factory=list)
+    """The same without each group of documents; none where all text is one document."""
 
 
-@dataclass
 class _Running:
-    energy: Tensor | float = 0.0
-    size: Tensor | float = 0.0
-    read: Tensor | float = 0.0
-    tokens: int = 0
+    """Running sums of one site, kept apart by groups of documents."""
 
-    def add(self, scan: Scan) -> None:
+    def __init__(self, n_groups: int) -> None:
+        self._n_groups = n_groups
+        self._energy, self._size, self._read = (GroupSums(n_groups) for _ in range(3))
+        self._tokens = GroupSums(n_groups)
+
+    def add(self, scan: Scan, groups: Tensor, n_before: int) -> None:
+        """Add a scan to the groups (batch,) of its rows; `n_before` tokens are not text."""
         recurrence = Recurrence(scan)
-        sizes = recurrence.sizes(recurrence.empty(), 0, recurrence.tokens)
-        reads = recurrence.C.square()
-        self.energy += (sizes * reads).sum(dim=(0, 1), dtype=torch.float64).cpu()
-        self.size += sizes.sum(dim=(0, 1), dtype=torch.float64).cpu()
-        self.read += reads.sum(dim=(0, 1), dtype=torch.float64).cpu()
-        self.tokens += scan.x.shape[0] * scan.x.shape[1]
+        sizes = recurrence.sizes(recurrence.empty(), 0, recurrence.tokens)[:, n_before:]
+        reads = recurrence.C[:, n_before:].square()
+        self._energy.add((sizes * reads).sum(dim=1, dtype=torch.float64), groups)
+        self._size.add(sizes.sum(dim=1, dtype=torch.float64), groups)
+        self._read.add(reads.sum(dim=1, dtype=torch.float64), groups)
+        tokens = scan.x.new_full((len(groups),), sizes.shape[1], dtype=torch.float64)
+        self._tokens.add(tokens, groups)
 
     def result(self, site: StateSite) -> Sums:
-        if not bool(torch.isfinite(torch.as_tensor(self.energy)).all()):
-            raise ModelError(f"NaN or infinity in the state of {site.name}; try dtype: float32")
-        rows = self.tokens * (site.n_heads // site.n_groups) * site.head_dim
+        """The means over all text, and those without each group.
+
+        Raises:
+            ModelError: a mean is not finite.
+        """
         norms = [site.projection(which).double().norm(dim=2).cpu() for which in ("B", "C")]
+        whole, *left_out = (
+            self._without(left_out, site, norms[0] * norms[1])
+            for left_out in document_groups.left_outs(self._n_groups)
+        )
+        whole.left_out = left_out
+        means = (whole.energy, whole.controllability, whole.observability, whole.magnitude)
+        if not all(bool(torch.isfinite(mean).all()) for mean in means):
+            raise ModelError(f"NaN or infinity in the state of {site.name}; try dtype: float32")
+        return whole
+
+    def _without(self, left_out: int, site: StateSite, magnitude: Tensor) -> Sums:
+        groups = document_groups.others(self._n_groups, left_out)
+        tokens = self._tokens.total(groups)
+        rows = tokens * (site.n_heads // site.n_groups) * site.head_dim
         return Sums(
-            energy=torch.as_tensor(self.energy) / rows,
-            controllability=torch.as_tensor(self.size) / rows,
-            observability=torch.as_tensor(self.read) / self.tokens,
-            magnitude=norms[0] * norms[1],
+            energy=self._energy.total(groups) / rows,
+            controllability=self._size.total(groups) / rows,
+            observability=self._read.total(groups) / tokens,
+            magnitude=magnitude,
         )
 
 
@@ -83,10 +107,14 @@ class _Watch(Whole):
     masks: dict[str, Tensor] = field(default_factory=dict)
     prune: Callable[[StateSite], Tensor] | None = None
     last: str | None = None
+    groups: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    """The group of documents of each row of the batch that runs."""
+    n_before: int = 0
+    """How many tokens stand before the text."""
 
     def scan(self, site: StateSite, scan: Scan) -> Scan:
         if site.key in self.running:
-            self.running[site.key].add(scan)
+            self.running[site.key].add(scan, self.groups, self.n_before)
             if site.key == self.last:
                 raise _EnoughError
             if self.prune is not None:
@@ -107,6 +135,8 @@ class Scorer:
         batch_tokens: int,
         progress: Progress | None = None,
         *,
+        documents: Tensor | None = None,
+        bos: int | None = None,
         gradient_tokens: int | None = None,
     ) -> None:
         """Set up.
@@ -117,33 +147,59 @@ class Scorer:
             blocks: (n_blocks, tokens) int64 calibration text.
             batch_tokens: Tokens per forward pass, at least one block.
             progress: Told of every batch.
-            gradient_tokens: The same for passes with gradients, which keep the activations of
-                every layer; as `batch_tokens` without.
+            documents: (n_blocks,) int64, the document that each block is from; one document if
+                left out.
+            bos: The token that is put before every block, and left out of all sums.
+            gradient_tokens: The same as `batch_tokens` for passes with gradients, which keep the
+                activations of every layer; as `batch_tokens` without.
         """
-        check_length(model, blocks.shape[1], "calibration blocks", "text.block")
+        self._n_before = int(bos is not None)
+        length = blocks.shape[1] + self._n_before
+        check_length(model, length, "calibration blocks", "text.block")
+        if documents is None:
+            documents = torch.zeros(len(blocks), dtype=torch.int64)
         self.model = model
         self.sites = list(sites)
-        self._batches = blocks.split(max(1, batch_tokens // blocks.shape[1]))
         few = batch_tokens if gradient_tokens is None else gradient_tokens
-        self._small_batches = blocks.split(max(1, few // blocks.shape[1]))
+        groups = document_groups.deal(documents)
+        self._n_groups = document_groups.count(groups)
+        ids = with_bos(blocks, bos)
+        self._batches, self._small_batches = (
+            list(zip(ids.split(rows), groups.split(rows), strict=True))
+            for rows in (max(1, tokens // blocks.shape[1]) for tokens in (batch_tokens, few))
+        )
         self._progress = progress
         self._device = next(model.parameters()).device
         # Scores need no logits; the head is left out where transformers names the body.
         self._body: Any = getattr(model, "base_model", model)
 
     def _run(self, watch: _Watch, label: str) -> None:
+        watch.n_before = self._n_before
         with scanning(self.model, self.sites, watch), torch.inference_mode():
-            for batch in self._batches:
+            for batch, watch.groups in self._batches:
                 with suppress(_EnoughError):
                     self._body(input_ids=batch.to(self._device), use_cache=False)
-                if self._progress is not None:
-                    self._progress.advance(batch.numel(), label)
+                self._advance(batch, label)
 
-    def one_shot(self) -> dict[str, Sums]:
-        """Score every site of the whole model, in one pass."""
-        running = {site.key: _Running() for site in self.sites}
+    def _advance(self, batch: Tensor, label: str) -> None:
+        if self._progress is not None:
+            self._progress.advance(batch[:, self._n_before :].numel(), label)
+
+    def _empty(self) -> dict[str, _Running]:
+        return {site.key: _Running(self._n_groups) for site in self.sites}
+
+    def one_shot(self, *, gradients: bool = False) -> dict[str, Sums]:
+        """Score every site of the whole model, in one pass, or two with `gradients` (Taylor)."""
+        running = self._empty()
         self._run(_Watch(running), "one shot")
-        return {site.key: running[site.key].result(site) for site in self.sites}
+        scored = {site.key: running[site.key].result(site) for site in self.sites}
+        if gradients:
+            slopes, predicted = self._slopes()
+            for key, sums in scored.items():
+                for left_out, part in enumerate([sums, *sums.left_out], start=-1):
+                    groups = document_groups.others(self._n_groups, left_out)
+                    part.taylor = slopes[key].total(groups).abs() / predicted.total(groups)
+        return scored
 
     def in_order(self, sparsity: float, score: Callable[[Sums], Tensor]) -> dict[str, Sums]:
         """Score layer by layer, each with the layers before it pruned, as GHOST does.
@@ -156,7 +212,7 @@ class Scorer:
             sparsity: Share of each layer's channels left out.
             score: What a layer is pruned by.
         """
-        running = {site.key: _Running() for site in self.sites}
+        running = self._empty()
 
         def prune(site: StateSite) -> Tensor:
             values = score(running[site.key].result(site))
@@ -178,36 +234,54 @@ class Scorer:
         Returns:
             Site key -> |sum over tokens of C dL/dC| per predicted token, (n_groups, n_state)
             float64: the derivative of the loss by a factor on what is read of the channel.
+
+        Raises:
+            ModelError: a gradient is not finite.
         """
-        gates = {
-            site.key: torch.ones(
-                site.n_groups, site.n_state, device=self._device, requires_grad=True
-            )
-            for site in self.sites
-        }
-        sums = {site.key: torch.zeros(gates[site.key].shape).double() for site in self.sites}
-        predicted = 0
-        with scanning(self.model, self.sites, _Gates(gates)):
-            for batch in self._small_batches:
-                ids = batch.to(self._device)
-                logits = self.model(input_ids=ids, use_cache=False).logits[:, :-1]
-                loss = nn.functional.cross_entropy(
-                    logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum"
+        slopes, predicted = self._slopes()
+        return {key: sums.total().abs() / predicted.total() for key, sums in slopes.items()}
+
+    def _slopes(self) -> tuple[dict[str, GroupSums], GroupSums]:
+        """Sums over tokens of C dL/dC by site, and how many tokens were predicted."""
+        slopes = {site.key: GroupSums(self._n_groups) for site in self.sites}
+        predicted = GroupSums(self._n_groups)
+        for batch, groups in self._small_batches:
+            ids = batch.to(self._device)
+            # One gate per row, so that rows of several documents can be told apart.
+            gates = {
+                site.key: torch.ones(
+                    len(ids), 1, site.n_groups, site.n_state,
+                    device=self._device, requires_grad=True,
                 )
-                gradients = torch.autograd.grad(loss, [gates[site.key] for site in self.sites])
-                for site, gradient in zip(self.sites, gradients, strict=True):
-                    sums[site.key] += gradient.detach().double().cpu()
-                predicted += ids[:, 1:].numel()
-                if self._progress is not None:
-                    self._progress.advance(batch.numel(), "taylor")
-        return {key: value.abs() / predicted for key, value in sums.items()}
+                for site in self.sites
+            }  # fmt: skip
+            with scanning(self.model, self.sites, _Gates(gates, self._n_before)):
+                logits = self.model(input_ids=ids, use_cache=False).logits[:, :-1]
+            loss = nn.functional.cross_entropy(
+                logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum"
+            )
+            gradients = torch.autograd.grad(loss, [gates[site.key] for site in self.sites])
+            for site, gradient in zip(self.sites, gradients, strict=True):
+                if not bool(torch.isfinite(gradient).all()):
+                    raise ModelError(
+                        f"NaN or infinity in the gradient of the state of {site.name}; try dtype:"
+                        " float32"
+                    )
+                slopes[site.key].add(gradient[:, 0].double(), groups)
+            predicted.add(torch.full((len(ids),), float(ids.shape[1] - 1)).double(), groups)
+            self._advance(batch, "taylor")
+        return slopes, predicted
 
 
 class _Gates(Whole):
-    """Multiplies what is read by one factor per channel."""
+    """Multiplies what is read by one factor per row and channel, at the tokens of the text."""
 
-    def __init__(self, gates: Mapping[str, Tensor]) -> None:
+    def __init__(self, gates: Mapping[str, Tensor], n_before: int) -> None:
         self._gates = gates
+        self._n_before = n_before
 
     def scan(self, site: StateSite, scan: Scan) -> Scan:
-        return scan.masked(read=self._gates[site.key])
+        gate = self._gates[site.key]
+        before = torch.ones_like(gate).expand(-1, self._n_before, -1, -1)
+        text = gate.expand(-1, scan.C.shape[1] - self._n_before, -1, -1)
+        return scan.masked(read=torch.cat([before, text], dim=1))

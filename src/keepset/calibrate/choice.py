@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from keepset.calibrate.channels import Scorer, Sums
-from keepset.errors import ConfigError
+from keepset.errors import ConfigError, ModelError
 from keepset.rules.masks import Masks, top_mask
-from keepset.rules.rule import Rule, n_kept
+from keepset.rules.rule import Rule, describe, n_kept
 from keepset.rules.scores import (
     CHANNEL_SCORES,
     need_gradients,
@@ -40,7 +40,13 @@ def allocate(scores: Mapping[str, Tensor], sparsity: float, *, uniform: bool) ->
 
     Returns:
         Site key -> (n_groups, n_state) bool; ties go to the earlier layer and lower channel.
+
+    Raises:
+        ModelError: a score is not finite.
     """
+    for key, score in scores.items():
+        if not bool(torch.isfinite(score).all()):
+            raise ModelError(f"NaN or infinity in the scores of {key}; try dtype: float32")
     if uniform:
         counts = {key: n_kept(score.shape[1], sparsity) for key, score in scores.items()}
     else:
@@ -94,10 +100,7 @@ def keep_sets(
             f"unknown score of a state {', '.join(unknown)}; known: {', '.join(known)}"
         )
     entries = [CHANNEL_SCORES[name] for name in scores]
-    dense = scorer.one_shot()
-    if need_gradients(CHANNEL_SCORES, scores):
-        for key, gradient in scorer.gradients().items():
-            dense[key].taylor = gradient
+    dense = scorer.one_shot(gradients=need_gradients(CHANNEL_SCORES, scores))
     sets: dict[Rule, Masks] = {}
     for sparsity in sparsities:
         in_order: dict[Callable[..., Tensor], dict[str, Sums]] = {}
@@ -133,7 +136,7 @@ def choose_channels(
         batch_tokens: Tokens per forward pass, at least one block.
 
     Raises:
-        ConfigError: the score is unknown.
+        ConfigError: the score is unknown, or the rule is another one.
 
     Example:
         >>> from keepset import Rule, choose_channels, cut_blocks, find_sites, load
@@ -144,6 +147,11 @@ def choose_channels(
         >>> int(masks["state.000"].sum())  # of 64 channels
         32
     """
+    if rule != channel_rule(rule.score, rule.sparsity, rule.seed):
+        raise ConfigError(
+            "channels are chosen once for a rule with window corpus, site state and access both,"
+            f" not for {describe(rule)}"
+        )
     scorer = Scorer(model, sites, blocks, batch_tokens)
     sets, _ = keep_sets(scorer, [rule.score], [rule.sparsity], [rule.seed])
     return sets[rule]

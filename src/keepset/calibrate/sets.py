@@ -11,6 +11,7 @@ from torch import Tensor
 
 from keepset.calibrate import activations
 from keepset.calibrate.choice import channel_rule
+from keepset.errors import ModelError
 from keepset.files import archive
 from keepset.rules.masks import Masks, rank_units
 from keepset.rules.rule import Rule, n_kept
@@ -47,6 +48,7 @@ class RankedSets:
         Raises:
             KeyError: the rule is not static, or on another kind of site; or there are no sums.
             ConfigError: the score is unknown, or needs gradients that were not taken.
+            ModelError: the sums that it needs are not finite.
         """
         if not self._moments or (rule.site, rule.window) != (self._site, "corpus"):
             raise KeyError(rule)
@@ -60,10 +62,18 @@ class RankedSets:
         """Site key -> its units, best first."""
         if (score, seed) not in self._orders:
             self._orders[score, seed] = {
-                key: rank_units(corpus_score(score, site, seed=site_seed(seed, key)))
-                for key, site in self._moments.items()
+                key: rank_units(self._score(score, key, seed)) for key in self._moments
             }
         return self._orders[score, seed]
+
+    def _score(self, name: str, key: str, seed: int) -> Tensor:
+        score = corpus_score(name, self._moments[key], seed=site_seed(seed, key))
+        if not bool(torch.isfinite(score).all()):
+            raise ModelError(
+                f"NaN or infinity in the {name} score of {key}: no set can be chosen by it; sum up"
+                " the calibration text again, with dtype: float32"
+            )
+        return score
 
 
 def rank_file(path: str | Path, owner: Mapping[str, Any], site: str = "ffn") -> RankedSets:

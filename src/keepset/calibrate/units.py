@@ -16,14 +16,14 @@ from keepset.sites.state import StateSite
 
 
 def unit_table(
-    sites: Sequence[Site], moments: Mapping[str, Moments], n_tokens: int
+    sites: Sequence[Site], moments: Mapping[str, Moments], groups: Sequence[int] | None = None
 ) -> pd.DataFrame:
     """Size and three notions of impact of every unit.
 
     Args:
         sites: The sites, in order.
-        moments: Their calibration sums over `n_tokens` tokens.
-        n_tokens: How many tokens were summed.
+        moments: Their calibration sums (`keepset.calibrate.activations`).
+        groups: The groups of documents whose text counts; all of it if left out.
 
     Returns:
         Columns layer, unit, magnitude (mean |h|), weight (||w||), output (the root mean square
@@ -33,38 +33,53 @@ def unit_table(
     tables = []
     for site in sites:
         sums = moments[site.key]
+        norm, n_tokens = sums["weight_norm"], _over(groups, sums["tokens"])
         columns = {
             "layer": site.layer,
             "unit": range(site.n_units),
-            "magnitude": sums["abs_sum"].numpy() / n_tokens,
-            "weight": sums["weight_norm"].numpy(),
-            "output": ((sums["square_sum"] / n_tokens).sqrt() * sums["weight_norm"]).numpy(),
+            "magnitude": (_over(groups, sums["abs_by_group"]) / n_tokens).numpy(),
+            "weight": norm.numpy(),
+            "output": ((_over(groups, sums["square_by_group"]) / n_tokens).sqrt() * norm).numpy(),
         }
-        if "taylor_sum" in sums:
-            columns["taylor"] = sums["taylor_sum"].abs().numpy() / n_tokens
+        if "taylor_by_group" in sums:
+            slope = _over(groups, sums["taylor_by_group"])
+            columns["taylor"] = (slope.abs() / n_tokens).numpy()
         tables.append(pd.DataFrame(columns))
     return pd.concat(tables, ignore_index=True)
+
+
+def _over(groups: Sequence[int] | None, by_group: Tensor) -> Tensor:
+    """The sum over some groups: (n_groups, ...) -> (...).
+
+    A sum of what counts, and no difference: a unit that is silent there stays at exactly 0.
+    """
+    return (by_group if groups is None else by_group[list(groups)]).sum(dim=0)
 
 
 def channel_table(
     sites: Sequence[StateSite], sums: Mapping[str, Sums], identity: Mapping[str, Any]
 ) -> pd.DataFrame:
-    """One row per channel: the `channels` table of docs/METHODS.md."""
+    """The `channels` table of docs/METHODS.md: one row per channel, and per group left out.
+
+    `left_out` is -1 where all text counts, else the group of documents that does not.
+    """
     tables = []
     for site in sites:
-        site_sums = sums[site.key]
-        columns = {
-            "layer": site.layer,
-            "group": torch.arange(site.n_groups).repeat_interleave(site.n_state).numpy(),
-            "channel": torch.arange(site.n_state).repeat(site.n_groups).numpy(),
-            "magnitude": _flat(site_sums.magnitude),
-            "energy": _flat(ghost(site_sums)),
-            "controllability": _flat(site_sums.controllability.sqrt()),
-            "observability": _flat(site_sums.observability.sqrt()),
-        }
-        if site_sums.taylor is not None:
-            columns["taylor"] = _flat(site_sums.taylor)
-        tables.append(pd.DataFrame({**identity, **columns}))
+        whole = sums[site.key]
+        for left_out, part in enumerate([whole, *whole.left_out], start=-1):
+            columns = {
+                "layer": site.layer,
+                "group": torch.arange(site.n_groups).repeat_interleave(site.n_state).numpy(),
+                "channel": torch.arange(site.n_state).repeat(site.n_groups).numpy(),
+                "left_out": left_out,
+                "magnitude": _flat(part.magnitude),
+                "energy": _flat(ghost(part)),
+                "controllability": _flat(part.controllability.sqrt()),
+                "observability": _flat(part.observability.sqrt()),
+            }
+            if part.taylor is not None:
+                columns["taylor"] = _flat(part.taylor)
+            tables.append(pd.DataFrame({**identity, **columns}))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from keepset.calibrate import activations
 from keepset.calibrate.sets import RankedSets
 from keepset.decode import Session, sparse_decoding
-from keepset.errors import CacheError, ConfigError
+from keepset.errors import CacheError, ConfigError, ModelError
 from keepset.files import archive
 from keepset.hold.contexts import with_bos
 from keepset.kernels import clock
@@ -259,18 +259,24 @@ class _Decoder:
     def _predict(self, ids: Tensor) -> None:
         start = self._clock()
         cache = {self._cache_name: self._cache}
-        out = self.model(input_ids=ids, use_cache=True, **cache, **self._options)
+        self._read.append(ids)
+        try:
+            out = self.model(input_ids=ids, use_cache=True, **cache, **self._options)
+        except ModelError:  # no set can be chosen on NaN
+            self._refuse()
         logits = out.logits[:, -1:]
         token = logits.argmax(dim=-1)
         self._seconds.append(self._clock() - start)
-        self._read.append(ids)
         # A masked logit is minus infinity; NaN is the largest of its row.
         if not bool(torch.isfinite(logits.amax(dim=-1)).all()):
-            sites, context = find_ffn_sites(self.model), torch.cat(self._read, dim=1)
-            label = describe(self._session.rule)
-            refuse_infinite(self.model, sites, [context], "the logits are", label)
+            self._refuse()
         self._tokens.append(token)
         self._cache = out[self._cache_name]
+
+    def _refuse(self) -> NoReturn:
+        sites, context = find_ffn_sites(self.model), torch.cat(self._read, dim=1)
+        label = describe(self._session.rule)
+        refuse_infinite(self.model, sites, [context], "the logits are", label)
 
     def _clock(self) -> float:
         """Seconds, without those that went into timing paths."""

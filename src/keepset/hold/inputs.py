@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from keepset.errors import ModelError
 from keepset.hold.windows import Windowed
-from keepset.rules.masks import Masks, spread_windows, top_mask, window_means
+from keepset.rules.masks import Masks, spread_windows, window_means
 from keepset.rules.rule import Rule, n_kept
 from keepset.rules.scores import NEURON_SCORES, site_seed, token_score
 from keepset.sites.ffn import Projection, Site
@@ -98,7 +98,7 @@ class Windows(Windowed):
     def __call__(self, site: Site, h: Tensor) -> Tensor | None:
         """Mask h (batch, tokens, n_units)."""
         kept = n_kept(site.n_units, self.rule.sparsity)
-        if kept == site.n_units:
+        if kept == site.n_units or h.shape[1] == self._n_bos:
             return None
         if self._noise is not None:
             h = self._rounded_elsewhere(site, h, self._noise)
@@ -107,10 +107,11 @@ class Windows(Windowed):
         means = window_means(scores, self.valid, self.rule.window)
         if self.rule.choice == "causal":
             opening = self._opening(site, scores[:, 0])
-            mask = top_mask(torch.cat([opening[:, None], means[:, :-1]], dim=1), kept)
+            before = torch.cat([opening[:, None], means[:, :-1]], dim=1)
+            mask = self._best(site, before, kept)
         else:
             # A zero |h| leaves nothing to choose; a random score says nothing about h.
-            mask = top_mask(means, kept, zeros_matter=self._seeded)
+            mask = self._best(site, means, kept, zeros_matter=self._seeded)
         masked = text * spread_windows(mask, text.shape[1], self.rule.window)
         if not self._n_bos or self._opens_unchosen:
             masked[:, 0] = text[:, 0]

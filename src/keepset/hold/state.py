@@ -13,7 +13,7 @@ from keepset.errors import ConfigError, ModelError
 from keepset.hold.recurrence import Recurrence, Scan
 from keepset.hold.windows import Windowed
 from keepset.kernels.dispatch import SCAN, STEP, mixer_modules, standing_in
-from keepset.rules.masks import Masks, spread_windows, top_mask, window_means, window_width
+from keepset.rules.masks import Masks, spread_windows, window_means, window_width
 from keepset.rules.rule import Rule, Window, n_kept
 from keepset.rules.scores import CHANNEL_SCORES, token_names
 from keepset.sites.state import StateSite
@@ -147,7 +147,7 @@ class StateWindows(Windowed, Whole):
     def scan(self, site: StateSite, scan: Scan) -> Scan | Tensor:
         """Mask what is read, or run the recurrence with what is forgotten."""
         kept = n_kept(site.n_state, self.rule.sparsity)
-        if kept == site.n_state:
+        if kept == site.n_state or scan.x.shape[1] == self._n_bos:
             return scan
         recurrence = Recurrence(scan)
         if self.rule.access == "read":
@@ -164,7 +164,7 @@ class StateWindows(Windowed, Whole):
         if self.rule.choice == "causal":
             opening = self._opening(site, scores[:, 0])
             means = torch.cat([opening[:, None], means[:, :-1]], dim=1)
-        mask = top_mask(means, kept)
+        mask = self._best(site, means, kept)
         read = torch.ones_like(recurrence.C, dtype=torch.bool)
         spread = spread_windows(mask.flatten(2), tokens - n_bos, self.rule.window)
         first = int(self._opens_unchosen)
@@ -206,16 +206,16 @@ class StateWindows(Windowed, Whole):
             # were kept.
             sizes = recurrence.sizes(state.clone(), start, stop)
             scores = self._scores(site, sizes, recurrence.C[:, start:stop])
-            chosen = top_mask(self._means(scores, valid, "sequence")[:, 0], kept)
+            chosen = self._best(site, self._means(scores, valid, "sequence")[:, 0], kept)
             if self.rule.choice == "oracle":
                 mask = chosen
             elif start == n_bos:
-                mask = top_mask(self._opening(site, scores[:, 0]), kept)
+                mask = self._best(site, self._opening(site, scores[:, 0]), kept)
                 if self._opens_unchosen:
                     parts.append(recurrence.read(state, start, start + 1, everything))
                     start += 1
-            state *= mask[:, :, None, None]
             if start < stop:
+                state *= mask[:, :, None, None]
                 parts.append(recurrence.read(state, start, stop, mask))
             mask = chosen
         return torch.cat(parts, dim=1)

@@ -7,10 +7,18 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from keepset.errors import ConfigError
-from keepset.rules.rule import Rule
+from keepset.errors import ConfigError, ModelError
+from keepset.rules.masks import top_mask
+from keepset.rules.rule import Rule, describe
 from keepset.rules.scores import site_seed
 from keepset.sites import AnySite
+
+
+def not_finite(name: str, label: str) -> ModelError:
+    """The error of activations at the module `name` that are NaN or infinite under a rule."""
+    return ModelError(
+        f"NaN or infinity in the activations of {name} under {label}; try dtype: float32"
+    )
 
 
 class Windowed:
@@ -50,6 +58,19 @@ class Windowed:
             seed = site_seed(self.rule.seed, site.key)
             self._generators[site.key] = torch.Generator(device).manual_seed(seed)
         return self._generators[site.key]
+
+    def _best(
+        self, site: AnySite, scores: Tensor, kept: int, *, zeros_matter: bool = True
+    ) -> Tensor:
+        """`top_mask` of scores at a site.
+
+        Raises:
+            ModelError: a score is NaN; the message names the site.
+        """
+        try:
+            return top_mask(scores, kept, zeros_matter=zeros_matter)
+        except ModelError:
+            raise not_finite(site.name, describe(self.rule)) from None
 
     def _opening(self, site: AnySite, first: Tensor) -> Tensor:
         """What a causal rule chooses each row's first window by: (batch, ...) scores.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,13 +10,68 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from keepset.calibrate import groups as document_groups
+from keepset.calibrate.units import unit_table
 from keepset.hold.inputs import watching
 from keepset.measure.runner import Runner
+from keepset.rules.scores import Moments
 from keepset.run.progress import Progress
+from keepset.settings import Ablation
 from keepset.sites.ffn import Site
+from keepset.text import Blocks
 
 # Units per layer in the ablation sample: one from each sixteenth of the layer's size order.
 _STRATA = 16
+_OF_TEXT = ["magnitude", "output", "taylor"]
+"""The scores of a unit that depend on text."""
+
+
+def ablation_table(
+    runner: Runner,
+    sites: Sequence[Site],
+    moments: Mapping[str, Moments],
+    blocks: Blocks,
+    ablation: Ablation,
+    seed: int,
+    identity: Mapping[str, Any],
+) -> pd.DataFrame:
+    """Leave a sample of units out, one at a time, and set beside it how they were scored.
+
+    The text is that of the first groups of calibration documents that hold `ablation.tokens`
+    tokens, whole, so that scores on it are sums that the cache has.
+
+    Args:
+        runner: The model.
+        sites: The sites that units are taken from, one per layer.
+        moments: Their calibration sums, kept apart by groups of documents.
+        blocks: The calibration text.
+        ablation: How many units, on how much text.
+        seed: Decides the units.
+        identity: Leading columns.
+
+    Returns:
+        The `ablations` table of docs/METHODS.md: layer, unit; n_documents and n_tokens of the
+        text; magnitude, weight, output and, where gradients were taken, taylor on this text; the
+        same as magnitude_other and so on, on all other calibration text, NaN where there is none;
+        loss, what `measure_ablations` gives on this text.
+    """
+    calibration, documents = blocks.calibration, blocks.calibration_document
+    groups = document_groups.deal(documents)
+    chosen = document_groups.first(groups, -(-ablation.tokens // calibration.shape[1]))
+    rest = [group for group in range(document_groups.count(groups)) if group not in chosen]
+    sample = sample_units(unit_table(sites, moments), ablation.units, seed).index
+    own_text = torch.isin(groups, torch.tensor(chosen))
+    table = unit_table(sites, moments, chosen).loc[sample]
+    scores = [name for name in _OF_TEXT if name in table]
+    other = unit_table(sites, moments, rest).loc[sample, scores].add_suffix("_other")
+    label = f"{identity['model']} {identity['corpus']} ablations"
+    loss = measure_ablations(runner, sites, table, calibration[own_text], label)
+    size = {
+        "n_documents": len(documents[own_text].unique()),
+        "n_tokens": calibration[own_text].numel(),
+    }
+    table = table.assign(**size).join(other).assign(loss=loss)
+    return pd.concat([pd.DataFrame(dict(identity), index=table.index), table], axis=1)
 
 
 def sample_units(units: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
@@ -49,6 +104,8 @@ def measure_ablations(
 ) -> pd.Series:
     """The measured change of the loss when one unit alone is left out: its true impact.
 
+    The unit is left out at every token of the text; a BOS before it is left alone.
+
     Args:
         runner: The model.
         sites: The sites that the sample is of, one per layer.
@@ -59,7 +116,9 @@ def measure_ablations(
     Returns:
         Mean change in nats per predicted token, indexed as `sample`.
     """
-    rows = max(1, runner.batch_tokens // blocks.shape[1])
+    n_before = int(runner.bos is not None)
+    # As many rows as the runner puts into one batch: a row is known by its place there.
+    rows = max(1, runner.batch_tokens // (blocks.shape[1] + n_before))
     progress = Progress(label, (len(sample) + rows) * blocks.numel())
     total = pd.Series(0.0, index=sample.index)
     layers = {site.layer: site for site in sites}
@@ -77,11 +136,11 @@ def measure_ablations(
                 if not rows:
                     return None
                 h = h.clone()
-                h[rows, :, [units[row][1] for row in rows]] = 0
+                h[rows, n_before:, [units[row][1] for row in rows]] = 0
                 return h
 
             with watching(runner.model, sites, leave_out), torch.inference_mode():
                 nll = runner.block_nll(batch, progress=progress)[: len(part)]
             total[part.index] += (nll - dense).numpy()
     progress.close()
-    return total / (blocks.shape[0] * (blocks.shape[1] - 1))
+    return total / runner.n_predicted(blocks)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from keepset import kinds
 from keepset.errors import ConfigError, ModelError
 from keepset.hold.contexts import with_bos
-from keepset.hold.windows import Windowed
+from keepset.hold.windows import Windowed, not_finite
 from keepset.kernels.mixers import mixer_kernels
 from keepset.kernels.selection import Selection
 from keepset.models import check_ids, check_length
@@ -250,10 +250,13 @@ class Runner:
                 not know, or a log-probability is not finite; the message names the first layer at
                 fault.
         """
-        longest = max(len(item.ids) for item in items) + self._n_bos
-        check_length(self.model, longest, "passages", "the task's max_words")
-        for number, item in enumerate(items):
-            check_ids(self.model, item.ids, f"item {number}")
+        longest = max(items, key=lambda item: len(item.ids))
+        length, what = len(longest.ids) + self._n_bos, f"passages (item {longest.item})"
+        check_length(self.model, length, what, longest.remedy)
+        for item in items:
+            check_ids(self.model, item.ids, f"item {item.item}")
+            if item.target_start + self._n_bos == 0:
+                raise ModelError(f"item {item.item} has no context, and the model no BOS before it")
         order = sorted(range(len(items)), key=lambda number: len(items[number].ids))
         answers: dict[int, tuple[bool, float]] = {}
         with self.holding(rule) as windows, torch.inference_mode():
@@ -334,9 +337,7 @@ def _finite_check(name: str, label: str) -> Callable[..., None]:
     def check(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tensors = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
         if not bool(torch.isfinite(next(tensors)).all()):
-            raise ModelError(
-                f"NaN or infinity in the activations of {name} under {label}; try dtype: float32"
-            )
+            raise not_finite(name, label)
 
     return check
 

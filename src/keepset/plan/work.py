@@ -22,6 +22,7 @@ from keepset.settings.grid import (
     task_rules,
     task_settings,
 )
+from keepset.settings.measuring import MOST_GROUPS
 
 PASSAGE_WORDS = 75
 """Words of a LAMBADA passage (Paperno et al. 2016); taken for items of kind jsonl too."""
@@ -86,6 +87,7 @@ class _Study:
         self.block = config.text.block
         self.calibration = self._in_blocks(config.text.calibration_tokens)
         self.evaluation = self._in_blocks(config.evaluation_tokens(model))
+        self.sameness = self._in_blocks(config.sameness_tokens(model))
         self.model = model
 
     def _in_blocks(self, tokens: int) -> int:
@@ -97,12 +99,17 @@ class _Study:
         batch = max(1, self.config.text.batch_tokens // length) * length
         return Work(tokens, length, batch, masked=masked, stepped=stepped)
 
-    def under(self, kind: Kind, rules: Sequence[Rule], tokens: int, length: int = 0) -> Work:
-        """`tokens` under each of the rules of a kind, which are all static, or none is."""
-        held = [rule for rule in rules if rule.method != "static"]
-        steps = sum(kind.steps(rule.access, rule.choice) for rule in held)
-        masked = kind.masks and bool(held)
-        return self.run(len(rules) * tokens, length, masked=masked, stepped=steps * tokens)
+    def under(
+        self, kind: Kind, rules: Sequence[Rule], tokens: int, length: int = 0, dynamic: int = 0
+    ) -> Work:
+        """`tokens` under each of the rules of a kind, which are all static, or none is.
+
+        `dynamic` are the tokens of dynamic rules, where not as many.
+        """
+        each = [(dynamic if rule.method == "dynamic" else 0) or tokens for rule in rules]
+        held = [(rule, n) for rule, n in zip(rules, each, strict=True) if rule.method != "static"]
+        stepped = sum(kind.steps(rule.access, rule.choice) * n for rule, n in held)
+        return self.run(sum(each), length, masked=kind.masks and bool(held), stepped=stepped)
 
     def gradients(self, tokens: int) -> Work:
         """The same with the loss differentiated, a quarter of a batch at a time."""
@@ -118,17 +125,22 @@ def _activations(study: _Study, names: Mapping[str, str]) -> Iterator[Work]:
 
 
 def _correlation(study: _Study, names: Mapping[str, str]) -> Iterator[Work]:
-    """Single units are left out of one row each; a dense row goes before."""
+    """Single units are left out of one row each; a dense row goes before.
+
+    The text is of whole groups of calibration documents, with as many blocks in each.
+    """
     if not study.config.corpora[names["corpus"]].ablation:
         return
     ablation, rows = study.config.ablation, max(1, study.config.text.batch_tokens // study.block)
-    blocks = min(-(-ablation.tokens // study.block), study.calibration // study.block)
+    most = study.calibration // study.block
+    group = math.ceil(most / MOST_GROUPS)
+    blocks = min(group * math.ceil(ablation.tokens / study.block / group), most)
     batches = 1 + math.ceil(ablation.units / rows)
     yield study.run(blocks * batches * rows * study.block, masked=True)
 
 
 def _dense(study: _Study, _: Mapping[str, str]) -> Iterator[Work]:
-    yield study.run(study.evaluation)
+    yield study.run(study.sameness)
 
 
 def _evaluation(
@@ -138,8 +150,10 @@ def _evaluation(
     grid = part_settings(study.config, kind.name, evaluation.part, names["corpus"])
     choice = cast(Choice, names.get("choice", "oracle"))
     rules = part_rules(kind.name, evaluation.part, grid, study.config.seeds(), choice)
+    times = 1 + (study.config.statistics.rounding_draws if evaluation.rounding else 0)
     for group in _by_access(rules):
-        yield study.under(kind, group, study.evaluation)
+        dynamic = times * study.sameness
+        yield study.under(kind, group, study.evaluation, dynamic=dynamic)
         if choice == "causal":
             # What the text before gives serves all sparsities.
             lead_ins = len({(rule.score, rule.seed, rule.window) for rule in group})

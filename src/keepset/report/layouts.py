@@ -47,6 +47,8 @@ def _shown(column: str, value: Any) -> str:
         return number(value)
     if column == "sparsity":
         return escape(percent(value))
+    if column == "rounding":
+        return NOTHING if np.isnan(value) else rf"{100 * value:.2g}\%"
     return "all" if column == "distance" and value == -1 else _text(str(value))
 
 
@@ -72,7 +74,7 @@ def _cross(
     """A cross table: a row for the values of `keys`, a cell for each of `values` of a column."""
     rows = []
     names: Any
-    for names, group in table.groupby(list(keys), sort=False):
+    for names, group in table.groupby(list(keys), sort=False, dropna=False):
         cells = {getattr(row, column): cell(row) for row in _records(group)}
         rows.append([*map(_shown, keys, names), *(cells.get(v, NOTHING) for v in values)])
     return rows
@@ -81,7 +83,9 @@ def _cross(
 def _perplexity(table: pd.DataFrame) -> Shown:
     sparsities = sorted(table["sparsity"].unique())
     keys = ["model", "corpus", "ppl_dense", "site", "access", "score", "method"]
-    rows = _cross(table, keys, "sparsity", sparsities)
+    largest = table.groupby(keys, sort=False)["rounding"].transform("max")
+    keys = [*keys, "rounding"]
+    rows = _cross(table.assign(rounding=largest), keys, "sparsity", sparsities)
     return [*keys[:2], "dense", *keys[3:], *(percent(s) for s in sparsities)], rows
 
 
@@ -111,13 +115,15 @@ def _capability(table: pd.DataFrame) -> Shown:
 
 def _trend(table: pd.DataFrame) -> Shown:
     names = [*_DIAL, "choice"]
-    return [*names, "blocks", "L", "p", "monotone"], [
+    slope = _estimate("slope")
+    return [*names, "documents", "slope", "p", "p of a rise at every step", "monotone"], [
         [
             *_names(row, names),
-            str(row.n_blocks),
-            number(row.statistic),
+            str(row.n_documents),
+            slope(row),
             p_value(row.p_holm),
-            "yes" if row.monotone else "no",
+            p_value(row.p_monotone_holm),
+            row.monotone,
         ]
         for row in _records(table)
     ]
@@ -170,21 +176,26 @@ def _lengths(table: pd.DataFrame) -> Shown:
     return [*keys, *(f"{n} tokens" for n in lengths)], cells
 
 
+_OVER_DOCUMENTS = "{level}$t$ intervals over documents, model and calibration text fixed."
 _SAME = "$^{{=}}$: equivalent to dense within the study's margin."
 
 LAYOUTS = {
     "perplexity": Layout(
         "ratios",
         _perplexity,
-        "Token perplexity relative to dense, by sparsity, with {level}intervals of a paired"
-        " bootstrap (BCa) over blocks. The column ``dense'' is the dense perplexity. " + _SAME,
+        "Token perplexity relative to dense, by sparsity, with " + _OVER_DOCUMENTS + " The column"
+        " ``dense'' is the dense perplexity; ``rounding'' is the largest standard deviation over"
+        " runs of a dynamic rule that differ in the last bit, which intervals and tests include. "
+        + _SAME,
         lambda t: t[t["method"].isin(["static", "dynamic"])],
     ),
     "dial": Layout(
         "ratios",
         _dial,
-        "Token perplexity relative to dense when one keep set is held for $W$ tokens, with"
-        " {level}intervals of a paired bootstrap (BCa) over blocks. " + _SAME,
+        "Token perplexity relative to dense when one keep set is held for $W$ tokens, with "
+        + _OVER_DOCUMENTS
+        + " "
+        + _SAME,
         _on_the_dial,
     ),
     "capability": Layout(
@@ -196,17 +207,20 @@ LAYOUTS = {
     "trend": Layout(
         "trend",
         _trend,
-        "Page's test that perplexity rises with the window, blocks as subjects; $p$: Holm over"
-        " model and corpus; monotone: perplexity over all blocks rises at every step.",
+        "Slope of the loss on the window: nats per token for each doubling, with {level}intervals"
+        " over documents; $p$: one-sided $t$-test over documents; monotone: the loss rises at every"
+        " step (yes), falls at one (no), or neither is shown (open). Holm over model and corpus.",
     ),
     "correlations": Layout(
         "correlation",
         _correlations,
-        "Spearman's correlation of size with each notion of impact: mean over layers, with"
-        " {level}intervals of a two-stage bootstrap over layers and units. Size of a neuron"
-        " (ffn): mean $|h|$; of a state channel: magnitude, the product of its weights' norms,"
-        " or controllability, the root mean square of the state.",
-        lambda t: t[t["layer"] == -1],
+        "Spearman's correlation of size with each notion of impact: mean over layers, which are"
+        " fixed, with {level}jackknife intervals over groups of calibration documents. Size of a"
+        " neuron (ffn): mean $|h|$; of a state channel: magnitude, the product of its weights'"
+        " norms, or controllability, the root mean square of the state. Loss: every score of the"
+        " neurons that were ablated, on the text of the ablation or on other text; intervals over"
+        " these neurons, with the text fixed.",
+        lambda t: t[(t["layer"] == -1) & (t["left_out"] == -1)],
     ),
     "recall": Layout(
         "recall",
@@ -219,24 +233,24 @@ LAYOUTS = {
         "state_pairs",
         _state_pairs,
         "Scores of state channels against each other, static, on the same blocks or items, with"
-        " {level}intervals. Perplexity: ratio to the rival's (BCa bootstrap over blocks), paired"
-        " $t$-test. Accuracy: difference (Tango), exact McNemar test, a row per seed of a random"
+        " {level}intervals. Perplexity: ratio to the rival's, $t$ interval and $t$-test over"
+        " documents. Accuracy: difference (Tango), exact McNemar test, a row per seed of a random"
         " rival. $p$: Holm over model and text.",
     ),
     "side_by_side": Layout(
         "side_by_side",
         _side_by_side,
         "Memory (recurrent state) and scratch (FFN neurons) of one model: token perplexity"
-        " relative to dense, with {level}intervals of a paired bootstrap (BCa) over blocks. Size"
-        " and impact of a state: $\\Vert W_B\\Vert\\,\\Vert W_C\\Vert$ and GHOST when static, $H^2$"
-        " and $H^2 C^2$ when dynamic; dynamic channels are not read, or (last column) forgotten. "
-        + _SAME,
+        " relative to dense, with "
+        + _OVER_DOCUMENTS
+        + " Size and impact of a state: $\\Vert W_B\\Vert\\,\\Vert W_C\\Vert$ and GHOST when"
+        " static, $H^2$ and $H^2 C^2$ when dynamic; dynamic channels are not read, or (last column)"
+        " forgotten. " + _SAME,
     ),
     "lengths": Layout(
         "lengths",
         _lengths,
         "Token perplexity relative to dense of static states, by the length of the passages"
-        " evaluated; channels are chosen on passages of one block. {level}intervals of a paired"
-        " bootstrap (BCa) over passages.",
+        " evaluated, with " + _OVER_DOCUMENTS + " Channels are chosen on passages of one block.",
     ),
 }

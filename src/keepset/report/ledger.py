@@ -12,7 +12,7 @@ import pandas as pd
 
 from keepset.analyse.claims import VERDICTS
 from keepset.report import latex as tex
-from keepset.report.wording import bound, number
+from keepset.report.wording import bound, number, ratio
 
 # Mark, ANSI colour, and the colour of an HTML page: Okabe and Ito's, the orange darker, since
 # white letters on theirs cannot be read.
@@ -34,10 +34,10 @@ def ours(row: Any) -> str:
     """The deciding case: its number and interval; empty where nothing was tested."""
     if not row.cases:
         return ""
-    times = " x" if row.scale == "ratio" else ""
-    text = f"{number(row.estimate)}{times}"
+    times, shown = (" x", ratio) if row.scale == "ratio" else ("", number)
+    text = f"{shown(row.estimate)}{times}"
     if not math.isnan(row.ci_low):
-        text += f" [{number(row.ci_low)}, {number(row.ci_high)}]"
+        text += f" [{shown(row.ci_low)}, {shown(row.ci_high)}]"
     return text
 
 
@@ -81,7 +81,7 @@ def cases_text(cases: pd.DataFrame, claim: str) -> str:
     if not len(claim_cases):
         return f"{claim}: no case was run\n"
     columns = ["model", "where", "compared", "scope", "estimate", "ci_low", "ci_high", "n"]
-    columns += ["unit", "p_for", "p_against", "verdict"]
+    columns += ["unit", "p_for", "p_against", "p_against_holm", "verdict"]
     return claim_cases[columns].to_string(index=False, float_format=number) + "\n"
 
 
@@ -112,8 +112,11 @@ def page(ledger: pd.DataFrame, cases: pd.DataFrame, study: str) -> str:
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
         f"<style>{_STYLE}</style></head><body>\n<h1>{title}</h1>\n"
         f"<p>{html.escape(counts(ledger))}. A verdict rests on the case that holds least, or that"
-        " fails most; p-values are adjusted by Holm's method within a family of claims. Specimens"
-        " are small models trained here: they speak about directions only.</p>\n"
+        " fails most; p-values are adjusted by Holm's method within a family of claims. So an"
+        " interval outside of what is asked is no contradiction yet: it is that of one case, and of"
+        " many cases one lies outside by chance. Specimens are small models trained here, once"
+        " each: they speak about directions only, and their p-values are over text, not over"
+        " trainings.</p>\n"
         f"<table><thead>{head}</thead><tbody>\n{rows}\n</tbody></table>\n</body></html>\n"
     )
 
@@ -151,8 +154,9 @@ def _html_claim(row: Any, cases: pd.DataFrame) -> str:
 def _html_cases(cases: pd.DataFrame) -> str:
     if not len(cases):
         return ""
-    rows = [_row("th", (*_CASE_COLUMNS, "p for", "p against", "verdict"))]
-    for values in cases[[*_CASE_COLUMNS, "p_for", "p_against", "verdict"]].to_numpy():
+    rows = [_row("th", (*_CASE_COLUMNS, "p for", "p against", "over the cases", "verdict"))]
+    p_values = ["p_for", "p_against", "p_against_holm"]
+    for values in cases[[*_CASE_COLUMNS, *p_values, "verdict"]].to_numpy():
         words = (value if isinstance(value, str) else number(value) for value in values)
         rows.append(_row("td", map(html.escape, words)))
     table = f"<table>{''.join(rows)}</table>"

@@ -24,6 +24,11 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
+def ratio(value: float) -> str:
+    """As `number`; near one, enough digits to see what it differs from one by."""
+    return f"{value:.3f}" if abs(value - 1) < 0.1 else number(value)
+
+
 def bound(row: Any) -> str:
     """Where the claim says that the number lies."""
     if not row.cases:

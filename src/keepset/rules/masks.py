@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -9,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from keepset.errors import ConfigError
+from keepset.errors import ConfigError, ModelError
 from keepset.rules.rule import Rule, Window
+
+_NOT_A_NUMBER = "NaN among the scores of units: nothing can be chosen; try dtype: float32"
 
 Masks = Mapping[str, Tensor]
 """Site key -> bool, True where a unit is kept: (n_units,), or (n_groups, n_state) of a state."""
@@ -28,7 +31,13 @@ class KeepSets(Protocol):
 
 
 def rank_units(score: Tensor) -> Tensor:
-    """Unit indices, best first: (n_units,) -> (n_units,) int64. A prefix is a keep set."""
+    """Unit indices, best first: (n_units,) -> (n_units,) int64. A prefix is a keep set.
+
+    Raises:
+        ModelError: a score is NaN.
+    """
+    if bool(score.isnan().any()):
+        raise ModelError(_NOT_A_NUMBER)
     return torch.argsort(score, descending=True, stable=True)
 
 
@@ -53,6 +62,10 @@ def top_mask(score: Tensor, k: int, *, zeros_matter: bool = True) -> Tensor:
 
     Returns:
         (..., n) bool with exactly k True per row (more where `zeros_matter` is False).
+
+    Raises:
+        ConfigError: k is out of range.
+        ModelError: a score is NaN.
     """
     n = score.shape[-1]
     if not 1 <= k <= n:
@@ -62,7 +75,11 @@ def top_mask(score: Tensor, k: int, *, zeros_matter: bool = True) -> Tensor:
     rows = score.reshape(-1, n)
     threshold = _kth_largest(rows, k)
     mask = rows >= threshold
-    tied = mask.sum(dim=1) > k
+    counts = mask.sum(dim=1)
+    # NaN ranks first and equals nothing, so that a row with NaN among its best keeps too few.
+    if bool((counts < k).any()):
+        raise ModelError(_NOT_A_NUMBER)
+    tied = counts > k
     if not zeros_matter:
         tied &= threshold[:, 0] > 0
     if bool(tied.any()):
@@ -88,13 +105,19 @@ def top_units(score: Tensor, k: int, *, zeros: bool = True) -> Tensor:
 
     Returns:
         (k,) int64, in no promised order; ties went to the lowest index.
+
+    Raises:
+        ConfigError: k is out of range.
+        ModelError: a score is NaN.
     """
     n = len(score)
     if not 1 <= k <= n:
         raise ConfigError(f"cannot keep {k} of {n} units")
     # One more than is kept shows whether the k-th is tied: topk itself breaks ties in any order.
     best, units = score.topk(min(k + 1, n))
-    last, *next_best = best[k - 1 :].tolist()
+    last, *next_best, first = [*best[k - 1 :].tolist(), float(best[0])]
+    if math.isnan(first):
+        raise ModelError(_NOT_A_NUMBER)
     if not zeros and last == 0:
         return units[best > 0]
     if next_best == [last]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import Literal, get_args
 
 from keepset.errors import ConfigError
-from keepset.rules.kinds import is_seeded
+from keepset.rules.kinds import KINDS, is_seeded
 
 Window = int | Literal["sequence", "corpus"]
 Choice = Literal["oracle", "causal"]
@@ -37,8 +37,8 @@ class Rule:
     state keeps it, but it is not read. `write`: it is forgotten.
 
     Raises:
-        ConfigError: sparsity outside [0, 1), or a window that is neither a positive number of
-            tokens nor "sequence" nor "corpus".
+        ConfigError: sparsity outside [0, 1); a window that is neither a positive number of tokens
+            nor "sequence" nor "corpus"; or an unknown choice or access.
 
     Example:
         >>> from keepset import Rule
@@ -62,6 +62,14 @@ class Rule:
             raise ConfigError(
                 f"window must be a positive number of tokens, 'sequence' or 'corpus',"
                 f" got {self.window!r}"
+            )
+        if self.choice not in get_args(Choice):
+            raise ConfigError(f"choice must be oracle or causal, got {self.choice!r}")
+        # A kind of site may be registered after its first rule is made.
+        access = KINDS[self.site].access if self.site in KINDS else (self.access,)
+        if self.access not in (known := dict.fromkeys(("none", "both", *access))):
+            raise ConfigError(
+                f"access to {self.site} must be one of {', '.join(known)}, got {self.access!r}"
             )
 
     @property

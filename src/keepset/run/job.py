@@ -12,7 +12,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from keepset.errors import KeepsetError
+from keepset.errors import ConfigError, KeepsetError
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
@@ -80,7 +80,13 @@ def job(log: str | Path, threads: int, network: bool = False) -> Iterator[None]:
 
 
 def limit_threads(threads: int | None) -> None:
-    """Use `threads` CPU threads in torch, if torch is loaded; None changes nothing."""
+    """Use `threads` CPU threads in torch, if torch is loaded; None changes nothing.
+
+    Raises:
+        ConfigError: `threads` is less than 1.
+    """
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads: {threads} is too few; give at least 1")
     torch = sys.modules.get("torch")
     if torch is not None and threads is not None:
         torch.set_num_threads(threads)

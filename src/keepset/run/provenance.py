@@ -6,11 +6,12 @@ import ast
 import hashlib
 import importlib.metadata
 import platform
+import re
 import subprocess
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from keepset import __version__
 from keepset.rules.kinds import KINDS
@@ -18,6 +19,7 @@ from keepset.rules.kinds import KINDS
 ROOT = Path(__file__).parents[1]
 # Conditions under which only type checkers read a block: no result depends on it.
 _TYPING_ONLY = ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+_FILE_NAME = re.compile(r"[\w-]+\.\w+")
 _PACKAGES = ("torch", "transformers", "datasets", "numpy", "pandas", "scipy", "statsmodels")
 
 
@@ -30,10 +32,20 @@ def _source(module: str) -> Path | None:
     return None
 
 
+class _Parsed(NamedTuple):
+    """What a source says of itself."""
+
+    imports: tuple[str, ...]
+    """The modules that it imports."""
+    file_names: tuple[str, ...]
+    """Strings in it that look like the name of a file: it may read that file from beside it."""
+    digest: str
+    """Hash of its code that can change a result."""
+
+
 # Cached by source text, not by path: the rules of a workflow share most files, and files change.
 @cache
-def _parse(source: str) -> tuple[tuple[str, ...], str]:
-    """The modules that a source imports, and the hash of its code that can change a result."""
+def _parse(source: str) -> _Parsed:
     tree = ast.parse(source)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
@@ -41,7 +53,13 @@ def _parse(source: str) -> tuple[tuple[str, ...], str]:
             node.body = [ast.Pass()]
         elif isinstance(body, list) and body and _is_docstring(body[0]):
             body[0] = ast.Pass()
-    return tuple(_imports(tree)), hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+    constants = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    strings = {value for value in constants if isinstance(value, str)}
+    return _Parsed(
+        tuple(_imports(tree)),
+        tuple(sorted(name for name in strings if _FILE_NAME.fullmatch(name))),
+        hashlib.sha256(ast.dump(tree).encode()).hexdigest(),
+    )
 
 
 def _imports(tree: ast.Module) -> Iterator[str]:
@@ -70,7 +88,7 @@ def import_closure(module: str) -> tuple[str, ...]:
         if path is None or name in closure or name.split(".")[0] != "keepset":
             continue
         closure.add(name)
-        queue.extend(_parse(path.read_text(encoding="utf-8"))[0])
+        queue.extend(_parse(path.read_text(encoding="utf-8")).imports)
         if name == "keepset.kinds":  # it imports the modules of the kinds by name
             queue.extend(kind.module for kind in KINDS.values())
     return tuple(sorted(closure))
@@ -78,19 +96,31 @@ def import_closure(module: str) -> tuple[str, ...]:
 
 @cache
 def code_hash(module: str) -> str:
-    """`module:hash`, the hash over the code of `import_closure(module)`.
+    """`module:hash`, the hash over the code of `import_closure(module)` and its data files.
 
     Snakemake does not look into imported modules. With this as a parameter, it reruns a rule when
-    code behind the rule changes. Comments, docstrings, layout and imports for type checkers do
-    not count.
+    code behind the rule changes, or a table that the code reads from beside it. Comments,
+    docstrings, layout and imports for type checkers do not count.
     """
     digest = hashlib.sha256()
     for name in import_closure(module):
         path = _source(name)
         assert path is not None
         digest.update(name.encode())
-        digest.update(_parse(path.read_text(encoding="utf-8"))[1].encode())
+        digest.update(_parse(path.read_text(encoding="utf-8")).digest.encode())
+        for data in data_files(name):
+            digest.update(data.name.encode())
+            digest.update(hashlib.sha256(data.read_bytes()).digest())
     return f"{module}:{digest.hexdigest()[:16]}"
+
+
+def data_files(module: str) -> tuple[Path, ...]:
+    """The files beside a module, no code, whose names stand in its code as strings."""
+    path = _source(module)
+    if path is None:
+        return ()
+    beside = (path.parent / name for name in _parse(path.read_text(encoding="utf-8")).file_names)
+    return tuple(file for file in beside if file.suffix != ".py" and file.is_file())
 
 
 def _is_docstring(node: ast.AST) -> bool:

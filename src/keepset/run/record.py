@@ -59,6 +59,7 @@ def recording(work: Work, also: Iterable[str | Path] = ()) -> Iterator[None]:
     sidecars = {store.sidecar(path) for path in outputs if path.suffix == ".parquet"}
     unnamed = [path for path in {*sidecars, *map(Path, also)} - set(outputs) if path.exists()]
     content = {
+        "study": root.name,
         "rule": work.rule,
         "wildcards": dict(work.wildcards.items()),
         "code": work.params.get("code"),
@@ -96,9 +97,15 @@ def hashes(paths: Iterable[str | Path], root: Path) -> dict[str, str]:
     """
     files: list[Path] = []
     for path in map(Path, paths):
-        files += [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
+        files += files_below(path) if path.is_dir() else [path]
     digests = {Path(os.path.relpath(file, root)).as_posix(): sha256(file) for file in files}
     return dict(sorted(digests.items()))
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files in a folder and its subfolders, sorted; subfolders may be links."""
+    parents = os.walk(folder, followlinks=True)
+    return sorted(Path(parent, name) for parent, _, names in parents for name in names)
 
 
 def sha256(path: Path) -> str:
@@ -124,6 +131,6 @@ def read_record(path: Path) -> dict[str, Any]:
         if not isinstance(content["inputs"], dict) or not isinstance(content["outputs"], dict):
             raise TypeError("inputs and outputs are not mappings")
         keys = ("rule", "wildcards", "code", "settings", "inputs", "outputs")
-        return {key: content[key] for key in keys}
+        return {"study": content.get("study"), **{key: content[key] for key in keys}}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecordError(f"{path}: not a record ({error})") from None

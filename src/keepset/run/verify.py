@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -90,16 +91,41 @@ def verify(folder: str | Path, config: Config | None = None) -> tuple[list[Findi
     return sorted(study.findings), len(study.owners)
 
 
+def names_of(folder: Path) -> list[str]:
+    """The names that the study in `folder` goes by: those in its records, and the folder's own.
+
+    The folder may be a link, or a copy under another name.
+
+    Raises:
+        RecordError: the folder is not there.
+    """
+    if not folder.is_dir():
+        raise RecordError(f"{folder}: no such folder; give results/<study>")
+    recorded = [content["study"] for content in _records(folder)[0] if content["study"]]
+    return list(dict.fromkeys([*recorded, folder.absolute().name, folder.resolve().name]))
+
+
+def _records(folder: Path) -> tuple[list[Record], list[Path]]:
+    """The records in a study's folder, and the files there that are none."""
+    good, bad = [], []
+    for path in record.files_below(folder / record.FOLDER):
+        if path.suffix != ".json":
+            continue
+        try:
+            good.append(record.read_record(path))
+        except RecordError:
+            bad.append(path)
+    return good, bad
+
+
 def _read(folder: Path, config: Config | None) -> _Study:
     if not folder.is_dir():
         raise RecordError(f"{folder}: no such folder; give results/<study>")
     study = _Study(folder, config)
-    for path in sorted((folder / record.FOLDER).rglob("*.json")):
-        try:
-            study.records.append(record.read_record(path))
-        except RecordError:
-            name = path.relative_to(folder).as_posix()
-            study.add(name, "altered", "not a record; run the job that it belongs to again")
+    study.records, damaged = _records(folder)
+    for path in damaged:
+        name = path.relative_to(folder).as_posix()
+        study.add(name, "altered", "not a record; run the job that it belongs to again")
     if not study.records:
         raise RecordError(
             f"{folder}: holds no records of jobs; is it a study's folder, results/<study>, made by"
@@ -107,7 +133,7 @@ def _read(folder: Path, config: Config | None) -> _Study:
         )
     for content in study.records:
         study.owners.update(dict.fromkeys(content["outputs"], content))
-    for path in sorted(folder.rglob("*")):
+    for path in record.files_below(folder):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and not any(fnmatch(name, pattern) for pattern in _ASIDE):
             study.hashes[name] = record.sha256(path)
@@ -124,9 +150,11 @@ def _compare_outputs(study: _Study, content: Record) -> None:
 
 def _hash_now(study: _Study, content: Record, path: str) -> str | None:
     """The hash of what a job read, as it is now; as it was written, where it is gone."""
-    outside = study.folder / path
-    if path.startswith("../") and outside.is_file():
-        return record.sha256(outside)
+    if path.startswith("../"):
+        # First as the job spelled it, then from where the folder is, if it is a link.
+        for outside in (Path(os.path.normpath(study.folder / path)), study.folder / path):
+            if outside.is_file():
+                return record.sha256(outside)
     return study.hashes.get(path) or study.owners.get(path, content)["outputs"].get(path)
 
 

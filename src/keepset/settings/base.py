@@ -36,8 +36,12 @@ Access = Literal["read", "write"]
 Sparsity = Annotated[float, Field(ge=0.0, lt=1.0)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-TextFormat = Literal["auto", "text", "jsonl", "parquet", "mediawiki", "pydoc", "python"]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""What the name of a study, model, corpus, task or specimen looks like: it is part of paths."""
+Name = Annotated[str, Field(pattern=NAME)]
+TextFormat = Literal[
+    "auto", "text", "jsonl", "csv", "parquet", "arrow", "mediawiki", "pydoc", "python"
+]
 
 
 def unique(values: list[Any]) -> list[Any]:

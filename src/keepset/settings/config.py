@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from keepset.errors import ConfigError
 from keepset.rules.kinds import KINDS
 from keepset.rules.scores import NEURON_SCORES, need_gradients
-from keepset.settings.base import Device, Dtype, Name, SiteKind, Strict
+from keepset.settings import reading
+from keepset.settings.base import NAME, Device, Dtype, Name, SiteKind, Strict
 from keepset.settings.grids import Ablation, Capability, Dial, Grid, GridOverride, State
 from keepset.settings.measuring import Benchmark, Kernels, Statistics
 from keepset.settings.sources import Model, Task, Text, TextSource
@@ -21,9 +24,11 @@ from keepset.settings.training import Training
 from keepset.sites.families import FAMILIES
 
 RESERVED_NAMES = frozenset({
-    "benchmarks", "corpora", "figures", "kernels", "logs", "records", "significance", "tables",
-    "tasks", "training",
+    "benchmarks", "checkpoint", "claims.csv", "claims.html", "claims_cases.csv", "corpora",
+    "figures", "kernels", "kernels.csv", "kernels.json", "kernels.parquet", "logs", "model.json",
+    "records", "report.zip", "significance", "tables", "tasks", "training",
 })  # fmt: skip
+"""Files and folders that stand beside those of models, or of corpora and tasks, in results."""
 
 
 class Corpus(Strict):
@@ -35,6 +40,11 @@ class Corpus(Strict):
     heldout: TextSource | None = Field(None, description="Text that built tasks are made from.")
     grid: GridOverride = Field(GridOverride(), description="Replaces parts of the study's grid.")
     ablation: bool = Field(False, description="Measure the loss change of single-unit ablations.")
+    sampling: Literal["documents", "stream"] = Field(
+        "documents",
+        description="documents: blocks of as many documents as there are, at seeded places; stream:"
+        " consecutive blocks of the joined documents from their start, as in published results.",
+    )
 
     @model_validator(mode="after")
     def _sources(self) -> Corpus:
@@ -73,8 +83,14 @@ class Config(Strict):
     @model_validator(mode="after")
     def _names(self) -> Config:
         corpora, tasks = set(self.corpora), set(self.tasks)
-        if clash := (corpora & tasks) | ((corpora | tasks | set(self.models)) & RESERVED_NAMES):
+        names = corpora | tasks | set(self.models)
+        reserved = {name for name in names if name.lower() in RESERVED_NAMES}
+        if clash := (corpora & tasks) | reserved:
             raise ValueError(f"names used twice or reserved: {', '.join(sorted(clash))}")
+        specimens = self.training.specimens if self.training else ()
+        for group in ([*corpora, *tasks], self.models, specimens):
+            if twins := _twins(group):
+                raise ValueError(f"{twins} differ in case only, and name folders; rename one")
         for name, task in self.tasks.items():
             if unknown := set(task.corpora or ()) - corpora:
                 raise ValueError(
@@ -151,8 +167,12 @@ class Config(Strict):
         return any(task.kind == kind for task in self.tasks.values())
 
     def all_models(self) -> dict[str, Model]:
-        """The configured models and the specimens found, before `only`."""
-        return {**find_specimens(self.specimens), **self.models}
+        """The configured models and the specimens found, before `only`.
+
+        Their order is that of every table and figure: pretrained models stand first.
+        """
+        models = {**find_specimens(self.specimens), **self.models}
+        return dict(sorted(models.items(), key=lambda item: item[1].origin == "specimen"))
 
     def active_models(self) -> dict[str, Model]:
         """The models of this run.
@@ -161,15 +181,28 @@ class Config(Strict):
             ConfigError: `only` names a model that is not there, or no model is left.
         """
         models = self.all_models()
-        wanted = self.only.split(",") if isinstance(self.only, str) else self.only
+        wanted = self.only
+        if isinstance(wanted, str):
+            wanted = [name.strip() for name in wanted.split(",")]
+        if wanted == []:
+            raise ConfigError("only: names no model; null runs all of them")
         if wanted is not None:
             if unknown := [name for name in wanted if name not in models]:
                 raise ConfigError(
                     f"only: unknown model {', '.join(unknown)}; known: {', '.join(models)}"
                 )
-            models = {name: models[name] for name in wanted}
+            models = {name: model for name, model in models.items() if name in wanted}
         if not models:
             raise ConfigError("models: no model is configured and no specimen was found")
+        if twins := _twins(models):
+            raise ConfigError(f"models: {twins} differ in case only, and name folders; rename one")
+        if reserved := [name for name in models if name.lower() in RESERVED_NAMES]:
+            raise ConfigError(f"specimens: {', '.join(reserved)} is reserved; rename the folder")
+        jobs = Counter(f"{model}.{on}" for model in models for on in (*self.corpora, *self.tasks))
+        if shared := [name for name, count in jobs.items() if count > 1]:
+            raise ConfigError(
+                f"models: two jobs would share the log {shared[0]}; rename a model, corpus or task"
+            )
         return models
 
     def corpus_grid(self, corpus: str) -> Grid:
@@ -201,14 +234,35 @@ class Config(Strict):
         return tokens or self.evaluation_tokens(model)
 
 
+def _twins(names: Iterable[str]) -> str:
+    """Names that are one on a file system that knows no case, or nothing."""
+    names = sorted(names, key=lambda name: (name.lower(), name))
+    return next((f"{a} and {b}" for a, b in pairwise(names) if a.lower() == b.lower()), "")
+
+
 def find_specimens(folder: str | None) -> dict[str, Model]:
-    """The specimens in `folder`, by name; none without a folder."""
+    """The specimens in `folder` by name; none without a folder. Hidden folders are none.
+
+    They are in the order that tells their story, from scratch-work to memory: those with neurons
+    alone, those with a state alone, those with both.
+
+    Raises:
+        ConfigError: a specimen's folder has a name that a model cannot have.
+    """
     if folder is None:
         return {}
-    folders = sorted(path.parent for path in Path(folder).glob("*/config.json"))
+    found = sorted(path.parent for path in Path(folder).glob("*/config.json"))
+    folders = [path for path in found if not path.name.startswith(".")]
+    for path in folders:
+        if not re.fullmatch(NAME, path.name):
+            raise ConfigError(
+                f"specimens: {path}: a name has letters, digits, dots, underscores and hyphens, and"
+                " begins with a letter or digit; rename the folder"
+            )
+    sites = {path: _specimen_sites(path) for path in folders}
+    folders.sort(key=lambda path: (len(sites[path]), sites[path]))
     return {
-        path.name: Model(path=str(path), origin="specimen", sites=_specimen_sites(path))
-        for path in folders
+        path.name: Model(path=str(path), origin="specimen", sites=sites[path]) for path in folders
     }
 
 
@@ -231,6 +285,10 @@ def _explain(error: ValidationError) -> str:
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             message = "unknown key; remove it or check its spelling"
+        elif item["type"] == "string_type" and isinstance(item["input"], bool | int | float):
+            # Snakemake takes quotes off, but reads what is in brackets as text.
+            is_only = key.startswith("only")
+            message += "; put it in " + ("brackets: only=[NAME]" if is_only else "quotes")
         lines.append(f"{key}: {message} (got {item['input']!r:.80})")
     return "\n".join(lines)
 
@@ -242,7 +300,7 @@ def from_mapping(config: Mapping[str, Any]) -> Config:
         ConfigError: with one line per problem, each naming the key.
     """
     try:
-        return Config.model_validate(json.loads(json.dumps(config)))
+        return Config.model_validate(reading.plain(config))
     except ValidationError as error:
         raise ConfigError(f"invalid configuration\n{_explain(error)}") from None
 
@@ -251,17 +309,10 @@ def load(path: str | Path) -> Config:
     """Read and check a configuration file.
 
     Raises:
-        ConfigError: the file is missing, is not YAML, or does not fit.
+        ConfigError: the file is missing, is not YAML, does not fit, or has keys or values that YAML
+            reads as something else than they look like.
     """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such configuration file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: a configuration is a mapping of keys; see config.yaml")
-    return from_mapping(content)
+    return from_mapping(reading.read(path))
 
 
 def json_schema() -> dict[str, Any]:

@@ -14,6 +14,20 @@ _NO_FFN = "No model of this study has feed-forward neurons that were measured."
 _NO_STATE = "No model of this study has a recurrent state that was measured."
 
 
+_SHARED = {
+    "over_documents": (
+        "{confidence:g}% t intervals over the documents that the evaluated text is from, with model"
+        " and calibration text fixed"
+    ),
+    "first_token": "The first token of a context is run dense under every rule on neurons.",
+    "rounding": (
+        "Hatched: what rounding alone does to dynamic rules, twice the standard deviation over"
+        " {config.statistics.rounding_draws} runs with noise in the last bit; their intervals"
+        " include it."
+    ),
+}
+
+
 @dataclass(frozen=True)
 class Figure:
     """A figure, and what stands beside it in the report.
@@ -38,7 +52,10 @@ class Figure:
     target: Target = "figures"
 
     def caption(self, config: Config) -> str:
-        """The caption. Its fields are `config`, and shares of it in percent."""
+        """The caption.
+
+        Its fields are `config`, shares of it in percent, and sentences that captions share.
+        """
         percent = {
             "confidence": config.statistics.confidence,
             "accuracy_margin": config.statistics.accuracy_margin,
@@ -46,7 +63,10 @@ class Figure:
             "timed_sparsity": config.benchmark.sparsity if config.benchmark else 0.0,
         }
         shares = {name: 100 * share for name, share in percent.items()}
-        return cleandoc(self.text).format(config=config, **shares)
+        sentences = {name: text.format(config=config, **shares) for name, text in _SHARED.items()}
+        if not config.statistics.rounding_draws:
+            sentences["rounding"] = "Rounding was not measured."
+        return cleandoc(self.text).format(config=config, **shares, **sentences)
 
 
 def _studied(*kinds: str) -> Callable[[Config], bool]:
@@ -67,15 +87,40 @@ _ALL = (
         with notions of its impact. Feed-forward neurons, size mean \|h\| on calibration text:
         *weight*, the norm of its column of the down projection, which knows nothing of \|h\|;
         *output*, the root mean square change of the layer's output when the unit alone is left out,
-        which contains \|h\|; *taylor*, the first-order change of the loss; *loss*, the change of
-        the loss measured by ablating {config.ablation.units} units one at a time, on corpora that
-        ask for it. Channels of the recurrent state, size the product of the norms of their rows of
-        W_B and W_C: *energy*, the root mean square of H C, GHOST's score.
+        which contains \|h\|; *taylor*, the first-order change of the loss; *loss*, the size of
+        the change of the loss measured by ablating {config.ablation.units} units one at a time, on
+        corpora that ask for it. Channels of the recurrent state, size the product of the norms of
+        their rows of W_B and W_C: *energy*, the root mean square of H C, GHOST's score.
 
-        Large marks: mean over layers, with {confidence:g}% percentile intervals of a two-stage
-        bootstrap over layers and the units within them. Small dots: single layers. Hollow marks:
-        specimens, trained here.
+        Above: the mean over layers (large marks) and single layers (small dots). Below: *weight*,
+        and *energy* of a state, layer by layer. Layers and units are all that a model has: they
+        are fixed, and {confidence:g}% intervals cover the calibration text (jackknife over groups
+        of its documents). Those of *loss* cover the neurons that were ablated, on fixed text.
+        Hollow marks: specimens, trained here.
         """,
+    ),
+    Figure(
+        "predicting",
+        ("significance/correlation",),
+        _NO_FFN,
+        r"""
+        **What predicts the loss of a neuron.** Spearman's correlation of four scores of a neuron
+        with what the loss does when it alone is left out (its size, without the sign), mean over
+        layers. Left: *taylor*, *output* and *magnitude* taken on the text that the loss was
+        measured on, of {config.ablation.tokens} tokens or more. There Taylor is the first order of
+        what is measured, and it would be odd if it were not ahead. Right: the same scores taken on
+        the other calibration text. *weight*, the norm of the neuron's output weights, knows no
+        text.
+
+        Bars: {confidence:g}% intervals over the neurons that were ablated (jackknife); model and
+        text are given. Hollow marks: specimens, trained here.
+        """,
+        site="ffn",
+        when=lambda config: any(
+            corpus.ablation and config.studies(model, "ffn", name)
+            for name, corpus in config.corpora.items()
+            for model in config.active_models()
+        ),
     ),
     Figure(
         "claims",
@@ -84,10 +129,12 @@ _ALL = (
         r"""
         **The claims.** Every claim of the papers and of this project, in our words, with the
         papers' value, ours with its {confidence:g}% interval, and a verdict. *Reproduced*: it holds
-        in every case (model and corpus, or model and task). *Contradicted*: it fails in one.
-        *Inconclusive*: neither, with the number of blocks, items or layers that would decide. *Not
-        tested here*: with what is missing. p-values are those of the whole claim, adjusted by
-        Holm's method within a family of claims.
+        in every case (model and corpus, or model and task). *Contradicted*: it fails in one, after
+        adjustment for the number of tests. *Inconclusive*: neither. The interval is that of one
+        case and is not adjusted, so that it can lie outside of what is asked while the claim is
+        open; the last line of a row says why, and what would decide. *Not tested here*: with what
+        is missing. p-values are those of the whole claim, adjusted by Holm's method within a family
+        of claims.
 
         Small models trained here (hollow marks) speak about a direction only: their numbers are not
         compared with those of models a thousand times their size. docs/CLAIMS.md explains every
@@ -101,13 +148,12 @@ _ALL = (
         r"""
         **Static against dynamic.** Token perplexity relative to the dense model (log scale; the
         dotted line at 1 is dense) by sparsity, units scored by magnitude. Static keep sets are
-        chosen once on calibration text; dynamic ones at every token. Each model has a scale of its
-        own.
+        chosen once on calibration text; dynamic ones at every token. {first_token} Each model has a
+        scale of its own.
 
-        Bars: {confidence:g}% intervals of a paired bootstrap (BCa, {config.statistics.resamples}
-        resamples) over evaluation blocks of {config.text.block} tokens. Tests against dense: paired
-        t-test of the blocks' log ratios, Holm over model and corpus; see the table of ratios.
-        Hollow marks: specimens, trained here.
+        Bars: {over_documents}. {rounding} Tests against dense: t-test over documents of the log
+        ratio, Holm over model and corpus; see the table of ratios. Hollow marks: specimens, trained
+        here.
         """,
         site="ffn",
         when=_studied("ffn"),
@@ -120,11 +166,11 @@ _ALL = (
         **How neurons are chosen.** Token perplexity relative to the dense model (log scale) by
         sparsity, for every score, on the corpora on which more than one was run. Static scores are
         averaged over calibration text; dynamic ones are taken at each token, where the weight and
-        Taylor scores are not defined. Each panel has a scale of its own.
+        Taylor scores are not defined. {first_token} Each panel has a scale of its own.
 
-        Bars: {confidence:g}% intervals of a paired bootstrap (BCa) over evaluation blocks. The
-        random score is the mean over {config.random_seeds} seeds of each block's loss; its band is
-        the range of the seeds. Hollow marks: specimens, trained here.
+        Bars: {over_documents}. The random score is the mean over {config.random_seeds} seeds of
+        each block's loss; its band is the range of the seeds. {rounding} Hollow marks: specimens,
+        trained here.
         """,
         site="ffn",
         when=_studied("ffn"),
@@ -137,12 +183,12 @@ _ALL = (
         **The dial.** Token perplexity relative to the dense model (log scale) when one keep set,
         scored by magnitude, is held for W tokens; *seq.* holds it for a whole block of
         {config.text.block} tokens. Solid: *oracle*, chosen on the window itself, so that W = 1 is
-        dynamic. Dashed: *causal*, chosen on the window before it. The marks at the right edge are
-        static keep sets, chosen on calibration text. Each model has a scale of its own.
+        dynamic. Dashed: *causal*, chosen on the window before it; before a block's first window
+        stands the text before the block. The marks at the right edge are static keep sets, chosen
+        on calibration text. {first_token} Each model has a scale of its own.
 
-        Bands and bars: {confidence:g}% intervals of a paired bootstrap (BCa) over evaluation
-        blocks. The table of trends has Page's test that perplexity rises with W, blocks as
-        subjects, Holm over model and corpus. Hollow marks: specimens, trained here.
+        Bands and bars: {over_documents}. The table of trends has the slope of the loss on W, and
+        tests of whether the loss rises at every step. Hollow marks: specimens, trained here.
         """,
         site="ffn",
         when=_studied("ffn"),
@@ -179,8 +225,8 @@ _ALL = (
         average of their product. *magnitude*: the product of the norms of a channel's rows of W_B
         and W_C.
 
-        Bars: {confidence:g}% intervals of a paired bootstrap (BCa) over evaluation blocks; the
-        random score's band is the range of its {config.random_seeds} seeds. The table of state
+        Bars: {over_documents}. The random score's band is the range of its {config.random_seeds}
+        seeds. The table of state
         pairs tests ghost against magnitude, taylor and random at every sparsity. Hollow marks:
         specimens, trained here.
         """,
@@ -197,8 +243,9 @@ _ALL = (
         energy on calibration text, the root mean square of what the channel contributes to the
         output (GHOST's score, on the dense model). Dotted lines: medians over the model. *Phantom*
         channels have little weight and much energy, *corporeal* ones much weight and little energy;
-        numbers are shares of all channels. Two rankings that have nothing in common put a quarter
-        into each quadrant.
+        numbers are shares of all channels. Since medians halve the channels, there are as many of
+        the one as of the other. Two rankings that have nothing in common put a quarter into each
+        quadrant.
 
         Titles: of the half of the channels that energy keeps, the share that the weights would cut.
         The share with half of every layer kept is in the table of quadrants. Hollow marks:
@@ -216,12 +263,12 @@ _ALL = (
         *scratch*, the neurons of the feed-forward layers, at the same sparsity. Channels left out
         are *not read* (the state keeps them; the read-out C does not see them until they are chosen
         again) or *forgotten* (their content is lost). Neurons are chosen by magnitude, channels by
-        impact, H² C². Solid: *oracle*, chosen on the window itself, so that W = 1 is dynamic.
-        Dashed: *causal*, chosen on the window before it. At the right edge: static keep sets, those
-        of channels chosen by GHOST and removed.
+        impact, H² C². {first_token} Solid: *oracle*, chosen on the window itself, so that W = 1 is
+        dynamic. Dashed: *causal*, chosen on the window before it. At the right edge: static keep
+        sets, those of channels chosen by GHOST and removed.
 
-        Bands and bars: {confidence:g}% intervals of a paired bootstrap (BCa) over evaluation
-        blocks. The table of trends has Page's tests. Hollow marks: specimens, trained here.
+        Bands and bars: {over_documents}. The table of trends has the slopes on W. Hollow marks:
+        specimens, trained here.
         """,
         site="state",
         when=_studied("state"),
@@ -235,9 +282,9 @@ _ALL = (
         (log scale), by the length of the passages evaluated. Channels were chosen on passages of
         {config.text.block} tokens and removed.
 
-        Bars: {confidence:g}% intervals of a paired bootstrap (BCa) over passages; the longer they
-        are, the fewer there are. The random score's band is the range of its seeds. Lengths beyond
-        a model's positions are left out. Hollow marks: specimens, trained here.
+        Bars: {over_documents}; the longer passages are, the fewer there are. The random score's
+        band is the range of its seeds. Lengths beyond a model's positions are left out. Hollow
+        marks: specimens, trained here.
         """,
         when=_studied("state"),
     ),
@@ -252,10 +299,9 @@ _ALL = (
         *impact*. A neuron's size is \|h\|, its impact \|h\| times the norm of its output weights. A
         channel's size is the product of its weights' norms when static and H² when dynamic; its
         impact is GHOST's score when static and H² C² when dynamic. Dynamic channels are not read,
-        or forgotten.
+        or forgotten. {first_token}
 
-        Bars: {confidence:g}% intervals of a paired bootstrap (BCa) over evaluation blocks. Hollow
-        marks: specimens, trained here.
+        Bars: {over_documents}. Hollow marks: specimens, trained here.
         """,
         when=_studied("ffn", "state"),
     ),
@@ -306,11 +352,10 @@ _ALL = (
         sparsity, scored by {config.benchmark.score}. Lower right is better. Dashed: *causal*, which
         can be deployed; its speed holds the cost of choosing. Solid: *oracle*; beyond W = 1 it
         needs tokens that are yet to come, so that it is timed on a given text with sets from a pass
-        before: the most that a perfect guess of the sets could save. Bar: static.
+        before: the most that a perfect guess of the sets could save. Bar: static. {first_token}
 
-        Bars across: 20th to 80th percentile over tokens or windows; up and down: {confidence:g}%
-        intervals of a paired bootstrap over evaluation blocks. Hollow marks: specimens, trained
-        here.
+        Bars across: 20th to 80th percentile over tokens or windows; up and down: {over_documents}.
+        Hollow marks: specimens, trained here.
         """,
         when=_timed,
         target="benchmarks",

@@ -145,4 +145,8 @@ class Ablation(Strict):
     """The measured loss change of single-unit ablations (the 'true' impact)."""
 
     units: int = Field(ge=1, description="Units ablated one at a time, stratified by layer.")
-    tokens: int = Field(ge=2, description="Calibration tokens each ablation is measured on.")
+    tokens: int = Field(
+        ge=2,
+        description="Calibration tokens each ablation is measured on; rounded up to whole groups"
+        " of documents.",
+    )

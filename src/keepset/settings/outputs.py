@@ -114,5 +114,9 @@ def joined(config: Config, rule: str, wildcards: Mapping[str, str]) -> set[str] 
     if rule == "join_correlations":
         return set(correlations(config))
     if rule == "test_significance":
-        return {*per_corpus(config, "perplexity.parquet"), *capabilities(config)}
+        return {
+            *per_corpus(config, "perplexity.parquet"),
+            *capabilities(config),
+            *roundings(config),
+        }
     return None

@@ -52,14 +52,22 @@ class TextSource(Strict):
 
     hub: str | None = Field(None, description="Hugging Face dataset id, e.g. Salesforce/wikitext.")
     config: str | None = Field(None, description="Configuration name of the hub dataset.")
-    split: str | None = Field(None, description="Split of the hub dataset.")
+    split: str | None = Field(
+        None, description="Split of the hub dataset, or of a dataset saved to disk."
+    )
     revision: str | None = Field(None, description="Branch, tag or commit of the hub dataset.")
     streaming: bool = Field(False, description="Stream the hub dataset (C4, the Pile).")
-    field: str = Field("text", description="Field of jsonl, parquet and hub rows with the text.")
-    path: str | list[str] | None = Field(None, description="Local file(s) or glob pattern(s).")
+    field: str = Field(
+        "text", description="Field of the rows (JSON, CSV, Parquet, Arrow, hub) with the text."
+    )
+    path: str | list[str] | None = Field(
+        None, description="Local file(s), glob pattern(s), or folder(s) of a saved dataset."
+    )
     package: str | None = Field(None, description="Installed package, or 'stdlib' for Python's.")
     file: str | None = Field(None, description="Glob pattern inside `package`.")
-    format: TextFormat = Field("auto", description="auto: by the file's ending.")
+    format: TextFormat = Field(
+        "auto", description="auto: by the file's ending, or else by its content."
+    )
     max_documents: int | None = Field(None, ge=1, description="Read at most this many documents.")
 
     @model_validator(mode="after")
@@ -67,6 +75,12 @@ class TextSource(Strict):
         _check_source(self)
         if self.hub is not None and self.split is None:
             raise ValueError("a hub dataset needs its split")
+        if self.hub is not None and self.format != "auto":
+            raise ValueError("format is for files only; leave it out for a hub dataset")
+        if self.hub is None and (self.config or self.revision or self.streaming):
+            raise ValueError("config, revision and streaming are for hub datasets only")
+        if self.package is not None and self.split is not None:
+            raise ValueError("split is for hub datasets and datasets saved to disk only")
         return self
 
 
@@ -94,11 +108,6 @@ class Text(Strict):
         " more; the first are those of evaluation_tokens, which is taken if left out.",
     )
     specimen_sameness_tokens: int | None = Field(None, ge=2, description="The same, for specimens.")
-    sampling: Literal["documents", "stream"] = Field(
-        "documents",
-        description="documents: blocks of as many documents as there are, at seeded places; stream:"
-        " consecutive blocks of the joined documents from their start, as in published results.",
-    )
     specimen_corpora: list[Name] | None = Field(
         None, description="Corpora that specimens are run on; all without."
     )
@@ -144,4 +153,12 @@ class Task(Strict):
             raise ValueError("source is for kind: lambada and jsonl, and needed there")
         if self.min_words > self.max_words:
             raise ValueError("min_words exceeds max_words")
+        for key, kind in _OF_KIND.items():
+            if self.kind != kind and getattr(self, key) != Task.model_fields[key].default:
+                raise ValueError(f"{key} is for kind: {kind}, and nothing reads it here")
+        if self.kind == "jsonl" and self.source is not None and self.source.field != "text":
+            raise ValueError("source.field: rows of kind jsonl have the fields context and target")
         return self
+
+
+_OF_KIND = {"min_words": "built", "max_words": "built", "facts": "recall", "distances": "recall"}

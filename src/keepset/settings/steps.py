@@ -69,6 +69,11 @@ def _model_run(config: Config, wildcards: Wildcards) -> Settings:
     return {"run": _run(config, wildcards["model"]), **_identity(config, wildcards)}
 
 
+def _levels(config: Config, _: Wildcards) -> Settings:
+    """What tests and intervals without a draw need: no seed, no number of resamples."""
+    return {"statistics": config.statistics.model_dump(exclude={"resamples"})}
+
+
 def _statistics(config: Config, _: Wildcards) -> Settings:
     return {"statistics": config.statistics.model_dump(), "seed": config.seed}
 
@@ -80,7 +85,7 @@ def _model(config: Config, wildcards: Wildcards) -> Settings:
 
 def _source(config: Config, corpus: str) -> Settings:
     """Where a corpus comes from."""
-    return config.corpora[corpus].model_dump(exclude={"grid", "ablation"})
+    return config.corpora[corpus].model_dump(exclude={"grid", "ablation", "sampling"})
 
 
 def _corpus(config: Config, wildcards: Wildcards) -> Settings:
@@ -103,7 +108,7 @@ def _blocks(config: Config, wildcards: Wildcards) -> Settings:
             "evaluation_tokens": config.evaluation_tokens(model),
         },
         "cutting": {
-            "sampling": config.text.sampling,
+            "sampling": config.corpora[corpus].sampling,
             "sameness_tokens": config.sameness_tokens(model),
             "factors": state_section(config).lengths if longer else [],
             "seed": config.seed,
@@ -123,7 +128,7 @@ def _correlation(config: Config, wildcards: Wildcards) -> Settings:
     corpus = wildcards["corpus"]
     ablation = config.ablation.model_dump() if config.corpora[corpus].ablation else None
     units = {"kind": "ffn", "gradients": config.needs_gradients(corpus)}
-    settings = {**units, **_statistics(config, wildcards), "ablation": ablation}
+    settings = {**units, **_levels(config, wildcards), "seed": config.seed, "ablation": ablation}
     return {**_model_run(config, wildcards), "settings": settings}
 
 
@@ -176,23 +181,25 @@ def _pruning(config: Config, wildcards: Wildcards) -> Settings:
 
 
 def _channels(config: Config, wildcards: Wildcards) -> Settings:
-    return {**_statistics(config, wildcards), **_identity(config, wildcards)}
+    return {**_levels(config, wildcards), **_identity(config, wildcards)}
 
 
 def _claims(config: Config, wildcards: Wildcards) -> Settings:
     """What claims are judged by, and what is known of the models.
 
-    `l1` are the models that were trained with a penalty on |h|. A task that reads the first items
-    of another task's source is not among the tasks: it repeats evidence, and has less of it.
+    `l1` are the models that were trained with a penalty on |h|, `induction` those whose training
+    started near a hand-made circuit. A task that reads the first items of another task's source is
+    not among the tasks: it repeats evidence, and has less of it.
     """
-    specimens = config.training.specimens if config.training else {}
-    penalised = {name for name, specimen in specimens.items() if specimen.l1 > 0}
+    trained = config.training.specimens if config.training else {}
+    specimens = [name for name in config.active_models() if name in trained]
     tasks = {name: task.kind for name, task in config.tasks.items() if not _is_part(config, task)}
     settings = {
         "study": config.study,
-        **_statistics(config, wildcards),
+        **_levels(config, wildcards),
         "tasks": tasks,
-        "l1": [name for name in config.active_models() if name in penalised],
+        "l1": [name for name in specimens if trained[name].l1 > 0],
+        "induction": [name for name in specimens if trained[name].induction],
     }
     return {"settings": settings}
 
@@ -275,8 +282,8 @@ _STEPS = {
     "prune_state": _step("states:prune_state", _pruning),
     "join_perplexity": _step("tables:join_tables"),
     "join_correlations": _step("tables:join_tables"),
-    "test_significance": _step("significance:test_significance", _statistics),
-    "compare_settings": _step("comparison:compare_settings", _statistics),
+    "test_significance": _step("significance:test_significance", _levels),
+    "compare_settings": _step("comparison:compare_settings", _levels),
     "sort_channels": _step("comparison:sort_channels"),
     "judge_claims": _step("claims:judge_claims", _claims),
     "write_tables": _step(

@@ -31,6 +31,8 @@ def cache_activations(
         loaded.runner.model,
         [site for kind in kinds for site in loaded.runner.sites_of(kind)],
         tokens.calibration,
+        documents=tokens.calibration_document,
+        bos=loaded.info["bos"],
         gradients=gradients,
         batch_tokens=setup.batch_tokens,
         progress=progress,

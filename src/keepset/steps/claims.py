@@ -28,10 +28,12 @@ def judge_claims(
     """Judge every claim on the tables of a study, and write the ledger.
 
     Args:
-        inputs: models (model.json), perplexity, capability, correlation, channels and memory:
-            paths of each kind, none where a study has no such table.
-        settings: study, statistics, seed, tasks (name -> kind, those that count) and l1 (the
-            models that were trained with a penalty on |h|).
+        inputs: models (model.json), corpora, perplexity, rounding, capability, correlation,
+            ablations, channels and memory: paths of each kind, none where a study has no such
+            table.
+        settings: study, statistics, tasks (name -> kind, those that count), l1 (the models
+            that were trained with a penalty on |h|) and induction (those whose training started
+            near a hand-made circuit).
         outputs: csv, cases, tex and html, and the ledger as parquet for its figure.
     """
     evidence = gather(inputs, settings)
@@ -54,23 +56,27 @@ def gather(inputs: Mapping[str, Sequence[PathLike]], settings: Mapping[str, Any]
     """Read the tables that the claims are judged on."""
     infos = [store.read_json(path) for path in inputs["models"]]
     origins = {info["name"]: info["origin"] for info in infos}
-    correlation = inputs.get("correlation", ())
     return Evidence(
-        models=pd.DataFrame(
-            [claims.traits(info, l1=info["name"] in settings["l1"]) for info in infos]
-        ),
+        models=pd.DataFrame([_traits(info, settings) for info in infos]),
         perplexity=with_access(read_tables(inputs.get("perplexity", ()))),
+        rounding=with_access(read_tables(inputs.get("rounding", ()))),
         capability=_of_tasks(
             with_access(read_tables(inputs.get("capability", ()))), settings["tasks"]
         ),
-        correlation=read_tables(correlation),
-        ablations=_ablations(correlation, origins),
+        correlation=read_tables(inputs.get("correlation", ())),
+        ablations=read_tables(inputs.get("ablations", ())),
         channels=_read_named(inputs.get("channels", ()), origins),
         memory=_read_named(inputs.get("memory", ()), origins),
         tasks=dict(settings["tasks"]),
+        documents={Path(path).stem: _n_documents(path) for path in inputs.get("corpora", ())},
         statistics=Statistics.model_validate(settings["statistics"]),
-        seed=settings["seed"],
     )
+
+
+def _traits(info: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of a model, and of how it was trained where it is a specimen of the study."""
+    trained = {fact: info["name"] in settings[fact] for fact in ("l1", "induction")}
+    return claims.traits(info, **trained)
 
 
 def _of_tasks(capability: pd.DataFrame, tasks: Mapping[str, str]) -> pd.DataFrame:
@@ -88,14 +94,9 @@ def _read_named(paths: Sequence[PathLike], origins: Mapping[str, str]) -> pd.Dat
     return stack(_named(pd.read_parquet(path), Path(path), origins) for path in paths)
 
 
-def _ablations(paths: Sequence[PathLike], origins: Mapping[str, str]) -> pd.DataFrame:
-    """The single-unit ablations that stand beside the correlations."""
-    tables = []
-    for path in paths:
-        units = store.read_json(store.sidecar(path)).get("ablations")
-        if units:
-            tables.append(_named(pd.DataFrame(units), Path(path), origins))
-    return stack(tables)
+def _n_documents(corpus: PathLike) -> int:
+    """The documents that evaluation text of a corpus can be taken from."""
+    return int((pd.read_parquet(corpus, columns=["split"])["split"] == "evaluation").sum())
 
 
 def read_ledger(folder: PathLike) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -109,5 +110,8 @@ def read_ledger(folder: PathLike) -> tuple[pd.DataFrame, pd.DataFrame]:
         raise KeepsetError(
             f"{missing[0]}: no such file; run `snakemake --cores 1 claims` on the study first"
         )
-    rows, cases = (pd.read_csv(path, keep_default_na=False, na_values=[""]) for path in paths)
+    names = dict.fromkeys(("model", "where"), str)  # a model may be called 1.30
+    rows, cases = (
+        pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=names) for path in paths
+    )
     return rows, cases

@@ -17,7 +17,6 @@ from keepset.text.recall import CHANCE
 def compare_settings(
     inputs: Mapping[str, Sequence[PathLike]],
     statistics: Mapping[str, Any],
-    seed: int,
     outputs: Mapping[str, PathLike],
 ) -> None:
     """Recall by facts, state scores in pairs, memory beside scratch, lengths.
@@ -30,11 +29,11 @@ def compare_settings(
     settings = Statistics.model_validate(statistics)
     compared = {
         "recall": comparisons.recall_table(capability, settings, CHANCE),
-        "state_pairs": comparisons.state_pairs(perplexity, capability, settings, seed),
+        "state_pairs": comparisons.state_pairs(perplexity, capability, settings),
         "side_by_side": comparisons.side_by_side(measured["ratios"]),
-        "lengths": comparisons.length_ratios(measured["lengths"], settings, seed),
+        "lengths": comparisons.length_ratios(measured["lengths"], settings),
     }
-    source = {**provenance.environment(), "statistics": dict(statistics), "seed": seed}
+    source = {**provenance.environment(), "statistics": dict(statistics)}
     for name, path in outputs.items():
         store.write_table(compared[name], path, source)
 

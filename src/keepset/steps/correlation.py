@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import pandas as pd
+
 from keepset import text
 from keepset.analyse.correlation import correlation_table
+from keepset.calibrate import groups as document_groups
 from keepset.calibrate.units import unit_table
 from keepset.files import store
-from keepset.measure import ablations
+from keepset.measure.ablations import ablation_table
 from keepset.rules.kinds import KINDS
 from keepset.settings import Ablation, Statistics
 from keepset.steps.common import PathLike, Run, load, load_moments
@@ -22,32 +25,36 @@ def correlate_size_impact(
     run: Mapping[str, Any],
     settings: Mapping[str, Any],
     identity: Mapping[str, Any],
-    output: PathLike,
+    outputs: Mapping[str, PathLike],
 ) -> None:
     """Correlate size with impact; measure single-unit ablations where the corpus asks for it.
 
-    `settings`: the kind of site, gradients (bool), seed, statistics, and ablation (null where not
-    measured).
+    Args:
+        settings: The kind of site, gradients (bool), seed, statistics, and ablation (null where
+            not measured).
+        outputs: correlation and ablations -> files; ablations is empty where not measured.
     """
     tokens = text.load_blocks(blocks)
     setup = Run(**run)
     moments = load_moments(cache, model, tokens, setup, settings["gradients"])
     loaded = load(model, setup)
     sites = loaded.runner.sites_of(settings["kind"])
-    units = unit_table(sites, moments, tokens.calibration.numel())
-    ablated = None
-    if settings["ablation"] is not None:
-        ablation = Ablation.model_validate(settings["ablation"])
-        ablated = ablations.sample_units(units, ablation.units, settings["seed"])
-        n_blocks = -(-ablation.tokens // tokens.calibration.shape[1])
-        label = f"{identity['model']} {identity['corpus']} ablations"
-        loss = ablations.measure_ablations(
-            loaded.runner, sites, ablated, tokens.calibration[:n_blocks], label
+    documents = tokens.calibration_document
+    n_groups = document_groups.count(document_groups.deal(documents))
+    units = (
+        unit_table(sites, moments, document_groups.others(n_groups, left_out)).assign(
+            left_out=left_out, n_documents=len(documents.unique())
         )
-        ablated = ablated.assign(loss=loss)
+        for left_out in document_groups.left_outs(n_groups)
+    )
+    ablated = pd.DataFrame()
+    if settings["ablation"] is not None:
+        ablated = ablation_table(
+            loaded.runner, sites, moments, tokens,
+            Ablation.model_validate(settings["ablation"]), settings["seed"], identity,
+        )  # fmt: skip
     kind, statistics = KINDS[settings["kind"]], Statistics.model_validate(settings["statistics"])
-    table = correlation_table(kind, units, statistics, settings["seed"], identity, ablated)
+    table = correlation_table(kind, units, statistics.confidence, identity, ablated)
     sidecar = {**loaded.provenance, "text": tokens.fingerprint, "settings": dict(settings)}
-    if ablated is not None:
-        sidecar["ablations"] = ablated.to_dict(orient="records")
-    store.write_table(table, output, sidecar)
+    store.write_table(ablated, outputs["ablations"], sidecar)
+    store.write_table(table, outputs["correlation"], sidecar)

@@ -141,7 +141,7 @@ def evaluate_capability(
         if loaded.runner.sites_of(kind):
             keep_rules += task_rules(kind, settings["tasks"], settings["seeds"])
     items = text.read_items(passages)
-    encoded = text.encode_items(items, loaded.tokenizer)
+    encoded = text.encode_items(items, loaded.tokenizer, loaded.info["bos"])
     label = f"{identity['model']} {identity['task']} capability"
     table = tables.capability_table(loaded.runner, encoded, keep_rules, identity, label)
     difficulty = pd.DataFrame(

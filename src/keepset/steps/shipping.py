@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from keepset import models, text
+from keepset.errors import ConfigError
 from keepset.files import store
 from keepset.files.store import PathLike
 from keepset.run import provenance
@@ -67,9 +68,16 @@ def ship_specimens(training: PathLike, output: PathLike) -> list[Path]:
 
     Returns:
         The folders written.
+
+    Raises:
+        ConfigError: something that a training leaves is missing.
     """
     training = Path(training)
+    _check_is_there(training / "gates.json")
     measurements = store.read_json(training / "gates.json")
+    for name in measurements["measured"]:
+        for part in ("model", "losses.json", "losses.parquet"):
+            _check_is_there(training / name / part)
     folders = []
     for name, measured in measurements["measured"].items():
         source, folder = training / name, Path(output) / name
@@ -86,6 +94,14 @@ def ship_specimens(training: PathLike, output: PathLike) -> list[Path]:
                 shutil.copyfile(source / f"losses.{kind}", temporary)
         folders.append(folder)
     return folders
+
+
+def _check_is_there(path: Path) -> None:
+    if not path.exists():
+        raise ConfigError(
+            f"{path}: no such file; give results/STUDY/training, after `snakemake --cores 2"
+            " train_specimens`"
+        )
 
 
 def model_card(
@@ -142,8 +158,9 @@ def model_card(
             f"# {name}",
             "",
             "A specimen: a small model trained by keepset for its own study, not for use. It is one"
-            " of a family that shares tokenizer, data, order of data and schedule; only the part"
-            " under study differs.",
+            " of a family that shares tokenizer, data, order of data and schedule. Members of two"
+            " architectures differ in more than the part under study: in normalisation, positions,"
+            " biases and widths as well. Each was trained once.",
             "",
             *facts,
             "",

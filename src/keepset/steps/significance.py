@@ -16,17 +16,20 @@ from keepset.steps.tables import read_tables
 def test_significance(
     perplexity: Sequence[PathLike],
     capability: Sequence[PathLike],
+    rounding: Sequence[PathLike],
     statistics: Mapping[str, Any],
-    seed: int,
     outputs: Mapping[str, PathLike],
 ) -> None:
-    """Test every setting against dense; `outputs` maps ratios, capability and trend to files."""
+    """Test every setting against dense; `outputs` maps ratios, capability and trend to files.
+
+    `rounding` are the tables of runs that differ in the last bit, where there are dynamic rules.
+    """
     tables = significance.test_significance(
         read_tables(perplexity),
         read_tables(capability),
         Statistics.model_validate(statistics),
-        seed,
+        read_tables(rounding),
     )
-    facts = {**provenance.environment(), "statistics": dict(statistics), "seed": seed}
+    facts = {**provenance.environment(), "statistics": dict(statistics)}
     for name, path in outputs.items():
         store.write_table(tables[name], path, facts)

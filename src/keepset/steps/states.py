@@ -61,11 +61,14 @@ def score_state(
             tokens.calibration,
             batch,
             progress,
+            documents=tokens.calibration_document,
+            bos=loaded.info["bos"],
             gradient_tokens=setup.batch_tokens // 4,  # as in keepset.calibrate.activations
         )
         with runner.holding(None):
             sets, sums = keep_sets(scorer, grid.scores, grid.sparsities, chosen["seeds"])
             channels = channel_table(sites, sums, identity)
+            channels["n_documents"] = len(tokens.calibration_document.unique())
             memory = memory_table(scorer, tokens.calibration, identity)
         progress.close()
     sidecar = {**loaded.provenance, "text": tokens.fingerprint, "settings": dict(chosen)}
@@ -79,14 +82,14 @@ def score_state(
 def correlate_state(
     channels: PathLike,
     statistics: Mapping[str, Any],
-    seed: int,
     identity: Mapping[str, Any],
     output: PathLike,
 ) -> None:
     """Correlate the size of channels with what they do."""
-    settings = Statistics.model_validate(statistics)
+    confidence = Statistics.model_validate(statistics).confidence
     units = pd.read_parquet(channels)
-    table = correlation_table(KINDS["state"], units, settings, seed, identity)
+    parts = [part for _, part in units.groupby("left_out")] if len(units) else []
+    table = correlation_table(KINDS["state"], parts, confidence, identity)
     store.write_table(table, output, store.read_json(store.sidecar(channels)))
 
 
@@ -123,7 +126,7 @@ def prune_state(
     cut.save_pruned(network, loaded.tokenizer, output)
     parameter = next(network.parameters())
     again = cut.load_pruned(output, dtype=parameter.dtype, device=parameter.device)
-    small = Runner(again, [], batch_tokens=setup.batch_tokens)
+    small = Runner(again, [], batch_tokens=setup.batch_tokens, bos=loaded.info["bos"])
     summary |= {
         "perplexity_pruned": perplexity(small, tokens.evaluation),
         "parameters_pruned": again.num_parameters(),

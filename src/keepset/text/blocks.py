@@ -162,7 +162,7 @@ def make_blocks(
         n_blocks, n_wanted = len(getattr(cuts, split)), getattr(wanted, split)
         if n_blocks < n_wanted:
             documents = cutting.sampling == "documents"
-            hint = "; text.sampling: stream gives more of them" if documents else ""
+            hint = f"; corpora.{name}.sampling: stream gives more of them" if documents else ""
             warnings.warn(
                 f"corpora.{name}: {split} has {n_blocks} blocks of {block} tokens, {n_wanted} were"
                 f" requested; using {n_blocks}{hint}",

@@ -3,49 +3,73 @@
 from __future__ import annotations
 
 import ast
-import bz2
-import json
+import re
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
-import pyarrow
-import pyarrow.parquet
-
 from keepset.errors import TextError
+from keepset.text.rows import READERS, is_saved_dataset, pick, saved_rows
+from keepset.text.streams import ENDINGS, opened, read_text
 from keepset.text.wikitext import to_prose
 
 MIN_ARTICLE = 500
 """A MediaWiki page with fewer characters of prose is a stub and is left out."""
+
+ROW_FORMATS = frozenset(READERS)
 
 _FORMATS = {
     ".txt": "text",
     ".rst": "text",
     ".md": "text",
     ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
     ".json": "jsonl",
+    ".csv": "csv",
+    ".tsv": "csv",
     ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
     ".py": "python",
     ".xml": "mediawiki",
-    ".bz2": "mediawiki",
 }
+_HEAD = 2**16  # bytes that are looked at where a file's ending does not say what it is
+_WIKITEXT_TITLE = re.compile(r"^ = (?!= ).* = $", re.M)
+_WIKITEXT_START = re.compile(r"\s*^ = (?!= ).* = $", re.M)
 
 
 def format_of(path: Path, declared: str, label: str) -> str:
-    """The format of `path`: `declared`, or by its suffix where `declared` is "auto".
+    """The format of `path`: `declared`, or where that is "auto", by its ending or its content.
+
+    An ending that says how the file is compressed is passed over; a folder is a saved dataset.
 
     Raises:
-        TextError: the suffix is unknown.
+        TextError: neither the ending nor the content says what it is.
     """
     if declared != "auto":
         return declared
-    try:
-        return _FORMATS[path.suffix.lower()]
-    except KeyError:
-        raise TextError(
-            f"{label}: cannot tell the format of {path} by its suffix; set format"
-        ) from None
+    if path.is_dir():
+        return "arrow"
+    endings = [ending for ending in path.suffixes if ending.lower() not in ENDINGS]
+    return _FORMATS.get(endings[-1].lower() if endings else "") or _format_inside(path, label)
+
+
+def _format_inside(path: Path, label: str) -> str:
+    with opened(path, label) as file:
+        head = file.read(_HEAD)
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if head.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
+        return "arrow"
+    if re.match(rb"(<\?xml[^>]*>\s*)?<mediawiki\b", start):
+        return "mediawiki"
+    if re.match(rb'(\[\s*)?\{\s*"', start):
+        return "jsonl"
+    if b"\0" in head:
+        raise TextError(f"{label}: cannot tell the format of {path} by its content; set format")
+    return "text"
 
 
 def documents(path: Path, declared: str, label: str) -> Iterator[str]:
@@ -58,64 +82,44 @@ def documents(path: Path, declared: str, label: str) -> Iterator[str]:
 
 
 def records(
-    path: Path, declared: str, fields: tuple[str, ...], label: str
+    path: Path, declared: str, fields: tuple[str, ...], label: str, split: str | None = None
 ) -> Iterator[tuple[str, ...]]:
-    """The values of `fields` in each row of a jsonl or parquet file.
+    """The values of `fields` in each row of a file of rows, or of a saved dataset.
+
+    Args:
+        path: the file, or the folder of a dataset that was saved to disk.
+        declared: its format, or "auto".
+        fields: the fields to read.
+        label: the configuration key, for messages.
+        split: of a saved dataset with several splits, the one to read.
 
     Raises:
         TextError: the file cannot be read, a row is not a mapping, or a field is not text.
     """
-    reader = _jsonl_rows if format_of(path, declared, label) == "jsonl" else _parquet_rows
-    for number, row in reader(path, fields, label):
+    if is_saved_dataset(path):
+        rows = saved_rows(path, fields, split, label)
+    elif split is not None:
+        raise TextError(f"{label}: {path} has no splits; leave split out")
+    elif (form := format_of(path, declared, label)) in READERS:
+        rows = READERS[form](path, fields, label)
+    else:
+        raise TextError(f"{label}: {path} has no rows with fields ({form}); give a file of rows")
+    for number, row in rows:
         yield pick(row, fields, f"{label}: {path}, row {number}")
 
 
-def pick(row: Any, fields: tuple[str, ...], where: str) -> tuple[str, ...]:
-    """The text of `fields` in `row`; a null is an empty text.
-
-    Raises:
-        TextError: a field is missing or is not text; the message starts with `where`.
-    """
-    if not isinstance(row, dict):
-        raise TextError(f"{where}: a row must be a mapping, got {type(row).__name__}")
-    for field in fields:
-        if field not in row:
-            raise TextError(f"{where}: no field {field!r}; the fields are: {', '.join(row)}")
-        if not isinstance(row[field], str | None):
-            raise TextError(f"{where}: field {field!r} is not text but {type(row[field]).__name__}")
-    return tuple(row[field] or "" for field in fields)
-
-
-def read_text(path: Path, label: str) -> str:
-    """The text of a UTF-8 file, with "\\n" as line end and without a byte order mark.
-
-    Raises:
-        TextError: the file cannot be read, is binary, or is not UTF-8.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise TextError(f"{label}: cannot read {path}: {error.strerror}") from None
-    return _decode(data, path, label)
-
-
-def _decode(data: bytes, path: Path, label: str) -> str:
-    if b"\0" in data:
-        raise TextError(f"{label}: {path} is a binary file; give a text file, or set format")
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise TextError(
-            f"{label}: {path} is not UTF-8 (byte {error.start}); convert it, e.g. with iconv"
-        ) from None
-    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+def articles(text: str) -> list[str]:
+    """The articles of a text, cut at titles in WikiText's form, with no character lost."""
+    starts = [match.start() for match in _WIKITEXT_TITLE.finditer(text)]
+    # The blank lines before the first title stay with it.
+    return [text[start:end] for start, end in pairwise([0, *starts[1:], len(text)])]
 
 
 def _text_file(path: Path, label: str) -> Iterator[str]:
     text = read_text(path, label)
     if not text.strip():
         raise TextError(f"{label}: {path} is empty")
-    yield text
+    yield from articles(text) if _WIKITEXT_START.match(text) else [text]
 
 
 def _python_module(path: Path, label: str) -> Iterator[str]:
@@ -139,37 +143,10 @@ def _pydoc_topics(path: Path, label: str) -> Iterator[str]:
     yield from (str(topic) for topic in values[0].values())
 
 
-def _jsonl_rows(path: Path, _: tuple[str, ...], label: str) -> Iterator[tuple[int, Any]]:
-    try:
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if text := _decode(line, path, f"{label}, line {number}").strip():
-                    yield number, json.loads(text)
-    except OSError as error:
-        raise TextError(f"{label}: cannot read {path}: {error.strerror}") from None
-    except json.JSONDecodeError as error:
-        raise TextError(f"{label}: {path}, line {number} is not JSON: {error}") from None
-
-
-def _parquet_rows(
-    path: Path, fields: tuple[str, ...], label: str
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as table:
-            pick(dict.fromkeys(table.schema_arrow.names), fields, f"{label}: {path}")
-            for batch in table.iter_batches(batch_size=1024, columns=list(fields)):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
-    except (OSError, pyarrow.ArrowException) as error:
-        raise TextError(f"{label}: cannot read {path} as Parquet: {error}") from None
-
-
 def _mediawiki_articles(path: Path, label: str) -> Iterator[str]:
     """Stream the prose of each article of a MediaWiki XML export, without redirects."""
     try:
-        with bz2.open(path) if path.suffix == ".bz2" else path.open("rb") as dump:
+        with opened(path, label) as dump:
             events = ElementTree.iterparse(dump, events=("start", "end"))
             _, root = next(events)
             for event, element in events:
@@ -177,7 +154,7 @@ def _mediawiki_articles(path: Path, label: str) -> Iterator[str]:
                     if len(prose := to_prose(_article_markup(element))) >= MIN_ARTICLE:
                         yield prose
                     root.clear()
-    except (OSError, EOFError, ElementTree.ParseError) as error:
+    except ElementTree.ParseError as error:
         raise TextError(f"{label}: cannot read {path} as a MediaWiki export: {error}") from None
 
 

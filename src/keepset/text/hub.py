@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from keepset.errors import TextError
 from keepset.settings import TextSource
-from keepset.text.formats import pick
+from keepset.text.rows import is_saved_dataset, pick
 
 
 def hub_records(
@@ -25,6 +26,8 @@ def hub_records(
     from datasets.exceptions import DatasetsError
 
     where = f"{label}: {source.hub}, split {source.split}"
+    if is_saved_dataset(Path(source.hub or "").expanduser()):
+        raise TextError(f"{where}: this dataset was saved to disk; give it as path, not as hub")
     try:
         dataset = load_dataset(
             source.hub,

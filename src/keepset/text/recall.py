@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from keepset.errors import TextError
 from keepset.text.passages import prose_paragraphs
 
 NAMES = tuple(
@@ -53,7 +54,14 @@ class Episode:
     between: str
     """The text between facts and questions; may be empty."""
     asked: tuple[int, ...]
-    """Indices of facts, in the order in which they are asked for."""
+    """Indices of facts, in the order in which they are asked for; at least one."""
+
+    def __post_init__(self) -> None:
+        for words in zip(*self.facts, strict=True):
+            if len(set(words)) < len(words):
+                raise TextError(f"names and things of an episode must be distinct: {words}")
+        if not self.asked or not set(self.asked) <= set(range(len(self.facts))):
+            raise TextError(f"an episode asks for some of its facts, got {self.asked}")
 
     def pieces(self) -> list[tuple[str, bool]]:
         """The pieces of the text, and whether each is an answer; answers start with a space."""
@@ -67,9 +75,9 @@ class Episode:
         return pieces
 
     def question(self) -> tuple[str, str]:
-        """(context, target) of the first question."""
+        """(context, target) of the first question; the target begins with its space."""
         pieces = self.pieces()
-        return pieces[0][0] + pieces[1][0], pieces[2][0].strip()
+        return pieces[0][0] + pieces[1][0], pieces[2][0]
 
 
 def draw_episode(
@@ -84,12 +92,20 @@ def draw_episode(
 
     Args:
         generator: The only source of randomness.
-        n_facts: Facts stated, 1 to len(names).
+        n_facts: Facts stated, from 1 to the number of names or of things.
         distance: Words between the last fact and the questions.
         prose: Sentences to fill the distance with, from a random start onwards.
         names: The names to draw from.
-        rounds: How often each fact is asked for; each round has a new order.
+        rounds: How often each fact is asked for, at least once; each round has a new order.
+
+    Raises:
+        TextError: a number is out of range, or there is no prose to fill the distance with.
     """
+    most = min(len(names), len(THINGS))
+    if not 1 <= n_facts <= most:
+        raise TextError(f"an episode has 1 to {most} facts, got {n_facts}")
+    if distance < 0 or (distance > 0 and not prose):
+        raise TextError(f"no prose for {distance} words between facts and questions; give some")
     chosen = generator.choice(len(names), n_facts, replace=False)
     things = generator.choice(len(THINGS), n_facts, replace=False)
     facts = tuple((names[a], THINGS[b]) for a, b in zip(chosen, things, strict=True))

@@ -161,8 +161,9 @@ class Sampler:
 
     def _documents(self, rows: pd.DataFrame, needed: int) -> Iterator[str]:
         """The documents, of at least `needed` tokens each; what is left at the end is dropped."""
+        # A document that is there twice would count as two.
         texts = sorted(
-            whole_documents(rows).values(), key=lambda text: fingerprint(str(self.seed), text)
+            {*whole_documents(rows).values()}, key=lambda text: fingerprint(str(self.seed), text)
         )
         parts: list[str] = []
         n_tokens = 0

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import glob
 import importlib.util
-import re
 import sysconfig
 from collections.abc import Iterator
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 
 from keepset.errors import TextError
 from keepset.settings import TextSource
-from keepset.text.formats import documents, format_of, records
+from keepset.text.formats import ROW_FORMATS, articles, documents, format_of, records
 from keepset.text.hub import hub_records
-
-ROW_FORMATS = frozenset({"jsonl", "parquet"})
-
-_WIKITEXT_TITLE = re.compile(r"^ = (?!= ).* = $", re.M)
+from keepset.text.rows import is_saved_dataset
 
 
 def read_documents(source: TextSource, label: str) -> list[str]:
     """Read the documents of one source, in order, without duplicates.
 
-    One document is one text file, Python module, pydoc topic, MediaWiki article, or row. Rows that
-    are single lines of a longer text, as in WikiText, are joined: `"\\n\\n".join(rows)`, for which
-    perplexities on WikiText are published, is cut at the titles of its articles. `max_documents`
-    counts files, articles and rows as they are read.
+    One document is one text file, Python module, pydoc topic, MediaWiki article, or row. A text
+    file in WikiText's form is cut at the titles of its articles. Rows that are single lines of a
+    longer text, as in WikiText, are joined: `"\\n\\n".join(rows)`, for which perplexities on
+    WikiText are published, is cut in the same way. `max_documents` counts files, articles and rows
+    as they are read.
 
     Args:
         source: where the text is.
@@ -40,6 +37,7 @@ def read_documents(source: TextSource, label: str) -> list[str]:
         texts = _join_lines([row[0] for row in rows])
     else:
         files = find_files(source, label)
+        _refuse_row_settings(source, files[0], label)
         contents = (text for path in files for text in documents(path, source.format, label))
         texts = list(islice(contents, source.max_documents))
     distinct = [text for text in dict.fromkeys(texts) if text.strip()]
@@ -51,7 +49,7 @@ def read_documents(source: TextSource, label: str) -> list[str]:
 def read_records(
     source: TextSource, fields: tuple[str, ...], label: str
 ) -> Iterator[tuple[str, ...]]:
-    """Yield the values of `fields` in each row of a hub dataset or of jsonl and parquet files.
+    """Yield the values of `fields` in each row of a hub dataset or of files of rows.
 
     Raises:
         TextError: the source cannot be found or read, or a field is missing or not text.
@@ -60,11 +58,11 @@ def read_records(
         yield from hub_records(source, fields, label)
         return
     for path in find_files(source, label):
-        yield from records(path, source.format, fields, label)
+        yield from records(path, source.format, fields, label, source.split)
 
 
 def find_files(source: TextSource, label: str) -> list[Path]:
-    """The files of a `path` or `package` source, sorted within each pattern.
+    """The files of a `path` or `package` source, sorted within each pattern; or saved datasets.
 
     Raises:
         TextError: the package is not installed, or a pattern matches no file.
@@ -83,9 +81,15 @@ def _has_rows(source: TextSource, label: str) -> bool:
     return bool(formats & ROW_FORMATS)
 
 
+def _refuse_row_settings(source: TextSource, file: Path, label: str) -> None:
+    if source.split is not None or source.field != "text":
+        key = "split" if source.split is not None else "field"
+        raise TextError(f"{label}.{key}: {file} is text without rows; leave {key} out")
+
+
 def _match(pattern: str, folder: Path, label: str) -> list[Path]:
     exact = folder / Path(pattern).expanduser()
-    if exact.is_file():
+    if exact.is_file() or is_saved_dataset(exact):
         return [exact]
     if exact.is_dir():
         raise TextError(f"{label}: {exact} is a folder; give its files, e.g. {exact}/*.txt")
@@ -117,8 +121,4 @@ def _join_lines(rows: list[str]) -> list[str]:
     lines = [row for row in rows if row]
     if not lines or any(row.find("\n") != len(row) - 1 for row in lines):
         return rows
-    text = "\n\n".join(rows)
-    starts = [match.start() for match in _WIKITEXT_TITLE.finditer(text)]
-    # The blank lines before the first title stay with it, so that no character is lost.
-    bounds = [0, *starts[1:], len(text)]
-    return [text[start:end] for start, end in pairwise(bounds)]
+    return articles("\n\n".join(rows))

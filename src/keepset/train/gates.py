@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from keepset.errors import TextError
 from keepset.hold.inputs import watching
 from keepset.hold.state import StateMask, scanning
 from keepset.measure.runner import Runner, perplexity
@@ -78,9 +79,15 @@ def measure_specimen(
         model: The specimen, float32.
         tokenizer: Its tokenizer.
         rows: (n, tokens) int64, held-out text.
-        items: Recall items; `n_facts` of each is set.
+        items: Recall items; `n_facts` of each is set, and of some to 4 or less.
         batch_tokens: Tokens per forward pass.
+
+    Raises:
+        TextError: the items are others.
     """
+    facts = [item.n_facts for item in items]
+    if None in facts or not any(n is not None and n <= 4 for n in facts):
+        raise TextError("gates need items of recall, some with 1 to 4 facts; add them to a task")
     sites, states = find_ffn_sites(model), find_state_sites(model)
     runner = Runner(model, [*sites, *states], batch_tokens=batch_tokens)
     half = copy.deepcopy(model).half().float()

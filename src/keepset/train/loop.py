@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from keepset.errors import ConfigError
+from keepset.errors import ConfigError, ModelError
 from keepset.files import store
 from keepset.hold.inputs import watching
 from keepset.kernels.dispatch import torch_scans
@@ -178,6 +178,11 @@ class Trainer:
             warmth = min(1.0, (self.step + 1) / max(1, training.warmup))
             term = warmth * self.specimen.l1 * torch.stack(activity.l1).mean()
             total, penalty = total + term, float(term.detach())
+        if not bool(torch.isfinite(total)):
+            raise ModelError(
+                f"training: the loss is not finite at step {self.step}; lower"
+                " training.learning_rate or training.clip, or set dtype: float32"
+            )
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), training.clip)

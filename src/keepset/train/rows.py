@@ -21,6 +21,7 @@ from keepset.files import store
 from keepset.settings import Recall
 from keepset.text.recall import NAMES, draw_episode
 
+_MAX_ENTRIES = 65_536  # a token is stored in two bytes
 _RECALL_STREAM = 1  # recall rows draw other random numbers than text rows
 
 
@@ -67,7 +68,16 @@ def encode_documents(
         repeats: Source -> how often its documents are read per epoch; 1 by default.
         prose: Sentences for recall rows.
         tokenizer: The specimens' tokenizer, of at most 65,536 entries.
+
+    Raises:
+        TextError: the tokenizer has more entries, or there is no document.
     """
+    if len(tokenizer) > _MAX_ENTRIES:
+        raise TextError(
+            f"training.vocabulary: {len(tokenizer)} entries; training text holds {_MAX_ENTRIES}"
+        )
+    if not any(documents.values()):
+        raise TextError("training: no document to train on; give corpora or text")
     end = tokenizer.eos_token_id
     parts, times = [], []
     for source, texts in documents.items():

@@ -14,6 +14,14 @@ from keepset.settings import Statistics
 CORPORA = ("wiki", "docs")
 TASKS = {"last-word": "built", "recall": "recall"}
 BLOCKS, TOKENS, ITEMS, LAYERS = 24, 127, 600, 12
+DOCUMENTS = 16
+"""Some have two blocks among the first BLOCKS, which all rules run on."""
+GROUPS = 8
+"""Of calibration documents, each of which is left out once."""
+COEFFICIENTS = ("pearson", "spearman", "kendall")
+MORE_BLOCKS = 36
+"""What dense and dynamic rules run on."""
+DRAWS = 3
 WINDOWS = ("8", "64", "sequence")
 NAMES = {
     "pretrained": ("opt-1.3b", "opt-l1", "qwen2.5-1.5b", "mamba2-1.3b", "zamba2-1.2b"),
@@ -41,7 +49,8 @@ RIVALS = {"magnitude": 2.0, "random": 3.0}
 
 def models(origin: str) -> pd.DataFrame:
     rows = [(name, origin, *TRAITS[kind]) for name, kind in zip(NAMES[origin], KINDS, strict=True)]
-    return pd.DataFrame(rows, columns=["model", "origin", "architecture", "ffn", "l1"])
+    table = pd.DataFrame(rows, columns=["model", "origin", "architecture", "ffn", "l1"])
+    return table.assign(induction=False)
 
 
 def _ffn(kind: str):
@@ -84,21 +93,34 @@ def perplexity(origin: str, noise: float = 0.002, seed: int = 0) -> pd.DataFrame
     heads, losses = [], []
     for name, kind in zip(NAMES[origin], KINDS, strict=True):
         for corpus in CORPORA:
-            base = rng.normal(3.0, 0.2, size=BLOCKS)
+            base = rng.normal(3.0, 0.2, size=MORE_BLOCKS)
             for site, setting, nats, number in _runs(kind):
+                blocks = MORE_BLOCKS if setting[0] in ("dense", "dynamic") else BLOCKS
                 spread = (noise + 0.05 * nats) * (setting[0] != "dense")
-                losses.append(base + nats + rng.normal(0, spread, size=BLOCKS))
+                losses.append(base[:blocks] + nats + rng.normal(0, spread, size=blocks))
                 heads.append(("made-up", name, origin, corpus, site, number, *setting))
     columns = ["study", "model", "origin", "corpus", "site", "seed", *SETTING]
+    lengths = [len(loss) for loss in losses]
     table = pd.DataFrame(heads, columns=columns)
-    table = table.loc[np.repeat(table.index, BLOCKS)].reset_index(drop=True)
+    table = table.loc[np.repeat(table.index, lengths)].reset_index(drop=True)
+    block = np.concatenate([np.arange(length) for length in lengths])
     return table.assign(
-        block=np.tile(np.arange(BLOCKS), len(heads)),
+        block=block,
+        document=block * DOCUMENTS // BLOCKS,
         nll=TOKENS * np.concatenate(losses),
         n_tokens=TOKENS,
         n_words=90,
         n_bytes=500,
     )
+
+
+def rounding(table: pd.DataFrame, noise: float = 0.002, seed: int = 5) -> pd.DataFrame:
+    """The dynamic rules of a perplexity table, DRAWS times with noise."""
+    rng = np.random.default_rng(seed)
+    dynamic = table[table["method"] == "dynamic"]
+    draws = [dynamic.assign(draw=draw) for draw in range(1, DRAWS + 1)]
+    again = pd.concat(draws, ignore_index=True)
+    return again.assign(nll=again["nll"] + TOKENS * rng.normal(0, noise, size=len(again)))
 
 
 SETTING = ("method", "score", "sparsity", "window", "choice", "access")
@@ -137,15 +159,16 @@ def correlation(origin: str, seed: int = 2) -> pd.DataFrame:
         for site, impact, level in sites:
             own = level + rng.normal(0, 0.05, size=LAYERS)
             for corpus in CORPORA:
-                here = own + rng.normal(0, 0.01, size=LAYERS)
-                for layer, value in enumerate([*here, here.mean()]):
-                    pooled = layer == LAYERS
-                    columns = {"study": "made-up", "model": name, "origin": origin}
-                    columns |= {"corpus": corpus, "site": site, "size": "magnitude"}
-                    columns |= {"impact": impact, "layer": -1 if pooled else layer}
-                    columns |= dict.fromkeys(("pearson", "spearman", "kendall"), value)
-                    rows.append(columns | {"ci_low": -1, "ci_high": 1, "n_units": 100})
-    return pd.DataFrame(rows)
+                whole = own + rng.normal(0, 0.01, size=LAYERS)
+                columns = {"study": "made-up", "model": name, "origin": origin, "corpus": corpus}
+                columns |= {"site": site, "size": "magnitude", "impact": impact}
+                columns |= {"ci_low": -1.0, "ci_high": 1.0, "n_units": 100, "n_documents": 20}
+                for left_out in range(-1, GROUPS):
+                    here = whole + rng.normal(0, 0.01, size=LAYERS) * (left_out >= 0)
+                    part = pd.DataFrame({"layer": [*range(LAYERS), -1], **columns})
+                    values = {name: [*here, here.mean()] for name in COEFFICIENTS}
+                    rows.append(part.assign(left_out=left_out, **values))
+    return pd.concat(rows, ignore_index=True)
 
 
 def ablations(origin: str, seed: int = 3) -> pd.DataFrame:
@@ -157,8 +180,10 @@ def ablations(origin: str, seed: int = 3) -> pd.DataFrame:
         loss = rng.normal(size=64)
         columns = {"model": name, "origin": origin, "corpus": "wiki"}
         columns |= {"layer": np.repeat(np.arange(4), 16), "unit": range(64), "loss": loss}
-        columns |= {notion: rng.random(64) for notion in ("magnitude", "weight", "output")}
-        columns |= {"taylor": np.abs(loss) * rng.uniform(0.8, 1.2, size=64)}
+        columns |= {"weight": rng.random(64), "n_documents": 20}
+        for text in ("", "_other"):
+            columns |= {notion + text: rng.random(64) for notion in ("magnitude", "output")}
+            columns |= {f"taylor{text}": np.abs(loss) * rng.uniform(0.8, 1.2, size=64)}
         parts.append(pd.DataFrame(columns))
     return pd.concat(parts, ignore_index=True)
 
@@ -183,10 +208,14 @@ def channels(origin: str, quadrants: dict = QUADRANTS, seed: int = 4) -> pd.Data
             kinds = [kind for kind, count in counts.items() for _ in range(count)]
             columns = {"model": name, "origin": origin, "corpus": "wiki", "layer": layer}
             columns |= {"group": 0, "channel": range(100)}
+            columns["n_documents"] = 20
             for at, column in enumerate(("magnitude", "energy")):
                 high = np.array([kind[at] == "high" for kind in kinds])
                 columns[column] = high + rng.random(100)
-            parts.append(pd.DataFrame(columns))
+            for left_out in range(-1, GROUPS):
+                noise = rng.normal(0, 0.1, size=100) * (left_out >= 0)
+                part = pd.DataFrame(columns).assign(left_out=left_out)
+                parts.append(part.assign(energy=part["energy"] + noise))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -203,17 +232,18 @@ def memory(origin: str) -> pd.DataFrame:
 
 def evidence(origin: str, noise: float = 0.002) -> Evidence:
     """A study in which every claim holds: of pretrained models, or of specimens alone."""
+    losses = perplexity(origin, noise)
     return Evidence(
         models=models(origin),
-        perplexity=perplexity(origin, noise),
+        perplexity=losses,
+        rounding=rounding(losses),
         capability=capability(origin),
         correlation=correlation(origin),
         ablations=ablations(origin),
         channels=channels(origin),
         memory=memory(origin),
         tasks=TASKS,
-        statistics=Statistics(resamples=199),
-        seed=7,
+        statistics=Statistics(),
     )
 
 
@@ -259,7 +289,8 @@ def _quadrants(found: Evidence) -> Evidence:
 
 def _swap_predictors(found: Evidence) -> Evidence:
     table = found.ablations
-    return replace(found, ablations=table.assign(taylor=table["weight"], weight=table["taylor"]))
+    swapped = {"taylor": table["weight"], "taylor_other": table["weight"]}
+    return replace(found, ablations=table.assign(**swapped, weight=table["taylor"]))
 
 
 DYN = {"site": "ffn", "method": "dynamic"}
@@ -288,5 +319,9 @@ BREAK: dict[str, Callable[[Evidence], Evidence]] = {
     "D1": lambda e: shift(e, -1.4, site="state", method="dynamic", access="write"),
     "D2": lambda e: shift(e, 2.0, site="state", method="dynamic", access="read"),
     "D3": lambda e: shift(e, -0.9, method="windowed", choice="causal"),
+    "D6": lambda e: shift(e, 4.0, **DYN, sparsity=0.95, model=named(e, "relu")),
+    "D7": lambda e: shift(e, 3.0, **DYN, sparsity=0.99, model=named(e, "l1")),
+    "D8": lambda e: answer(e, False, 0.8, **DYN90, model=named(e, "relu")),
     "D4": _swap_predictors,
+    "D5": _swap_predictors,
 }

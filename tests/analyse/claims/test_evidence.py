@@ -29,7 +29,7 @@ def rows(**changes: object) -> pd.DataFrame:
     columns = {"study": "s", "model": "m", "origin": "specimen", "corpus": "c", "site": "ffn"}
     columns |= {"method": "static", "score": "random", "seed": 0, "sparsity": 0.9}
     columns |= {"window": "corpus", "choice": "none", "block": [0, 1], "nll": [1.0, 2.0]}
-    return pd.DataFrame({**columns, "n_tokens": [10, 20], **changes})
+    return pd.DataFrame({**columns, "document": [0, 1], "n_tokens": [10, 20], **changes})
 
 
 SETTING = {"site": "ffn", "method": "static", "score": "random", "sparsity": 0.9}
@@ -66,11 +66,43 @@ def test_two_runs_that_answer_to_one_setting():
         losses(rows(), rows(window="other"))
 
 
+def ratio(static: pd.DataFrame, dense: pd.DataFrame):
+    dense = dense.assign(method="dense", score="none")
+    evidence = Evidence(models=MODELS, perplexity=pd.concat([static, dense]))
+    return evidence.ratio("m", "c", SETTING, None)
+
+
 def test_other_blocks_are_not_compared():
-    dense = rows(method="dense", score="none", block=[0, 2])
-    evidence = Evidence(models=MODELS, perplexity=pd.concat([rows(), dense]))
-    with pytest.raises(KeepsetError, match="random 90% and dense have not the same blocks"):
-        evidence.ratio("m", "c", SETTING, None)
+    with pytest.raises(KeepsetError, match="random 90% and m c dense have not the same blocks"):
+        ratio(rows(), rows(block=[0, 2]))
+
+
+@pytest.mark.parametrize("change", [{"n_tokens": [10, 19]}, {"document": [0, 0]}])
+def test_other_text_is_not_compared(change):
+    with pytest.raises(KeepsetError, match="have blocks of other text"):
+        ratio(rows(), rows(**change))
+
+
+def test_a_loss_that_is_no_number_is_not_compared():
+    with pytest.raises(KeepsetError, match="nll is not finite"):
+        ratio(rows(nll=[1.0, float("nan")]), rows())
+
+
+def test_the_blocks_that_both_have_are_compared():
+    more = pd.concat([rows(), rows(block=[2, 3], document=[2, 3], nll=[70.0, 90.0])])
+    found = ratio(rows(nll=[4.0, 5.0]), more)
+    assert found.estimate == pytest.approx(6 / 30)
+    assert (found.n, found.unit) == (2, "document")
+
+
+def test_documents_are_the_unit():
+    blocks = pd.concat([rows(), rows(block=[2, 3], document=[1, 1])])
+    assert ratio(blocks.assign(nll=[2.0, 3.0, 1.0, 4.0]), blocks).n == 2
+
+
+def test_tables_from_before_are_refused():
+    with pytest.raises(KeepsetError, match="lacks document; evaluate it again"):
+        losses(rows().drop(columns="document"))
 
 
 def test_reading_and_writing_are_two_runs():

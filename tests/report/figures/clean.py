@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from itertools import combinations
 
+from matplotlib.axes import Axes
 from matplotlib.axes._base import _AxesBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
+
+from keepset.report.figures import style
 
 
 def texts(figure: Figure) -> list[tuple[str, Bbox]]:
@@ -16,10 +19,9 @@ def texts(figure: Figure) -> list[tuple[str, Bbox]]:
     figure.set_dpi(200)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    hidden = [t for ax in figure.axes if not ax.get_visible() for t in ax.findobj(Text)]
     found = []
     for text in figure.findobj(Text):
-        if text.get_visible() and text.get_text().strip() and text not in hidden:
+        if text.get_visible() and text.get_text().strip():
             box = text.get_window_extent(canvas.get_renderer())
             if _drawn(text, figure):
                 found.append((text.get_text(), box))
@@ -50,8 +52,14 @@ def assert_clean(figure: Figure) -> None:
 
 
 def titles(figure: Figure) -> list[str]:
-    return [ax.get_title() for ax in figure.axes if ax.get_visible()]
+    return [ax.get_title() for ax in figure.axes if ax.get_label() != style.FREE]
+
+
+def panel(figure: Figure, title: str) -> Axes:
+    """The first panel whose title begins so."""
+    return next(ax for ax in figure.axes if ax.get_title().startswith(title))
 
 
 def legend(figure: Figure) -> list[str]:
-    return [text.get_text() for text in figure.legends[0].get_texts()]
+    legends = [*figure.legends, *(ax.get_legend() for ax in figure.axes if ax.get_legend())]
+    return [text.get_text() for one in legends for text in one.get_texts()]

@@ -22,7 +22,7 @@ def tested() -> dict[str, pd.DataFrame]:
     """Tested tables: perplexity of one model on one corpus, capability of two on two tasks."""
     perplexity = made_up.perplexity(["smollm2-135m"], ("wiki",), blocks=4)
     capability = made_up.capability(["smollm2-135m", "relu"], ("lambada", "last-word"), items=60)
-    return significance.test_significance(perplexity, capability, Statistics(resamples=99), 0)
+    return significance.test_significance(perplexity, capability, Statistics(), pd.DataFrame())
 
 
 @pytest.fixture(scope="session")
@@ -80,7 +80,7 @@ def state_ratios(tested) -> pd.DataFrame:
     """Ratios of states of three models, two of them hybrids, and of a model without a state."""
     perplexity = made_up_state.perplexity(["hybrid"], blocks=4)
     hybrid = significance.test_significance(
-        perplexity, pd.DataFrame(), Statistics(resamples=99), 0
+        perplexity, pd.DataFrame(), Statistics(), pd.DataFrame()
     )["ratios"]
     parts = [hybrid.assign(model=m, origin=made_up_state.MODELS[m]) for m in STATE_MODELS]
     parts[0] = parts[0][parts[0]["site"] == "state"]

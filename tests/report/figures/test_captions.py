@@ -41,6 +41,32 @@ def test_the_report_shows_its_caption(config, figure):
     assert b"<strong>" in page
 
 
+def test_captions_say_what_intervals_cover_and_which_token_is_dense(config):
+    for name in ("static_dynamic", "scores", "dial", "memory_dial", "side_by_side", "frontier"):
+        caption = FIGURES[name].caption(config)
+        assert "95% t intervals over the documents" in caption
+        assert "The first token of a context is run dense under every rule on neurons." in caption
+    assert not [name for name, one in FIGURES.items() if "bootstrap" in one.caption(config)]
+
+
+def test_rounding_is_spoken_of_where_it_was_measured(config):
+    statistics = config.statistics.model_copy(update={"rounding_draws": 0})
+    without = config.model_copy(update={"statistics": statistics})
+    caption = FIGURES["static_dynamic"].caption
+    assert "over 3 runs with noise in the last bit" in caption(config)
+    assert "Rounding was not measured." in caption(without)
+
+
+def test_what_predicts_a_loss_is_drawn_where_units_are_ablated(config):
+    assert "predicting" in {figure.name for figure in drawn(config)}
+    corpora = {
+        name: corpus.model_copy(update={"ablation": False})
+        for name, corpus in config.corpora.items()
+    }
+    without = config.model_copy(update={"corpora": corpora})
+    assert "predicting" not in {figure.name for figure in drawn(without)}
+
+
 def test_a_figure_without_rows_needs_a_sentence():
     assert all(figure.absent.endswith(".") for figure in FIGURES.values())
 

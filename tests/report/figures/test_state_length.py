@@ -14,7 +14,7 @@ from keepset.settings import Statistics
 @pytest.fixture(scope="module")
 def table() -> pd.DataFrame:
     lengths = made_up_state.lengths(["mamba2", "zamba2-1.2b"])
-    return comparisons.length_ratios(lengths, Statistics(resamples=99), 0)
+    return comparisons.length_ratios(lengths, Statistics())
 
 
 def test_clean(table):

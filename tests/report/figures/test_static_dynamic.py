@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from clean import assert_clean, legend, titles
+from clean import assert_clean, legend, panel, titles
 
 from keepset.errors import KeepsetError
 from keepset.report.figures import static_dynamic, style
@@ -37,6 +37,19 @@ def test_specimens_are_hollow_and_named(study):
     assert style.SPECIMEN in legend(figure)
     pretrained = study[study["origin"] == "pretrained"]
     assert style.SPECIMEN not in legend(static_dynamic.draw(pretrained))
+
+
+def test_what_rounding_alone_does_is_hatched(study):
+    assert not any("rounding" in label for label in legend(static_dynamic.draw(study)))
+    noise = study["sparsity"].where(study["method"] == "dynamic") / 100
+    figure = static_dynamic.draw(study.assign(rounding=noise))
+    assert_clean(figure)
+    assert "rounding: \u00b12 sd" in legend(figure)
+    ax = panel(figure, "relu, docs")
+    (hatched,) = [part for part in ax.collections if part.get_hatch()]
+    heights = hatched.get_paths()[0].vertices[:, 1]
+    largest = 2 * noise[(study["model"] == "relu") & (study["corpus"] == "docs")].max()
+    assert [heights.min(), heights.max()] == pytest.approx(np.exp([-largest, largest]))
 
 
 def test_missing_cell(study):

@@ -13,6 +13,10 @@ from keepset.analyse.claims.evidence import Evidence
 Scale = Literal["ratio", "difference", "correlation", "share"]
 Scope = Literal["value", "direction"]
 
+REPRODUCED, CONTRADICTED = "reproduced", "contradicted"
+INCONCLUSIVE, NOT_TESTED = "inconclusive", "not tested here"
+VERDICTS = (REPRODUCED, CONTRADICTED, INCONCLUSIVE, NOT_TESTED)
+
 STUDY = "Two ways to slim a model"
 GHOST = "GHOST (arXiv:2602.11408)"
 TWELL = "Sparser, Faster, Lighter (arXiv:2603.23198)"
@@ -64,7 +68,7 @@ class Claim:
     """A claim as data.
 
     Attributes:
-        id: C1..C16 of the papers, D1..D4 of this project.
+        id: C1..C16 of the papers, D1..D8 of this project.
         title: A few words, for figures.
         sentence: The claim, in our words.
         source: The paper.

@@ -12,7 +12,10 @@ _HYBRID = "a pretrained hybrid such as Zamba2-1.2B, on a GPU"
 _MAMBA = "a pretrained Mamba-2 model such as mamba2-1.3b, on a GPU"
 _STATE = "a pretrained model with a recurrent state, such as mamba2-1.3b or Zamba2-1.2B, on a GPU"
 
-_BLOCKS = "paired t-test over blocks, BCa interval"
+_TEXT = "t-test over documents"
+_CALIBRATION = "layers fixed, calibration documents left out (jackknife)"
+_ABLATED = "units left out (jackknife), text fixed"
+_TWO_MODELS = "same text; one training of each, so p is over text, not over trainings"
 
 CLAIMS: tuple[Claim, ...] = (
     Claim(
@@ -21,7 +24,8 @@ CLAIMS: tuple[Claim, ...] = (
         "Neurons that are often large have larger output weights, but only weakly so.",
         STUDY,
         "correlation {C1:dense}",
-        "0 < Spearman(mean |h|, ||w||) < 0.5; t-test over layers; specimen: above 0",
+        f"0 < mean over layers of Spearman(mean |h|, ||w||) < 0.5; {_CALIBRATION}; specimen:"
+        " above 0",
         _SWIGLU,
         feedforward.weak_agreement,
     ),
@@ -31,7 +35,8 @@ CLAIMS: tuple[Claim, ...] = (
         "How weakly they agree does not depend on the corpus.",
         STUDY,
         "within {C1:spread} of each other, three corpora",
-        "difference between any two corpora within 0.1; TOST over layers, BCa interval",
+        f"difference of the means over layers on any two corpora within 0.1; TOST (Welch),"
+        f" {_CALIBRATION}",
         _SWIGLU + ", and two corpora",
         feedforward.same_on_corpora,
     ),
@@ -41,7 +46,8 @@ CLAIMS: tuple[Claim, ...] = (
         "In the recurrent state, channels of large weight carry less energy, not more.",
         STUDY,
         "correlation {C3:dense} (Zamba2-1.2B)",
-        "Spearman(weight norm product, energy) < 0; t-test over layers",
+        f"mean over layers of Spearman(weight norm product, energy) < 0; {_CALIBRATION}; not in a"
+        " specimen whose training started from a hand-made circuit of its state",
         _STATE,
         state.negative_agreement,
     ),
@@ -52,7 +58,7 @@ CLAIMS: tuple[Claim, ...] = (
         " least a hundredfold.",
         STUDY,
         "{C4:static 0.90} times dense",
-        f"static magnitude 90% / dense > 100; {_BLOCKS}; specimen: > 1",
+        f"static magnitude 90% / dense > 100; {_TEXT}; specimen: > 1",
         _SWIGLU,
         feedforward.static_collapse,
     ),
@@ -63,8 +69,8 @@ CLAIMS: tuple[Claim, ...] = (
         " token.",
         STUDY,
         "{C5:dynamic 0.95} times dense",
-        "dynamic magnitude 95% / dense within the perplexity margin; TOST over blocks, BCa"
-        " interval; specimen: costs less than for the SwiGLU specimen (Welch)",
+        "dynamic magnitude 95% / dense within the perplexity margin, in a specimen too; TOST over"
+        " documents, rounding added",
         _RELU,
         feedforward.relu_lossless,
     ),
@@ -74,7 +80,7 @@ CLAIMS: tuple[Claim, ...] = (
         "A SwiGLU transformer does lose under the same rule.",
         STUDY,
         "{C6:dynamic 0.95} times dense",
-        f"dynamic magnitude 95% / dense above the margin; {_BLOCKS}; specimen: > 1",
+        f"dynamic magnitude 95% / dense above the margin; {_TEXT}; specimen: > 1",
         _SWIGLU,
         feedforward.swiglu_costly,
     ),
@@ -85,8 +91,7 @@ CLAIMS: tuple[Claim, ...] = (
         " token.",
         STUDY,
         "{C7:dense} dense, {C7:dynamic 0.90} dynamic (n = 300, p = 1.00)",
-        "accuracy within the accuracy margin of dense; TOST on Tango's score; specimen: loses less"
-        " than the SwiGLU specimen (Welch)",
+        "accuracy within the accuracy margin of dense, in a specimen too; TOST on Tango's score",
         _RELU + ", and a task that it does",
         skills.relu_keeps,
     ),
@@ -108,7 +113,7 @@ CLAIMS: tuple[Claim, ...] = (
         " or dynamic at 95%.",
         STUDY,
         "{C9:static 0.90} static, {C9:dynamic 0.95} dynamic, times dense",
-        f"both / dense < 2; {_BLOCKS}; specimen: costs less than for the SwiGLU specimen (Welch)",
+        f"both / dense < 2, in a specimen too, unless its FFN is idle; {_TEXT}",
         _HYBRID,
         feedforward.hybrid_mild,
     ),
@@ -119,8 +124,8 @@ CLAIMS: tuple[Claim, ...] = (
         STUDY,
         "90%: {C10:windowed 0.9 W=1@Qwen2.5-1.5B} (W = 1), {C10:windowed 0.9 W=1024@Qwen2.5-1.5B}"
         " (W = 1024), Qwen2.5-1.5B",
-        "at 50% and 90%: Page's test over blocks; against it, a step that falls (paired t-test,"
-        " Bonferroni over steps)",
+        "at 50% and 90%, a rise at every step; t-tests over documents: the largest p of the steps;"
+        " against it, a step that falls (Bonferroni over steps)",
         "a model with windowed runs",
         dial.monotone,
     ),
@@ -130,7 +135,7 @@ CLAIMS: tuple[Claim, ...] = (
         "Choosing once by a gradient score still costs more than choosing by size at every token.",
         STUDY,
         "in words",
-        f"static Taylor 90% / dynamic magnitude 90% > 1; {_BLOCKS}",
+        f"static Taylor 90% / dynamic magnitude 90% > 1; {_TEXT}",
         "a transformer with static Taylor runs",
         feedforward.gradient_no_rescue,
     ),
@@ -142,7 +147,7 @@ CLAIMS: tuple[Claim, ...] = (
         GHOST,
         "at 50%: GHOST {C12:ghost 0.5@Mamba2-1.3B}, magnitude {C12:magnitude 0.5@Mamba2-1.3B},"
         " random {C12:random 0.5@Mamba2-1.3B}, dense {C12:dense@Mamba2-1.3B} (Mamba2-1.3B)",
-        f"GHOST / each < 1 at 50%; {_BLOCKS}; specimen: at 70% and 90%",
+        f"GHOST / each < 1 at 50%; {_TEXT}; specimen: at 70% and 90%",
         _MAMBA,
         state.ghost_wins,
     ),
@@ -153,8 +158,8 @@ CLAIMS: tuple[Claim, ...] = (
         " with 99% of the neurons left out at every token.",
         TWELL,
         "in words",
-        "dynamic magnitude 99% / dense within the perplexity margin; TOST over blocks, BCa"
-        " interval; specimen: costs less than without the penalty (Welch)",
+        "dynamic magnitude 99% / dense within the perplexity margin, in a specimen too; TOST over"
+        " documents, rounding added",
         "a pretrained transformer trained with an L1 penalty",
         feedforward.l1_lossless,
     ),
@@ -165,8 +170,9 @@ CLAIMS: tuple[Claim, ...] = (
         " that the two rankings disagree on about 41% at half.",
         GHOST,
         "{C14:phantom} and {C14:corporeal}; {C14:disagree} at half",
-        "both shares within 5 points of 20%; TOST over layers; specimen: disagreement above 25%,"
-        " nearer to chance (50%) than to agreement",
+        "disagreement at half between 30% and 50%, so that both fifths are within 5 points of 20%"
+        f" (the three numbers are one); TOST, {_CALIBRATION}; specimen, if it did not start from a"
+        " hand-made circuit: above 25%, nearer to chance (50%) than to agreement",
         _MAMBA,
         state.quadrants,
     ),
@@ -186,7 +192,8 @@ CLAIMS: tuple[Claim, ...] = (
         "GHOST, which needs forward passes only, fits in a third of Taylor's memory.",
         GHOST,
         "{C16:ghost} GB against {C16:taylor} GB or more",
-        "peak memory of GHOST / Taylor < 1/3, measured; specimen: < 1",
+        "peak memory of GHOST / Taylor < 1/3, measured, without the weights, which the papers' GB"
+        " may include; specimen: < 1",
         _MAMBA,
         state.forward_memory,
     ),
@@ -197,7 +204,7 @@ CLAIMS: tuple[Claim, ...] = (
         " where not kept costs more than one GHOST set for all text.",
         OURS,
         _UNASKED,
-        f"dynamic 90% (write), by size and by impact / static GHOST 90% > 1; {_BLOCKS}",
+        f"dynamic 90% (write), by size and by impact / static GHOST 90% > 1; {_TEXT}",
         _STATE,
         state.rechoice_forgets,
     ),
@@ -208,7 +215,7 @@ CLAIMS: tuple[Claim, ...] = (
         " does not read it.",
         OURS,
         _UNASKED,
-        f"dynamic 90%: write / read > 1, by size and by impact; {_BLOCKS}",
+        f"dynamic 90%: write / read > 1, by size and by impact; {_TEXT}",
         _STATE,
         state.forgetting_costs,
     ),
@@ -219,20 +226,67 @@ CLAIMS: tuple[Claim, ...] = (
         " paper's, which is chosen on the window itself.",
         OURS,
         _UNASKED,
-        f"windowed magnitude 90%: causal / oracle > 1 at every W; {_BLOCKS}",
+        f"windowed magnitude 90%: causal / oracle > 1 at every W; {_TEXT}",
         "a model with oracle and causal windows",
         dial.causal_costs_more,
     ),
     Claim(
         "D4",
         "Taylor predicts the measured loss change",
-        "Of the notions of impact, first-order Taylor ranks units most as their measured change of"
-        " the loss does.",
+        "Of the notions of impact, first-order Taylor, taken on the text of the ablation, ranks"
+        " units most as their measured change of the loss does. It is the first order of just that"
+        " change: nearly a tautology.",
         OURS,
         _UNASKED,
-        "Spearman with |loss change|: Taylor above magnitude, weight and output; bootstrap over"
-        " units, BCa interval",
+        "Spearman with |loss change|, scored on the same text: Taylor above magnitude, weight and"
+        f" output; {_ABLATED}",
         "a model with single-unit ablations and gradients",
         dial.taylor_predicts,
+    ),
+    Claim(
+        "D5",
+        "... and so does Taylor from other text",
+        "Taken on other text, Taylor still ranks units more as their measured change of the loss"
+        " does than the other notions do.",
+        OURS,
+        _UNASKED,
+        "Spearman with |loss change|, scored on other text: Taylor above magnitude, weight and"
+        f" output; {_ABLATED}",
+        "a model with single-unit ablations and gradients, and calibration text of two documents",
+        dial.taylor_transfers,
+    ),
+    Claim(
+        "D6",
+        "The ReLU specimen pays less than SwiGLU",
+        "Of two specimens trained on the same data, the ReLU transformer (OPT) pays less than the"
+        " SwiGLU one (Qwen2) for leaving out 95% of its neurons at every token.",
+        OURS,
+        _UNASKED,
+        f"dynamic magnitude 95% / dense, ReLU / SwiGLU < 1; {_TEXT}, {_TWO_MODELS}",
+        "ReLU and SwiGLU models that differ in nothing else, several trainings of each",
+        feedforward.relu_pays_less,
+    ),
+    Claim(
+        "D7",
+        "An L1 penalty makes skipping cheaper",
+        "Of two ReLU specimens that differ in the L1 penalty alone, the one trained with it pays"
+        " less for leaving out 99% of its neurons at every token.",
+        OURS,
+        _UNASKED,
+        f"dynamic magnitude 99% / dense, with / without the penalty < 1; {_TEXT}, {_TWO_MODELS}",
+        "several trainings with the penalty and without",
+        feedforward.penalty_pays,
+    ),
+    Claim(
+        "D8",
+        "The ReLU specimen keeps more accuracy",
+        "Of two specimens trained on the same data, the ReLU transformer (OPT) keeps more of its"
+        " accuracy than the SwiGLU one (Qwen2) with 90% of its neurons left out at every token.",
+        OURS,
+        _UNASKED,
+        "accuracy under dynamic magnitude 90% less dense, ReLU less SwiGLU > 0; paired t-test over"
+        " items; one training of each, so p is over items, not over trainings",
+        "ReLU and SwiGLU models that differ in nothing else, several trainings of each",
+        skills.relu_keeps_more,
     ),
 )

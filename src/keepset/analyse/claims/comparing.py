@@ -5,18 +5,23 @@
 
 from __future__ import annotations
 
+import math
+from itertools import product
 from typing import Any
 
-from keepset.analyse import effects
 from keepset.analyse.bounds import Bounds
 from keepset.analyse.claims.case import Case, Findings
-from keepset.analyse.claims.evidence import Evidence, groups
-from keepset.analyse.claims.runs import Setting, setting_name
+from keepset.analyse.claims.evidence import Evidence
+from keepset.analyse.claims.runs import Setting, ffn, setting_name
 
 RISE = Bounds(low=0.0)
 FALL = Bounds(high=0.0)
 WITH_FFN = ["transformer", "hybrid"]
 WITH_STATE = ["recurrent", "hybrid"]
+NEARLY_ALL = 0.9
+"""Leaving out this share of an FFN, or more, shows whether the FFN does anything."""
+IDLE = math.log(1.05)
+"""An FFN is idle where that costs less than this, in nats per token."""
 
 
 def ratio_cases(
@@ -46,61 +51,62 @@ def ratio_cases(
             yield Case(model, origin, site, corpus, f"{name} / {other}", "ratio", effect, bounds)
 
 
-def cheap_or_cheaper(
-    evidence: Evidence, setting: Setting, bounds: Bounds, rivals: list[str], rival: str,
-    **traits: Any,
-) -> Findings:  # fmt: skip
-    """Pretrained models pay little for a setting; specimens pay less than other specimens.
+def cheaper_cases(
+    evidence: Evidence, setting: Setting, models: list[str], rivals: list[str], rival: str
+) -> Findings:
+    """A case per two specimens and corpus: what a setting costs one over what it costs the other.
+
+    Both read the same text, so their costs are paired block by block.
 
     Args:
         setting: What is paid for.
-        bounds: Where the ratio to dense lies for a pretrained model.
+        models: The specimens that should pay less.
         rivals: The specimens to compare with.
         rival: What a rival is, for the sentence that says that there is none.
-        traits: Of the models that the claim speaks about.
     """
-    yield from ratio_cases(evidence, setting, None, bounds, origin="pretrained", **traits)
-    for model, _ in evidence.models_with(**traits, origin="specimen"):
-        if not rivals:
-            yield f"{rival} to compare {model} with"
+    if models and not rivals:
+        yield f"{rival} to compare with"
+    for model, other in product(models, rivals):
         for corpus in evidence.corpora(model):
-            yield from _cheaper_than(evidence, setting, model, rivals, corpus)
+            effect = evidence.cost_ratio(model, other, corpus, setting)
+            if effect is None:
+                yield f"{setting_name(setting)} was not run for {model} and {other}"
+                continue
+            compared = f"cost of {setting_name(setting)}: {model} / {other}"
+            yield Case(model, "specimen", setting["site"], corpus, compared, "ratio", effect, FALL)
 
 
-def _cheaper_than(
-    evidence: Evidence, setting: Setting, model: str, rivals: list[str], corpus: str
-) -> Findings:
-    cost = evidence.costs(model, corpus, setting)
-    if cost is None:
-        yield f"{setting_name(setting)} was not run for {model}"
-        return
-    for rival in rivals:
-        cost_of_rival = evidence.costs(rival, corpus, setting)
-        if cost_of_rival is None:
-            yield f"{setting_name(setting)} was not run for {rival}"
-            continue
-        confidence = evidence.statistics.confidence
-        effect = effects.mean_difference(cost, cost_of_rival, "block", confidence)
-        compared = f"cost of {setting_name(setting)}: {model} / {rival}"
-        yield Case(model, "specimen", setting["site"], corpus, compared, "ratio", effect, FALL)
-
-
-def transformer_specimens(evidence: Evidence, **traits: Any) -> list[str]:
+def specimens(evidence: Evidence, **traits: Any) -> list[str]:
     """Transformer specimens with these traits."""
     models = evidence.models_with(architecture="transformer", origin="specimen", **traits)
     return [model for model, _ in models]
 
 
-def size_correlations(
-    evidence: Evidence, site: str, impact: str, value: Bounds, direction: Bounds, **traits: Any
-) -> Findings:
-    """A case per model and corpus: the mean over layers of size's correlation with an impact."""
+def with_working_ffn(evidence: Evidence, **traits: Any) -> tuple[list[tuple[str, str]], list[str]]:
+    """Models with these traits, and a sentence for every specimen among them that has an idle FFN.
+
+    A specimen's FFN is idle where leaving out nearly all of it, for good, costs nearly nothing.
+    Whatever is said of what its neurons cost cannot fail there, so it is no evidence.
+    """
+    working, idle = [], []
     for model, origin in evidence.models_with(**traits):
-        layers = evidence.size_by_layer(model, site, impact)
-        if not len(layers):
-            yield f"no correlation of size with {impact} at the {site} of {model}"
-        for (corpus,), group in groups(layers, "corpus"):
-            effect = effects.mean(group["spearman"], "layer", evidence.statistics.confidence)
-            bounds = direction if origin == "specimen" else value
-            compared = f"Spearman of size with {impact}"
-            yield Case(model, origin, site, corpus, compared, "correlation", effect, bounds)
+        reason = _idle(evidence, model) if origin == "specimen" else None
+        if reason is None:
+            working.append((model, origin))
+        else:
+            idle.append(reason)
+    return working, idle
+
+
+def _idle(evidence: Evidence, model: str) -> str | None:
+    """Why a model's FFN is no evidence; None where it is, or where that is not known."""
+    costs = {}
+    for corpus in evidence.corpora(model):
+        sparsity = max(evidence.sparsities(model, corpus, "ffn", "static", "magnitude"), default=0)
+        cost = evidence.ratio(model, corpus, ffn("static", "magnitude", sparsity), None)
+        if cost is not None and sparsity >= NEARLY_ALL:
+            costs[cost.estimate] = f"{100 * sparsity:g}% of it left out for good"
+    if not costs or max(costs) > IDLE:
+        return None
+    most = max(costs)
+    return f"the FFN of {model} is idle: {costs[most]} cost {100 * math.expm1(most):.1f}%"

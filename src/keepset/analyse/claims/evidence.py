@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,28 +12,42 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from keepset.analyse import accuracies, perplexities
+from keepset.analyse import accuracies, effects, perplexities
 from keepset.analyse.bounds import Effect
-from keepset.analyse.claims.runs import DENSE, Key, Run, Setting, find_runs, key_of, setting_name
-from keepset.analyse.effects import log_ratio
-from keepset.analyse.stats import Floats, Sampling
+from keepset.analyse.claims.runs import (
+    DENSE,
+    Key,
+    Run,
+    Setting,
+    Shared,
+    find_runs,
+    key_of,
+    setting_name,
+    share_blocks,
+)
+from keepset.analyse.perplexities import Rounding
+from keepset.analyse.stats import Floats
 from keepset.errors import KeepsetError
 from keepset.settings import Statistics
 from keepset.sites.families import FAMILIES
 
 SWIGLU = frozenset({"silu", "swish"})
+LOSSES = ["nll", "n_tokens", "document"]
+Named = tuple[str, Setting | None]
+"""A model, and the setting that it was run under; None is dense."""
 
 
-def traits(info: Mapping[str, Any], *, l1: bool = False) -> dict[str, Any]:
+def traits(info: Mapping[str, Any], *, l1: bool = False, induction: bool = False) -> dict[str, Any]:
     """What kind of model one is, from what was recorded when it was prepared.
 
     Args:
         info: name, origin, model_type and activation.
         l1: Whether it was trained with a penalty on |h|.
+        induction: Whether its training started near a hand-made induction circuit.
 
     Returns:
         A row of `Evidence.models`: model, origin, architecture (transformer, hybrid, recurrent),
-        ffn (relu, swiglu, other, none), l1.
+        ffn (relu, swiglu, other, none), l1, induction.
     """
     family = FAMILIES.get(info["model_type"])
     architecture = family.architecture if family is not None else "transformer"
@@ -45,6 +59,7 @@ def traits(info: Mapping[str, Any], *, l1: bool = False) -> dict[str, Any]:
         "architecture": architecture,
         "ffn": "none" if architecture == "recurrent" else ffn,
         "l1": l1,
+        "induction": induction,
     }
 
 
@@ -55,33 +70,30 @@ class Evidence:
     Attributes:
         models: What `traits` returns, a row per model.
         perplexity: Per setting and block.
+        rounding: The same of the dynamic rules again, per `draw`: h disturbed in its last bit.
         capability: Per setting and item.
-        correlation: Per layer, with a pooled row at layer -1.
+        correlation: Per layer, with a pooled row at layer -1, and per `left_out`.
         ablations: Per ablated unit: model, origin, corpus, layer, unit, magnitude, weight, output,
-            taylor, loss.
-        channels: Per state channel: model, origin, corpus, layer, group, channel, magnitude,
-            energy.
+            taylor, loss, and magnitude_other, output_other, taylor_other, scored on other text.
+        channels: Per state channel and `left_out`: model, origin, corpus, layer, group, channel,
+            magnitude, energy, n_documents.
         memory: Per scoring method: model, origin, corpus, method, peak_bytes, n_tokens.
         tasks: Task -> kind.
+        documents: Corpus -> documents that there are for evaluation.
         statistics: Levels and margins.
-        seed: Of the bootstrap.
     """
 
     models: pd.DataFrame
     perplexity: pd.DataFrame = field(default_factory=pd.DataFrame)
+    rounding: pd.DataFrame = field(default_factory=pd.DataFrame)
     capability: pd.DataFrame = field(default_factory=pd.DataFrame)
     correlation: pd.DataFrame = field(default_factory=pd.DataFrame)
     ablations: pd.DataFrame = field(default_factory=pd.DataFrame)
     channels: pd.DataFrame = field(default_factory=pd.DataFrame)
     memory: pd.DataFrame = field(default_factory=pd.DataFrame)
     tasks: Mapping[str, str] = field(default_factory=dict)
+    documents: Mapping[str, int] = field(default_factory=dict)
     statistics: Statistics = field(default_factory=Statistics)
-    seed: int = 0
-
-    @property
-    def sampling(self) -> Sampling:
-        """How intervals are made."""
-        return Sampling(self.statistics.confidence, self.statistics.resamples, self.seed)
 
     def models_with(self, **required: Any) -> Iterator[tuple[str, str]]:
         """(model, origin) of the models with these traits; a list names alternatives."""
@@ -99,7 +111,7 @@ class Evidence:
         return [task for name, task in self._tasks if name == model]
 
     def losses(self, model: str, corpus: str, setting: Setting | None) -> Run | None:
-        """nll and n_tokens by block; `setting` None is dense. None where it was not run."""
+        """nll, n_tokens and document by block; `setting` None is dense. None: it was not run."""
         return self._texts.get((model, corpus), {}).get(key_of(setting))
 
     def answers(self, model: str, task: str, setting: Setting) -> tuple[Floats, Floats] | None:
@@ -122,37 +134,77 @@ class Evidence:
         windows = [key[5] for key in keys if (*key[:5], key[6]) == (*rule, choice)]
         return sorted(windows, key=lambda w: math.inf if w == "sequence" else float(w))
 
-    def ratio(self, model: str, corpus: str, a: Setting, b: Setting | None) -> Effect | None:
-        """Log ratio of perplexities; `b` None is dense. None where a setting was not run.
+    def sparsities(self, model: str, corpus: str, *rule: str) -> list[float]:
+        """The sparsities that a rule (site, method, score) was run at, in order."""
+        keys = [key for key in self._texts.get((model, corpus), {}) if key != DENSE]
+        return sorted({key[3] for key in keys if key[:3] == rule})
+
+    def shared(self, corpus: str, *runs: Named) -> Shared | None:
+        """Runs on the blocks that all of them have; None where one was not run.
+
+        Raises:
+            KeepsetError: they have not the same blocks.
+        """
+        losses = [self.losses(model, corpus, setting) for model, setting in runs]
+        known = [run for run in losses if run is not None]
+        return share_blocks(known, _names(corpus, runs)) if len(known) == len(runs) else None
+
+    def ratio(self, model: str, corpus: str, a: Setting | None, b: Setting | None) -> Effect | None:
+        """Log ratio of perplexities; None is dense. None where a setting was not run.
 
         Raises:
             KeepsetError: the two have not the same blocks.
         """
-        paired = self._paired(model, corpus, a, b)
-        return log_ratio(*paired, self.sampling) if paired is not None else None
-
-    def costs(self, model: str, corpus: str, setting: Setting) -> Floats | None:
-        """Nats per token that a setting costs in each block, None where it was not run."""
-        paired = self._paired(model, corpus, setting, None)
-        return perplexities.log_ratios(*paired) if paired is not None else None
-
-    def _paired(
-        self, model: str, corpus: str, a: Setting, b: Setting | None
-    ) -> tuple[Floats, Floats, Floats] | None:
-        """By block: nll under `a`, nll under `b`, n_tokens. None where one was not run."""
-        run, other = self.losses(model, corpus, a), self.losses(model, corpus, b)
-        if run is None or other is None:
+        runs = ((model, a), (model, b))
+        shared = self.shared(corpus, *runs)
+        if shared is None:
             return None
-        same_items(run, other, f"{model} {corpus}: {setting_name(a)} and {setting_name(b)}")
-        return run.values["nll"], other.values["nll"], other.values["n_tokens"]
+        text = (shared.n_tokens, shared.document, self.statistics.confidence)
+        here, there = shared.nll
+        ratio = effects.log_ratio(here, there, *text, self.rounding_of(corpus, *runs))
+        return self._limited(ratio, corpus)
+
+    def cost_ratio(self, model: str, rival: str, corpus: str, setting: Setting) -> Effect | None:
+        """Log of what a setting costs one model over what it costs another, on the same text.
+
+        None where it was not run for one of them.
+
+        Raises:
+            KeepsetError: the two have not the same blocks.
+        """
+        runs = ((model, setting), (model, None), (rival, setting), (rival, None))
+        shared = self.shared(corpus, *runs)
+        if shared is None:
+            return None
+        here, dense, there, dense_there = shared.nll
+        costs = ((here, dense), (there, dense_there))
+        text = (shared.n_tokens, shared.document, self.statistics.confidence)
+        ratio = effects.ratio_of_ratios(costs, *text, self.rounding_of(corpus, *runs))
+        return self._limited(ratio, corpus)
+
+    def _limited(self, effect: Effect, corpus: str) -> Effect:
+        """The effect, with how many documents can be had of its corpus."""
+        return replace(effect, limit=self.documents.get(corpus, math.inf))
+
+    def rounding_of(self, corpus: str, *runs: Named) -> list[Rounding]:
+        """How much of the runs' losses is rounding, on the blocks that all have; where measured."""
+        compared = [self.losses(model, corpus, setting) for model, setting in runs]
+        measured = []
+        for model, setting in runs:
+            texts = [draw.get((model, corpus), {}) for draw in self._draws]
+            draws = [text[key_of(setting)] for text in texts if key_of(setting) in text]
+            if draws:
+                known = [run for run in (*draws, *compared) if run is not None]
+                shared = share_blocks(known, _names(corpus, runs) + " and the draws of rounding")
+                measured.append(perplexities.rounding(shared.nll[: len(draws)], shared.n_tokens))
+        return measured
 
     def size_by_layer(self, model: str, site: str, impact: str) -> pd.DataFrame:
-        """Correlations of size with an impact in single layers, those that are known."""
-        columns = ["model", "site", "impact", "size", "layer", "corpus", "spearman"]
+        """Correlations of size with an impact in single layers, whatever text is left out."""
+        columns = ["model", "site", "impact", "size", "layer", "corpus"]
         table = self.correlation if len(self.correlation) else pd.DataFrame(columns=columns)
         rows = (table["model"] == model) & (table["site"] == site) & (table["impact"] == impact)
-        rows &= (table["size"] == "magnitude") & (table["layer"] >= 0)
-        return table[rows & table["spearman"].notna()]
+        return table[rows & (table["size"] == "magnitude") & (table["layer"] >= 0)]
 
     def does_task(self, correct: NDArray[np.float64]) -> bool:
         """Whether a model does a task at all: dense accuracy clearly above the margin.
@@ -164,21 +216,31 @@ class Evidence:
 
     @cached_property
     def _texts(self) -> dict[tuple[str, str], dict[Key, Run]]:
-        return find_runs(self.perplexity, "corpus", "block", ["nll", "n_tokens"])
+        return find_runs(self.perplexity, "corpus", "block", LOSSES)
+
+    @cached_property
+    def _draws(self) -> list[dict[tuple[str, str], dict[Key, Run]]]:
+        draws = self.rounding.groupby("draw") if len(self.rounding) else ()
+        return [find_runs(rows, "corpus", "block", LOSSES) for _, rows in draws]
 
     @cached_property
     def _tasks(self) -> dict[tuple[str, str], dict[Key, Run]]:
         return find_runs(self.capability, "task", "item", ["correct"])
 
 
+def _names(corpus: str, runs: Sequence[Named]) -> str:
+    """What a message calls runs."""
+    return " and ".join(f"{model} {corpus} {setting_name(setting)}" for model, setting in runs)
+
+
 def same_items(a: Run, b: Run, names: str) -> None:
-    """Refuse to compare runs of different blocks or items.
+    """Refuse to compare runs of different items.
 
     Raises:
         KeepsetError: they differ.
     """
     if not np.array_equal(a.items, b.items):
-        raise KeepsetError(f"{names} have not the same blocks or items; evaluate both again")
+        raise KeepsetError(f"{names} have not the same items; evaluate both again")
 
 
 def groups(table: pd.DataFrame, *keys: str) -> Iterator[tuple[list[str], pd.DataFrame]]:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import math
 from itertools import combinations
 
+import pandas as pd
+
 from keepset.analyse import effects
-from keepset.analyse.bounds import Bounds
+from keepset.analyse.bounds import Bounds, Effect
+from keepset.analyse.claims import correlations
 from keepset.analyse.claims.case import Case, Findings
 from keepset.analyse.claims.comparing import (
     RISE,
     WITH_FFN,
-    cheap_or_cheaper,
+    cheaper_cases,
     ratio_cases,
-    size_correlations,
-    transformer_specimens,
+    specimens,
+    with_working_ffn,
 )
-from keepset.analyse.claims.evidence import Evidence
+from keepset.analyse.claims.evidence import Evidence, groups
 from keepset.analyse.claims.runs import ffn, setting_name
 
 WEAK = 0.5
@@ -31,24 +34,37 @@ MILD = math.log(2)
 
 def weak_agreement(evidence: Evidence) -> Findings:
     """C1: 0 < Spearman(mean |h|, ||w||) < 0.5; in a specimen, above 0."""
+    models = list(evidence.models_with(architecture=WITH_FFN))
     value = Bounds(0.0, WEAK)
-    yield from size_correlations(evidence, "ffn", "weight", value, RISE, architecture=WITH_FFN)
+    yield from correlations.size_correlations(evidence, models, "ffn", "weight", value, RISE)
 
 
 def same_on_corpora(evidence: Evidence) -> Findings:
-    """C2: for every two corpora, the correlations differ by less than 0.1 over the layers."""
+    """C2: for every two corpora, the means over layers differ by less than 0.1."""
     bounds = Bounds(-SAME_CORRELATION, SAME_CORRELATION)
     for model, origin in evidence.models_with(architecture=WITH_FFN):
         layers = evidence.size_by_layer(model, "ffn", "weight")
-        by_corpus = layers.pivot(index="layer", columns="corpus", values="spearman").dropna()
-        corpora = list(layers["corpus"].unique())
-        if len(corpora) < 2:
+        by_corpus = {corpus: rows for (corpus,), rows in groups(layers, "corpus")}
+        if len(by_corpus) < 2:
             yield f"correlations of {model} on two corpora or more"
-        for a, b in combinations(corpora, 2):
-            effect = effects.correlation_difference(by_corpus[a], by_corpus[b], evidence.sampling)
+        for a, b in combinations(by_corpus, 2):
+            effect = _difference(by_corpus[a], by_corpus[b], evidence)
             compared = "Spearman of size with weight, one corpus less the other"
+            compared = correlations.named(compared, effect)
             where = f"{a} less {b}"
             yield Case(model, origin, "ffn", where, compared, "correlation", effect, bounds)
+
+
+def _difference(a: pd.DataFrame, b: pd.DataFrame, evidence: Evidence) -> Effect:
+    """The mean over the layers known on both corpora, of one less that of the other."""
+    known = [correlations.known_layers(rows).index for rows in (a, b)]
+    layers = known[0].intersection(known[1])
+    one, other = (
+        correlations.mean_over_layers(rows[rows["layer"].isin(layers)]) for rows in (a, b)
+    )
+    documents = min(correlations.n_documents(rows) for rows in (a, b))
+    confidence = evidence.statistics.confidence
+    return effects.difference(one, other, confidence, n=documents, unit="document")
 
 
 def static_collapse(evidence: Evidence) -> Findings:
@@ -58,24 +74,37 @@ def static_collapse(evidence: Evidence) -> Findings:
 
 
 def relu_lossless(evidence: Evidence) -> Findings:
-    """C5: dynamic at 95% within the margin of dense; in a specimen, cheaper than for SwiGLU."""
-    yield from _relu_lossless(evidence, 0.95, l1=False, rivals={"ffn": "swiglu"})
+    """C5: dynamic at 95% within the margin of dense, in a specimen too."""
+    yield from _lossless(evidence, 0.95, l1=False)
 
 
 def l1_lossless(evidence: Evidence) -> Findings:
-    """C13: dynamic at 99% within the margin; in a specimen, cheaper than without the penalty."""
-    yield from _relu_lossless(evidence, 0.99, l1=True, rivals={"ffn": "relu", "l1": False})
+    """C13: dynamic at 99% within the margin of dense, in a specimen too."""
+    yield from _lossless(evidence, 0.99, l1=True)
 
 
-def _relu_lossless(
-    evidence: Evidence, sparsity: float, *, l1: bool, rivals: dict[str, object]
-) -> Findings:
+def _lossless(evidence: Evidence, sparsity: float, *, l1: bool) -> Findings:
     margin = math.log1p(evidence.statistics.perplexity_margin)
-    yield from cheap_or_cheaper(
-        evidence, ffn("dynamic", "magnitude", sparsity), Bounds(-margin, margin),
-        transformer_specimens(evidence, **rivals), "a specimen",
+    yield from ratio_cases(
+        evidence, ffn("dynamic", "magnitude", sparsity), None, Bounds(-margin, margin),
         architecture="transformer", ffn="relu", l1=l1,
     )  # fmt: skip
+
+
+def relu_pays_less(evidence: Evidence) -> Findings:
+    """D6: dynamic at 95% costs a ReLU specimen less than a SwiGLU specimen."""
+    models = specimens(evidence, ffn="relu", l1=False)
+    rivals = specimens(evidence, ffn="swiglu")
+    setting = ffn("dynamic", "magnitude", 0.95)
+    yield from cheaper_cases(evidence, setting, models, rivals, "a SwiGLU specimen")
+
+
+def penalty_pays(evidence: Evidence) -> Findings:
+    """D7: dynamic at 99% costs a ReLU specimen less if it was trained with an L1 penalty."""
+    models = specimens(evidence, ffn="relu", l1=True)
+    rivals = specimens(evidence, ffn="relu", l1=False)
+    setting = ffn("dynamic", "magnitude", 0.99)
+    yield from cheaper_cases(evidence, setting, models, rivals, "a specimen without the penalty")
 
 
 def swiglu_costly(evidence: Evidence) -> Findings:
@@ -88,13 +117,12 @@ def swiglu_costly(evidence: Evidence) -> Findings:
 
 
 def hybrid_mild(evidence: Evidence) -> Findings:
-    """C9: static 90% and dynamic 95% / dense < 2; in a specimen, cheaper than for a transformer."""
-    rivals = transformer_specimens(evidence, ffn="swiglu")
+    """C9: static 90% and dynamic 95% / dense < 2, in a specimen too, unless its FFN is idle."""
+    working, idle = with_working_ffn(evidence, architecture="hybrid")
+    yield from idle
     for setting in (ffn("static", "magnitude", 0.9), ffn("dynamic", "magnitude", 0.95)):
-        yield from cheap_or_cheaper(
-            evidence, setting, Bounds(high=MILD), rivals, "a SwiGLU transformer specimen",
-            architecture="hybrid",
-        )  # fmt: skip
+        for model, _ in working:
+            yield from ratio_cases(evidence, setting, None, Bounds(high=MILD), model=model)
 
 
 def gradient_no_rescue(evidence: Evidence) -> Findings:

@@ -11,23 +11,26 @@ import numpy as np
 import pandas as pd
 
 from keepset.analyse import stats
-from keepset.analyse.bounds import needed
-from keepset.analyse.claims import papers
-from keepset.analyse.claims.case import Case, Claim
+from keepset.analyse.bounds import Needed, needed
+from keepset.analyse.claims import papers, reasons
+from keepset.analyse.claims.case import (
+    CONTRADICTED,
+    INCONCLUSIVE,
+    NOT_TESTED,
+    REPRODUCED,
+    Case,
+    Claim,
+)
 from keepset.analyse.claims.catalogue import CLAIMS
 from keepset.analyse.claims.evidence import Evidence
 
-REPRODUCED, CONTRADICTED = "reproduced", "contradicted"
-INCONCLUSIVE, NOT_TESTED = "inconclusive", "not tested here"
-VERDICTS = (REPRODUCED, CONTRADICTED, INCONCLUSIVE, NOT_TESTED)
-
 CASE_COLUMNS = [
     "claim", "model", "origin", "site", "where", "compared", "scope", "counted", "scale",
-    "estimate", "ci_low", "ci_high", "bound_low", "bound_high", "n", "unit", "test", "p_for",
-    "p_against", "needed", "verdict",
+    "estimate", "ci_low", "ci_high", "bound_low", "bound_high", "n", "unit", "floor", "test",
+    "p_for", "p_against", "p_against_holm", "needed", "verdict",
 ]  # fmt: skip
 LEDGER_COLUMNS = [
-    "claim", "title", "sentence", "source", "paper", "family", "test", "verdict", "scope",
+    "claim", "title", "sentence", "source", "paper", "family", "test", "verdict", "why", "scope",
     "cases", "hold", "fail", "model", "where", "compared", "scale", "estimate", "ci_low",
     "ci_high", "bound_low", "bound_high", "n", "unit", "p_for", "p_for_holm", "p_against",
     "p_against_holm", "needed", "note",
@@ -35,15 +38,16 @@ LEDGER_COLUMNS = [
 _FROM_CLAIM = ["title", "sentence", "source", "family", "test"]
 _FROM_CASE = [
     "scope", "model", "where", "compared", "scale", "estimate", "ci_low", "ci_high", "bound_low",
-    "bound_high", "n", "unit",
+    "bound_high", "n", "unit", "needed",
 ]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class _Tested:
-    """A claim, its cases as a table, and what was missing."""
+    """A claim, its cases, the same as a table, and what was missing."""
 
     claim: Claim
+    found: tuple[Case, ...]
     cases: pd.DataFrame
     missing: tuple[str, ...]
 
@@ -73,14 +77,17 @@ def judge(
     decide; where there is none, specimens decide about the direction.
 
     Returns:
-        The ledger, one row per claim with the case that decides it, and the cases.
+        The ledger, one row per claim with the case that decides it, and the cases. `needed` is
+        the number of items that would decide at the claim's adjusted level, where it is open.
     """
     alpha = 1 - evidence.statistics.confidence
     tested = [_test(claim, evidence, alpha) for claim in claims]
     p = pd.DataFrame([one.p_values() for one in tested], columns=["p_for", "p_against"])
     families = p.groupby(np.array([claim.family for claim in claims]))
     for side in ("p_for", "p_against"):
-        p[f"{side}_holm"] = families[side].transform(stats.holm)
+        adjusted, steps = (families[side].transform(by) for by in (stats.holm, _holm_steps))
+        # What an earlier step of Holm's holds back is multiplied with more than its own step.
+        p[f"{side}_holm"], p[f"{side}_times"] = adjusted, np.fmax(steps, adjusted / p[side])
     p_values = p.to_dict("records")
     rows = [_ledger_row(one, p_row, alpha) for one, p_row in zip(tested, p_values, strict=True)]
     cases = [one.cases for one in tested if len(one.cases)]
@@ -89,20 +96,28 @@ def judge(
     )
 
 
+def _holm_steps(p: pd.Series) -> pd.Series:
+    """What Holm's method multiplies each p with at its own step."""
+    return p.map(lambda one: (p >= one).sum(), na_action="ignore")
+
+
 def _test(claim: Claim, evidence: Evidence, alpha: float) -> _Tested:
     findings = list(claim.rule(evidence))
-    rows = [_case_row(claim, case, alpha) for case in findings if isinstance(case, Case)]
-    decisive = "value" if any(row["scope"] == "value" for row in rows) else "direction"
-    rows = [{**row, "counted": row["scope"] == decisive} for row in rows]
+    found = tuple(case for case in findings if isinstance(case, Case))
+    decisive = "value" if any(case.scope == "value" for case in found) else "direction"
+    rows = [{**_case_row(claim, case), "counted": case.scope == decisive} for case in found]
+    table = pd.DataFrame(rows, columns=CASE_COLUMNS).astype({"counted": bool, "needed": float})
+    # One failing case of many is looked for, so each p is adjusted; all must hold, so none is.
+    against = table["p_against"].astype(float).fillna(1.0).groupby(table["counted"])
+    table["p_against_holm"] = against.transform(stats.holm)
+    p_values = zip(table["p_for"], table["p_against_holm"], strict=True)
+    table["verdict"] = [_decide(p_for, p_against, alpha) for p_for, p_against in p_values]
     missing = dict.fromkeys(item for item in findings if isinstance(item, str))
-    table = pd.DataFrame(rows, columns=CASE_COLUMNS).astype({"counted": bool})
-    return _Tested(claim, table, tuple(missing))
+    return _Tested(claim, found, table, tuple(missing))
 
 
-def _case_row(claim: Claim, case: Case, alpha: float) -> dict[str, Any]:
+def _case_row(claim: Claim, case: Case) -> dict[str, Any]:
     effect, bounds = case.effect, case.bounds
-    p_for, p_against = bounds.p_for(effect), bounds.p_against(effect)
-    verdict = _decide(p_for, p_against, alpha)
     names = ("model", "origin", "site", "where", "compared", "scope", "scale")
     return {
         "claim": claim.id,
@@ -112,11 +127,9 @@ def _case_row(claim: Claim, case: Case, alpha: float) -> dict[str, Any]:
         "ci_high": case.shown(effect.high),
         "bound_low": case.shown(bounds.low) if math.isfinite(bounds.low) else math.nan,
         "bound_high": case.shown(bounds.high) if math.isfinite(bounds.high) else math.nan,
-        **{name: getattr(effect, name) for name in ("n", "unit", "test")},
-        "p_for": p_for,
-        "p_against": p_against,
-        "needed": needed(effect, bounds, alpha) if verdict == INCONCLUSIVE else math.nan,
-        "verdict": verdict,
+        **{name: getattr(effect, name) for name in ("n", "unit", "floor", "test")},
+        "p_for": bounds.p_for(effect),
+        "p_against": bounds.p_against(effect),
     }
 
 
@@ -139,11 +152,13 @@ def _ledger_row(tested: _Tested, p: dict[Any, Any], alpha: float) -> dict[str, A
         "hold": int((counted["verdict"] == REPRODUCED).sum()),
         "fail": int((counted["verdict"] == CONTRADICTED).sum()),
     }
+    deciders = _fill_needed(tested, p, alpha) if verdict == INCONCLUSIVE else {}
     if len(counted):
-        deciding = _deciding(counted, verdict)
-        row |= {name: deciding[name] for name in _FROM_CASE}
-        row["needed"] = float(deciding["needed"]) if verdict == INCONCLUSIVE else math.nan
-    return {**row, "note": _note(tested, row)}
+        place = _deciding(counted, verdict)
+        row |= {name: tested.cases.loc[place, name] for name in _FROM_CASE}
+        row["would_decide"] = deciders.get(place)
+    row["why"] = reasons.short(row, counted, alpha)
+    return {**row, "note": reasons.note(claim, row, tested.cases, tested.missing, alpha)}
 
 
 def _verdict(counted: pd.DataFrame, p: dict[Any, Any], alpha: float) -> str:
@@ -155,42 +170,26 @@ def _verdict(counted: pd.DataFrame, p: dict[Any, Any], alpha: float) -> str:
     return _decide(p["p_for_holm"], p["p_against_holm"], alpha)
 
 
-def _deciding(counted: pd.DataFrame, verdict: str) -> pd.Series:
+def _deciding(counted: pd.DataFrame, verdict: str) -> int:
     """The case that a verdict rests on: the one that fails most, else the one that holds least."""
-    column, order = ("p_against", True) if verdict == CONTRADICTED else ("p_for", False)
-    return counted.sort_values(column, ascending=order, kind="stable", na_position="first").iloc[0]
+    column, rises = ("p_against", True) if verdict == CONTRADICTED else ("p_for", False)
+    order = counted.sort_values(column, ascending=rises, kind="stable", na_position="first")
+    return int(order.index[0])
 
 
-def _note(tested: _Tested, row: dict[str, Any]) -> str:
-    """What a reader has to know beside the numbers."""
-    needs, verdict = tested.claim.needs, row["verdict"]
-    n_cases, hold, fail = (row[name] for name in ("cases", "hold", "fail"))
-    if verdict == NOT_TESTED:
-        parts = [f"needs {needs}"]
-    elif verdict == REPRODUCED:
-        parts = ["in the only case" if n_cases == 1 else f"in all {n_cases} cases"]
-    else:
-        rest = n_cases - hold - fail
-        parts = [f"{hold} of {n_cases} cases hold, {fail} fail, {rest} open"]
-    if verdict == INCONCLUSIVE:
-        parts.append(_what_decides(row))
-    if row["scope"] == "direction":
-        parts.append(f"direction only, in specimens; the value needs {needs}")
-    specimens = tested.cases.loc[~tested.cases["counted"], "verdict"]
-    if len(specimens):
-        hold, fail = ((specimens == result).sum() for result in (REPRODUCED, CONTRADICTED))
-        parts.append(f"specimens, direction only: {hold} of {len(specimens)} hold, {fail} fail")
-    if tested.missing and verdict == NOT_TESTED:
-        parts.append("missing: " + "; ".join(tested.missing[:3]))
-    return "; ".join(parts)
+def _fill_needed(tested: _Tested, p: dict[Any, Any], alpha: float) -> dict[int, Needed]:
+    """What would decide each case that keeps a claim open, at the level that decides the claim.
 
-
-def _what_decides(row: dict[str, Any]) -> str:
-    items, unit = row["needed"], row["unit"]
-    if math.isinf(items):
-        return "the effect lies on the bound: no n would decide"
-    if not math.isnan(items):
-        return f"{items:.0f} {unit}s would decide (n = {row['n']})"
-    if row["hold"] == row["cases"]:
-        return "each case holds by itself, not all after Holm's adjustment"
-    return f"too few {unit}s for a test (n = {row['n']})"
+    That level is Holm's at the claim's own step; for a case that points against the claim, also
+    divided by the number of cases.
+    """
+    level_for = alpha / p["p_for_times"]
+    level_against = alpha / p["p_against_times"] / len(tested.counted)
+    deciders = {}
+    open_cases = tested.cases["counted"] & ~(tested.cases["p_for"] < level_for)
+    for place in np.flatnonzero(open_cases):
+        effect, bounds = tested.found[place].effect, tested.found[place].bounds
+        holds = all(bounds.contain(step.estimate) for step in effect.steps or (effect,))
+        deciders[int(place)] = needed(effect, bounds, level_for if holds else level_against)
+        tested.cases.loc[place, "needed"] = deciders[int(place)].n
+    return deciders

@@ -5,7 +5,7 @@ The table is read once, since rules ask for hundreds of runs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from keepset.errors import KeepsetError
 Setting = Mapping[str, Any]
 Key = tuple[Any, ...]
 Arrays = dict[str, NDArray[Any]]
+Floats = NDArray[np.float64]
 
 DENSE: Key = ("dense",)
 
@@ -27,6 +28,17 @@ class Run(NamedTuple):
 
     items: NDArray[np.int64]
     values: Arrays
+
+
+class Shared(NamedTuple):
+    """Runs on the same blocks of text."""
+
+    nll: Floats
+    """(runs, blocks) summed nats."""
+    n_tokens: Floats
+    """(blocks,) predicted tokens."""
+    document: NDArray[np.int64]
+    """(blocks,) the document that each block is from."""
 
 
 def ffn(method: str, score: str, sparsity: float, **window: str) -> Setting:
@@ -82,10 +94,13 @@ def find_runs(
         columns: What to keep of each.
 
     Raises:
-        KeepsetError: a block or item appears twice in one run, or not in every seed.
+        KeepsetError: a column is missing, or a block or item appears twice in one run, or not in
+            every seed.
     """
     if not len(table):
         return {}
+    if missing := [column for column in columns if column not in table]:
+        raise KeepsetError(f"a table of results lacks {', '.join(missing)}; evaluate it again")
     table = significance.with_access(table)
     names = ["model", text, "site", *significance.SETTING]
     group = table.groupby(names, sort=False).ngroup().to_numpy()
@@ -119,3 +134,32 @@ def _pool(arrays: Arrays, item: str, name: str) -> Run:
         for column, value in arrays.items()
     }
     return Run(items.astype(np.int64), values)
+
+
+def share_blocks(runs: Sequence[Run], names: str) -> Shared:
+    """Put runs on the blocks that all of them have.
+
+    Rules that cost little may have been run on more text than others, so one run's blocks may be
+    the first of another's.
+
+    Args:
+        runs: With the values nll, n_tokens and document.
+        names: What a message calls them.
+
+    Raises:
+        KeepsetError: the blocks of one are no part of those of another, or are of other text, or
+            a value is not finite.
+    """
+    items = min((run.items for run in runs), key=len)
+    if not len(items) or not all(np.isin(items, run.items).all() for run in runs):
+        raise KeepsetError(f"{names} have not the same blocks; evaluate both again")
+    places = [np.searchsorted(run.items, items) for run in runs]
+    nll, n_tokens, document = (
+        np.stack([run.values[name][place] for run, place in zip(runs, places, strict=True)])
+        for name in ("nll", "n_tokens", "document")
+    )
+    if (n_tokens != n_tokens[0]).any() or (document != document[0]).any():
+        raise KeepsetError(f"{names} have blocks of other text; evaluate both again")
+    if not np.isfinite(nll).all():
+        raise KeepsetError(f"{names}: nll is not finite; run the model in float32")
+    return Shared(nll, n_tokens[0], document[0].astype(np.int64))

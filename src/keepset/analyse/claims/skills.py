@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 from keepset.analyse import effects
 from keepset.analyse.bounds import Bounds
 from keepset.analyse.claims.case import Case, Findings
-from keepset.analyse.claims.comparing import FALL, RISE, WITH_STATE, transformer_specimens
+from keepset.analyse.claims.comparing import FALL, RISE, WITH_STATE, specimens
 from keepset.analyse.claims.evidence import Evidence
 from keepset.analyse.claims.runs import Setting, ffn, setting_name, state
 from keepset.analyse.stats import Floats
@@ -44,32 +46,34 @@ def _against_dense(
 
 
 def relu_keeps(evidence: Evidence) -> Findings:
-    """C7: dynamic at 90% within the margin of dense; in a specimen, loses less than SwiGLU."""
+    """C7: dynamic at 90% within the margin of dense, in a specimen too."""
     margin = evidence.statistics.accuracy_margin
-    traits = {"architecture": "transformer", "ffn": "relu"}
-    for model, origin in evidence.models_with(**traits, origin="pretrained"):
+    for model, origin in evidence.models_with(architecture="transformer", ffn="relu"):
         yield from _against_dense(evidence, model, origin, DYNAMIC, Bounds(-margin, margin))
-    rivals = transformer_specimens(evidence, ffn="swiglu")
-    for model, _ in evidence.models_with(**traits, origin="specimen"):
-        if not rivals:
-            yield f"a SwiGLU specimen to compare {model} with"
-        for rival in rivals:
-            yield from _loses_less(evidence, model, rival)
 
 
-def _loses_less(evidence: Evidence, model: str, rival: str) -> Findings:
+def relu_keeps_more(evidence: Evidence) -> Findings:
+    """D8: dynamic at 90% leaves a ReLU specimen more of its accuracy than a SwiGLU specimen."""
+    models = specimens(evidence, ffn="relu", l1=False)
+    rivals = specimens(evidence, ffn="swiglu")
+    if models and not rivals:
+        yield "a SwiGLU specimen to compare with"
+    for model, rival in product(models, rivals):
+        yield from _keeps_more(evidence, model, rival)
+
+
+def _keeps_more(evidence: Evidence, model: str, rival: str) -> Findings:
     answers, missing = _answers(evidence, model, DYNAMIC)
     yield from missing
     answers_of_rival, _ = _answers(evidence, rival, DYNAMIC)
-    compared = f"accuracy lost to {setting_name(DYNAMIC)}: {model} less {rival}"
+    compared = f"accuracy kept under {setting_name(DYNAMIC)}: {model} less {rival}"
     for task, (correct, dense) in answers.items():
         if task not in answers_of_rival:
             yield f"{rival} on {task}"
             continue
         other, other_dense = answers_of_rival[task]
-        effect = effects.mean_difference(
-            correct - dense, other - other_dense, "item", evidence.statistics.confidence
-        )
+        costs = ((correct, dense), (other, other_dense))
+        effect = effects.lost_accuracy(costs, evidence.statistics.confidence)
         yield Case(model, "specimen", "ffn", task, compared, "difference", effect, RISE)
 
 

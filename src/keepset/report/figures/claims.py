@@ -22,9 +22,9 @@ LOOKS = {
     "not tested here": (style.GREY, "_"),
 }
 _WIDTH = 3.5  # inches: a column of a two-column page
-_ROW = 0.335  # inches
+_TITLE, _LINE, _PAD = 0.15, 0.11, 0.075  # inches: a title, a line below it, what surrounds both
 _SMALL = 6.0  # points
-_LETTERS = 58  # of the smaller text on one line
+_LETTERS = 60  # of the smaller text on one line
 
 
 @style.styled
@@ -35,44 +35,63 @@ def draw(ledger: pd.DataFrame) -> Figure:
         ledger: The ledger of keepset.analyse.claims.
 
     Returns:
-        The figure, one column wide. Hollow marks: the direction only, in specimens.
+        The figure, one column wide. Hollow marks: the direction only, in specimens. Words say why
+        an open claim is open, since its interval may lie wholly outside of what is asked.
 
     Raises:
         KeepsetError: the ledger has no rows.
     """
     style.need(ledger, "claims", "claim")
-    figure = Figure(figsize=(_WIDTH, 0.55 + _ROW * len(ledger)))
+    rows = [(row, _lines(row)) for row in ledger.itertuples()]
+    total = sum(_height(lines) for _, lines in rows)
+    figure = Figure(figsize=(_WIDTH, 0.6 + total))
     ax = figure.subplots()
-    for place, row in enumerate(ledger.itertuples()):
-        _row(ax, place, row)
+    top = 0.0
+    for place, (row, lines) in enumerate(rows):
+        if place % 2 == 0:
+            ax.axhspan(top, top + _height(lines), color="#f2f2f2", linewidth=0, zorder=-1)
+        _row(ax, top, row, lines)
+        top += _height(lines)
     ax.set_xlim(0, 1)
-    ax.set_ylim(len(ledger) - 0.5, -0.5)
+    ax.set_ylim(total, 0)
     ax.set_axis_off()
     figure.legend(handles=_handles(ledger), loc="outside upper center", ncols=2)
     return figure
 
 
-def _row(ax: Axes, y: int, row: Any) -> None:
+def _height(lines: list[str]) -> float:
+    return _PAD + _TITLE + _LINE * len(lines)
+
+
+def _row(ax: Axes, top: float, row: Any, lines: list[str]) -> None:
+    """A claim, from `top` downwards; the y axis is in inches."""
     colour, marker = LOOKS[row.verdict]
-    if y % 2 == 0:
-        ax.axhspan(y - 0.5, y + 0.5, color="#f2f2f2", linewidth=0, zorder=-1)
-    look = style.marks(row.scope == "direction", colour)
-    ax.plot(0.035, y, marker=marker, markersize=7, linestyle="", **look | {"markeredgewidth": 1.4})
-    ax.text(0.085, y - 0.2, row.claim, va="center", fontsize=7.5, fontweight="bold")
-    ax.text(0.18, y - 0.2, row.title, va="center", fontsize=7.5)
-    ax.text(0.18, y + 0.24, _detail(row), va="center", fontsize=_SMALL, color="#444444")
+    look = style.marks(row.scope == "direction", colour) | {"markeredgewidth": 1.4}
+    middle = top + _height(lines) / 2
+    ax.plot(0.035, middle, marker=marker, markersize=7, linestyle="", **look)
+    y = top + (_PAD + _TITLE) / 2
+    ax.text(0.085, y, row.claim, va="center", fontsize=7.5, fontweight="bold")
+    ax.text(0.18, y, row.title, va="center", fontsize=7.5)
+    for at, line in enumerate(lines):
+        y = top + _PAD / 2 + _TITLE + _LINE * (at + 0.5)
+        ax.text(0.18, y, line, va="center", fontsize=_SMALL, color="#444444")
+
+
+def _lines(row: Any) -> list[str]:
+    """What stands below the title of a claim; no line breaks at an equals sign."""
+    texts = [_detail(row), str(row.why) if row.verdict == "inconclusive" else ""]
+    unbroken = (text.replace(" = ", "\u00a0=\u00a0") for text in texts)
+    return [line for text in unbroken for line in textwrap.wrap(text, _LETTERS)]
 
 
 def _detail(row: Any) -> str:
     """The number here, beside the papers' only where the two can be compared."""
     papers = f"papers: {row.paper}"
     if not row.cases:
-        words = papers if row.source != "keepset" else "nothing to test it on"
-    elif row.scope == "direction" or row.source == "keepset":
-        words = f"here {_number(row)}, asked {bound(row)}"
-    else:
-        words = f"here {_number(row)}; {papers}"
-    return textwrap.shorten(words, _LETTERS, placeholder=" ...")
+        return papers if row.source != "keepset" else "nothing to test it on"
+    if row.scope == "direction" or row.source == "keepset":
+        return f"here {_number(row)}, asked {bound(row)}"
+    return f"here {_number(row)}; {papers}"
 
 
 def _number(row: Any) -> str:

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from keepset.report.figures.style import WIDTH, guide, in_order, legend
+from keepset.report.figures.style import FREE, WIDTH, guide, in_order, legend
 
 Pair = tuple[Any, Any]
 """The values of two columns: a row and a column of panels."""
@@ -59,9 +59,11 @@ def panels(
 ) -> tuple[Figure, dict[Pair, Axes]]:
     """One panel per (row, column) pair, on one x axis.
 
+    A whole grid keeps its shape. Panels of any other fill the page row by row, three or four to a
+    row; what is left of the last row is for the legend (`style.legend`).
+
     Args:
-        keys: The pairs that are there, in order. Neighbouring rows with few panels stand in one
-            row of the page, up to as many panels as the longest has, and at least three.
+        keys: The pairs that are there, in order.
         height: Of a row of panels, in inches.
         share_x: Whether all panels share their x axis.
         share_y: Whether the panels of a row share their y axis.
@@ -70,54 +72,71 @@ def panels(
     Returns:
         The figure, and the axes of each pair.
     """
-    place = _pack(keys)
-    n_rows, n_columns = (1 + max(cell[axis] for cell in place.values()) for axis in (0, 1))
+    n_rows, n_columns = shape(keys)
     figure = Figure(figsize=(min(WIDTH, 1.4 + width * n_columns), 0.9 + height * n_rows))
-    axes = figure.subplots(n_rows, n_columns, sharex=share_x, squeeze=False)
-    for cell, ax in np.ndenumerate(axes):
-        ax.set_visible(cell in place.values())
-    for row, column in place.values():
-        if (row + 1, column) not in place.values():
-            axes[row, column].tick_params(labelbottom=True)
-    by_key = {key: axes[cell] for key, cell in place.items()}
+    return figure, fill(figure, keys, share_x=share_x, share_y=share_y)
+
+
+def shape(keys: Sequence[Pair]) -> tuple[int, int]:
+    """Rows and columns of the page that `keys` fill."""
+    rows, columns = zip(*_pack(keys).values(), strict=True)
+    return 1 + max(rows), 1 + max(columns)
+
+
+def fill(
+    part: Figure | SubFigure, keys: Sequence[Pair], *, share_x: bool = True, share_y: bool = True
+) -> dict[Pair, Axes]:
+    """The panels of `panels`, in a figure or in a part of one."""
+    place, (n_rows, n_columns) = _pack(keys), shape(keys)
+    grid = part.add_gridspec(n_rows, n_columns)
+    by_key: dict[Pair, Axes] = {}
+    for key, cell in place.items():
+        first = next(iter(by_key.values()), None) if share_x else None
+        by_key[key] = part.add_subplot(grid[cell], sharex=first)
+    for (row, column), ax in zip(place.values(), by_key.values(), strict=True):
+        ax.tick_params(labelbottom=not share_x or (row + 1, column) not in place.values())
     if share_y:
-        _share_y(by_key)
-    return figure, by_key
+        _share_y(by_key, place)
+    last = max(column for row, column in place.values() if row == n_rows - 1)
+    if last + 1 < n_columns:
+        free = part.add_subplot(grid[n_rows - 1, last + 1 :], label=FREE)
+        free.set_axis_off()
+    return by_key
 
 
 def _pack(keys: Sequence[Pair]) -> dict[Pair, tuple[int, int]]:
     """Where each panel stands on the page: (row, column)."""
-    columns = in_order(c for _, c in keys)
-    by_row = {r: [key for key in keys if key[0] == r] for r, _ in keys}
+    columns = in_order(column for _, column in keys)
+    by_row = {row: [key for key in keys if key[0] == row] for row, _ in keys}
     longest = max(map(len, by_row.values()))
-    full = all(len(row_keys) == longest for row_keys in by_row.values())
-    n_columns = longest if full and longest > 1 else min(len(keys), max(3, longest))
-    place: dict[Pair, tuple[int, int]] = {}
-    page_row, used = 0, 0
-    for row_keys in by_row.values():
-        if used + len(row_keys) > n_columns:
-            page_row, used = page_row + 1, 0
-        for key in sorted(row_keys, key=lambda key: columns.index(key[1])):
-            place[key] = (page_row, used)
-            used += 1
-    return place
+    whole = all(len(row_keys) == longest for row_keys in by_row.values())
+    n_columns = longest if whole and longest > 1 else min(len(keys), 3 if longest < 4 else 4)
+    ordered = [
+        key
+        for row_keys in by_row.values()
+        for key in sorted(row_keys, key=lambda key: columns.index(key[1]))
+    ]
+    return {key: divmod(at, n_columns) for at, key in enumerate(ordered)}
 
 
-def _share_y(panels: dict[Pair, Axes]) -> None:
+def _share_y(panels: dict[Pair, Axes], place: dict[Pair, tuple[int, int]]) -> None:
+    """One y axis for the panels of a row, labelled where that row begins on the page."""
     first: dict[Any, Axes] = {}
-    for (row, _), ax in panels.items():
-        leader = first.setdefault(row, ax)
+    for key, ax in panels.items():
+        page_row, column = place[key]
+        leader = first.setdefault(key[0], ax)
         if ax is not leader:
             ax.sharey(leader)
-            ax.tick_params(labelleft=False)
+        left = next((k for k, cell in place.items() if cell == (page_row, column - 1)), None)
+        ax.tick_params(labelleft=left is None or left[0] != key[0])
 
 
 def finish_ratios(
-    figure: Figure, table: pd.DataFrame, handles: Sequence[Line2D], x_label: str,
+    figure: Figure, table: pd.DataFrame, handles: Sequence[Artist], x_label: str,
     y_label: str = "token perplexity / dense",
 ) -> Figure:  # fmt: skip
     """Give a figure of ratios to dense its axes, labels and legend, once its panels are drawn."""
-    ratio_axes(ax for ax in figure.axes if ax.get_visible())
+    ratio_axes(ax for ax in figure.axes if ax.get_label() != FREE)
     figure.supylabel(y_label, fontsize=8)
     if x_label:
         figure.supxlabel(x_label, fontsize=8)

@@ -41,8 +41,7 @@ def draw(recall: pd.DataFrame) -> Figure:
     by_row = {row: _panels(rows) for (row,), rows in style.split(table, "row")}
     columns = style.in_order(name for panels in by_row.values() for name in panels)
     columns = sorted(columns, key=lambda name: (not name.startswith("FFN"), "held" in name))
-    # Column by column, since panels stand in the order in which their columns first appear.
-    keys = [(row, name) for name in columns for row, panels in by_row.items() if name in panels]
+    keys = [(row, name) for row, panels in by_row.items() for name in columns if name in panels]
     figure, axes = layout.panels(keys, height=1.35)
     for (row, name), ax in axes.items():
         _draw(ax, by_row[row][name], facts, float(table["chance"].iloc[0]))
@@ -80,7 +79,7 @@ def _ffn(part: pd.DataFrame) -> Iterator[tuple[str, list[Series]]]:
             colour, marker = style.METHODS[method]
             dash = "--" if choice == "causal" else "-"
             label = method if method != "windowed" else f"W = {window}, {choice}"
-            series.append((f"FFN {label}", (colour, marker, dash), one))
+            series.append((label, (colour, marker, dash), one))
         yield f"FFN, {style.percent(sparsity)}", series
 
 
@@ -91,7 +90,7 @@ def _state(part: pd.DataFrame) -> Iterator[tuple[str, list[Series]]]:
         rows = static[static["sparsity"] == sparsity]
         yield (
             f"state cut, {style.percent(sparsity)}",
-            [(f"state {score}", looks[score], one) for (score,), one in style.split(rows, "score")],
+            [(score, looks[score], one) for (score,), one in style.split(rows, "score")],
         )
     held = rules[rules["method"].isin(["dynamic", "windowed"])]
     for (sparsity,), rows in style.split(held, "sparsity"):
@@ -107,7 +106,7 @@ def _held(access: str, window: str, choice: str, rows: pd.DataFrame) -> Series:
     colour = {"read": style.GREEN, "write": style.PURPLE}[access]
     lost = {"read": "not read", "write": "forgotten"}[access]
     dynamic = (window, choice) == ("1", "oracle")
-    label = f"state {lost}, " + ("dynamic" if dynamic else f"W = {window}, {choice}")
+    label = f"{lost}, " + ("dynamic" if dynamic else f"W = {window}, {choice}")
     marker = "o" if window == "1" else "^"
     return label, (colour, marker, "--" if choice == "causal" else "-"), rows
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from keepset.report.figures import layout, score_lines, style
@@ -18,7 +19,8 @@ def draw(ratios: pd.DataFrame) -> Figure:
 
     Returns:
         The figure: a row per model and corpus, static on the left and dynamic on the right.
-        Lines have intervals over blocks; the band of a random score is the range of its seeds.
+        Lines have intervals over documents; the band of a random score is the range of its seeds.
+        Hatched: what rounding alone does to dynamic rules.
 
     Raises:
         KeepsetError: there is no static or dynamic run.
@@ -35,6 +37,10 @@ def draw(ratios: pd.DataFrame) -> Figure:
     figure, panels = layout.panels_of(table, "panel", "method", keys, share_y=False)
     for (panel, method), ax, rows in panels:
         style.lines(ax, rows, "score", score_lines.looks("ffn"), "sparsity", labels)
+        style.rounding_band(ax, rows, "sparsity", labels)
         ax.set_title(f"{panel}: {method}")
     x_label = "sparsity (share of neurons left out)"
-    return layout.finish_ratios(figure, table, score_lines.handles("ffn", table), x_label)
+    handles: list[Artist] = [*score_lines.handles("ffn", table)]
+    if table["rounding"].notna().any():
+        handles.append(style.rounding_handle())
+    return layout.finish_ratios(figure, table, handles, x_label)

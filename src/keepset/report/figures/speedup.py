@@ -23,9 +23,9 @@ _KINDS = {
     "masked": ("X", "mask, multiply densely"),
     "triton-down": ("v", "Triton, kept rows where they are"),
     "dynamic": ("^", "dynamic: set chosen at every token"),
-    "known": ("D", "set known: static, or within a window"),
-    "dynamic, triton-ffn": ("<", "dynamic, the block in one path of Triton kernels"),
-    "known, triton-ffn": (">", "set known, the block in one path of Triton kernels"),
+    "known": ("D", "set known: static or windowed"),
+    "dynamic, triton-ffn": ("<", "dynamic, block by Triton kernels"),
+    "known, triton-ffn": (">", "set known, block by Triton kernels"),
 }
 _TRITON = "triton-ffn"
 

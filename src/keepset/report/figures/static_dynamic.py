@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from keepset.report.figures import layout, style
@@ -19,7 +20,7 @@ def draw(ratios: pd.DataFrame) -> Figure:
             is shown.
 
     Returns:
-        The figure; hollow marks are specimens.
+        The figure; hollow marks are specimens. Hatched: what rounding alone does to dynamic rules.
 
     Raises:
         KeepsetError: there is no static or dynamic run of magnitude.
@@ -32,10 +33,13 @@ def draw(ratios: pd.DataFrame) -> Figure:
     figure, panels = layout.panels_of(table, "model", "corpus")
     for (model, corpus), ax, rows in panels:
         style.lines(ax, rows, "method", looks, "sparsity", labels)
+        style.rounding_band(ax, rows[rows["method"] == "dynamic"], "sparsity", labels)
         ax.set_title(f"{model}, {corpus}")
-    handles = [
+    handles: list[Artist] = [
         style.handle(f"{method}: {chosen}", *looks[method])
         for method, chosen in _CHOSEN.items()
         if (table["method"] == method).any()
     ]
+    if table["rounding"].notna().any():
+        handles.append(style.rounding_handle())
     return layout.finish_ratios(figure, table, handles, "sparsity (share of neurons left out)")

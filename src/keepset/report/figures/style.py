@@ -10,9 +10,11 @@ from typing import Any, ParamSpec
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from keepset.errors import KeepsetError
 from keepset.files.store import replacing
@@ -37,7 +39,12 @@ METHODS = {
 }
 
 WIDTH = 7.0  # inches: the text width of a two-column page
+_LEGEND_ROW = 0.15  # inches
 SPECIMEN = "specimen, trained here"
+FREE = "free"  # the label of the axes that stand where a page has room left
+
+ROUNDING_SDS = 2
+_HATCHED: dict[str, Any] = {"facecolor": "none", "edgecolor": GREY, "hatch": "//////"}
 
 _RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -55,6 +62,7 @@ _RC: dict[Any, Any] = {
     "ytick.major.width": 0.6,
     "lines.linewidth": 1.1,
     "lines.markersize": 4,
+    "hatch.linewidth": 0.5,
     "figure.constrained_layout.use": True,
     "figure.constrained_layout.h_pad": 0.05,
     "pdf.fonttype": 42,
@@ -156,6 +164,25 @@ def lines(
     ax.set_xticks(range(len(labels)), list(labels.values()))
 
 
+def rounding_band(ax: Axes, rows: pd.DataFrame, x: str, labels: Mapping[Any, str]) -> None:
+    """Hatch what rounding alone can do to a ratio of 1, as `lines` places `x`.
+
+    Args:
+        ax: Where.
+        rows: Ratios of dynamic rules; of several at one x, the largest `rounding` counts.
+        x, labels: As in `lines`.
+    """
+    sd = rows.groupby(x)["rounding"].max().dropna()
+    places = [list(labels).index(value) for value in sd.index]
+    ends = (np.exp(-ROUNDING_SDS * sd), np.exp(ROUNDING_SDS * sd))
+    ax.fill_between(places, *ends, linewidth=0, zorder=0, **_HATCHED)
+
+
+def rounding_handle() -> Patch:
+    """The legend's entry of `rounding_band`."""
+    return Patch(label=f"rounding: \u00b1{ROUNDING_SDS} sd", **_HATCHED)
+
+
 def ends(rows: pd.DataFrame) -> tuple[pd.Series, pd.Series, pd.Series]:
     """Ratios with the ends of their intervals."""
     return rows["ratio"], rows["ci_low"], rows["ci_high"]
@@ -197,16 +224,37 @@ def handle(label: str, colour: str, marker: str = "", dash: Any = "-", **look: A
     return Line2D([], [], **{"color": colour, "marker": marker, "ls": dash, "label": label} | look)
 
 
-def legend(figure: Figure, handles: Sequence[Line2D], table: pd.DataFrame) -> None:
-    """One legend above the panels; it explains hollow marks where `table` has specimens."""
+def legend(figure: Figure, handles: Sequence[Artist], table: pd.DataFrame) -> None:
+    """One legend, in the free part of the page where it fits there, else above the panels.
+
+    It explains hollow marks where `table` has specimens.
+    """
     if any_specimen(table):
         handles = [*handles, handle(SPECIMEN, GREY, "o", "", **marks(True, GREY))]
+    shapes = _legend_shapes(handles)
+    for ax in figure.axes:
+        spec = ax.get_subplotspec()
+        if spec is None or ax.get_label() != FREE:
+            continue
+        n_rows, n_columns = spec.get_gridspec().get_geometry()
+        part = ax.figure.bbox  # of the page, or of the part of it that these panels fill
+        width = 0.94 * part.width / figure.dpi * len(spec.colspan) / n_columns
+        height = 0.8 * part.height / figure.dpi / n_rows
+        fitting = [c for rows, c, wide in shapes if wide < width and _LEGEND_ROW * rows < height]
+        if fitting:
+            ax.legend(handles=list(handles), loc="center", ncols=fitting[-1])
+            return
+    fitting = [columns for _, columns, wide in shapes if wide < figure.get_figwidth()]
+    figure.legend(handles=list(handles), loc="outside upper center", ncols=[*fitting, 1][0])
+
+
+def _legend_shapes(handles: Sequence[Artist]) -> list[tuple[int, int, float]]:
+    """Rows, columns and width in inches of every form of a legend, the widest first."""
     # Inches of an entry: its line and the space around it, then its letters.
     widths = [0.54 + 0.047 * len(str(entry.get_label())) for entry in handles]
-    n_rows = n_columns = len(handles)
+    shapes = []
     for n_rows in range(1, len(handles) + 1):
         n_columns = -(-len(handles) // n_rows)
         # A legend is filled column by column, the first columns being the longer ones.
-        if sum(map(max, np.array_split(widths, n_columns))) < figure.get_figwidth():
-            break
-    figure.legend(handles=list(handles), loc="outside upper center", ncols=n_columns)
+        shapes.append((n_rows, n_columns, sum(map(max, np.array_split(widths, n_columns)))))
+    return shapes
