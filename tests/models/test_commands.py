@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from prepared import prepared
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
+from keepset.calibrate import activations
 from keepset.cli import main
 
 TEXT = "The river runs past the old mill, and the mill turns no more. " * 9
@@ -118,3 +120,16 @@ def test_a_model_that_is_not_there(
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     assert main(["perplexity", str(tmp_path), str(passage)]) == 1
     assert "config.json is missing; give the path of m.gguf" in capsys.readouterr().err
+
+
+def test_activations_that_were_made_without_the_bos(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    owner = {"model": prepared(checkpoint)["fingerprint"], "bos": None}
+    sums = {"ffn.000": {"magnitude": torch.ones(48)}}
+    activations.save(sums, tmp_path / "activations.safetensors", owner)
+    command = ["generate", "--model", str(checkpoint), "--prompt", "old", "--keep", "static:0.5"]
+    options = ["--activations", str(tmp_path / "activations.safetensors"), "--bos", "true"]
+    assert main([*command, *options]) == 1
+    error = capsys.readouterr().err
+    assert "made with no token before its texts, and here it is token 1; set --bos" in error

@@ -10,7 +10,7 @@ import pytest
 import torch
 from gguf_models import write_llama
 from prepared import CPU, logits
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from keepset import models
 from keepset.errors import ModelError
@@ -184,3 +184,23 @@ def test_the_header_says_whether_a_bos_is_added(
     header = {"tokenizer.ggml.add_bos_token": adds}
     file = write_llama(tmp_path / "m.gguf", llama, header=header)
     assert models.prepare("m", Model(path=str(file)), tmp_path / "results")["bos"] == expected
+
+
+@pytest.mark.parametrize("split", ["smollm", "llama-bpe", "default"])
+def test_ways_to_split_text_that_are_known(
+    llama: PreTrainedModel, tmp_path: Path, split: str
+) -> None:
+    loaded(write_llama(tmp_path / "m.gguf", llama, header={"tokenizer.ggml.pre": split}))
+
+
+def test_a_way_to_split_text_that_is_not_known(
+    llama: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    header = {"tokenizer.ggml.pre": "viking"}
+    file = write_llama(tmp_path / "m.gguf", llama, header=header)
+    with pytest.raises(ModelError, match=r"ignore tokenizer\.ggml\.pre = viking .*--tokenizer"):
+        loaded(file)
+    tiny_tokenizer.save_pretrained(tmp_path / "words")
+    source = Model(path=str(file), tokenizer=str(tmp_path / "words"))
+    info = models.prepare("m", source, tmp_path / "results")
+    assert models.load_tokenizer(info)("th").input_ids == tiny_tokenizer("th").input_ids

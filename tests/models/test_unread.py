@@ -157,6 +157,7 @@ def test_float8_weights_are_read_in_float32_alone(checkpoint: Path) -> None:
         ("alibi", True),
         ("use_parallel_residual", True),
         ("partial_rotary_factor", 0.5),
+        ("activation_function", "relu"),
     ],
 )
 def test_a_setting_that_the_model_ignores(checkpoint: Path, key: str, value: Any) -> None:
@@ -172,6 +173,7 @@ def test_a_setting_that_the_model_ignores(checkpoint: Path, key: str, value: Any
         ("logit_scale", 1.0),
         ("alibi", False),
         ("partial_rotary_factor", 1.0),
+        ("activation_function", "silu"),
         ("unsloth_version", "2026.1"),
     ],
 )
@@ -186,6 +188,12 @@ def test_an_older_name_of_rotary_scaling(checkpoint: Path, tiny_model: Factory) 
     scaled = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
     expected = logits(tiny_model("llama", rope_parameters=scaled))
     assert torch.equal(logits(load(checkpoint)), expected)
+
+
+def test_a_rotary_factor_without_its_kind(checkpoint: Path) -> None:
+    edit_config(checkpoint, rope_parameters=None, rope_scaling={"factor": 4.0})
+    with pytest.raises(ModelError, match=r"ignores rope_scaling: .*'factor': 4\.0"):
+        prepared(checkpoint)
 
 
 # Tokenizers

@@ -151,9 +151,5 @@ def test_a_penalty_needs_an_ffn(rows: Rows, tokenizer: PreTrainedTokenizerFast) 
 
 
 def test_a_training_that_diverges_is_stopped(trainer: Any, tmp_path: Path) -> None:
-    diverging = trainer("relu")
-    diverging.run(tmp_path, until=3)
-    with torch.no_grad():
-        next(diverging.model.parameters())[:] = float("nan")
-    with pytest.raises(ModelError, match=r"loss is not finite at step 3; lower training.learning"):
-        diverging.run(tmp_path)
+    with pytest.raises(ModelError, match=r"loss is not finite at step \d; lower training.learning"):
+        trainer("relu", learning_rate=1e30, clip=1e30).run(tmp_path)

@@ -31,7 +31,7 @@ from transformers.modeling_gguf_pytorch_utils import (
 from keepset.errors import ModelError
 from keepset.models.bos import added_before
 from keepset.models.checkpoint import check_complete, explained, save
-from keepset.models.gguf_header import ROPE_FACTORS, apply_header
+from keepset.models.gguf_header import ROPE_FACTORS, apply_header, check_tokenizer
 
 _MAGIC = b"GGUF"
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
@@ -44,30 +44,36 @@ def is_gguf(file: Path) -> bool:
         return content.read(len(_MAGIC)) == _MAGIC
 
 
-def convert_gguf(where: str, file: Path, folder: Path) -> None:
+def convert_gguf(where: str, file: Path, folder: Path, *, with_tokenizer: bool = True) -> None:
     """Write the model and tokenizer of a GGUF file to `folder`, dequantized to float32.
 
     Args:
         where: the configuration key that error messages begin with.
         file: the file, or any part of a split one.
         folder: the folder to write, whole or not at all.
+        with_tokenizer: whether the file's tokenizer will be used.
 
     Raises:
         ModelError: transformers cannot read the file, parts or tensors are missing, or it holds
             keys or tensors that the model would not read.
     """
     parts = _parts(where, file)
+    split = len(parts) > 1
+    if split:  # joined, they take as much room as apart
+        folder.parent.mkdir(parents=True, exist_ok=True)
     with (
         explained(f"{where}: cannot read {file}"),
         # The file alone, under a name that transformers takes: what lies beside it is not its.
-        tempfile.TemporaryDirectory() as scratch,
+        tempfile.TemporaryDirectory(dir=folder.parent if split else None) as scratch,
     ):
         whole = Path(scratch) / _FILE
-        if len(parts) == 1:
-            whole.symlink_to(parts[0].absolute())
-        else:
+        if split:
             _join(parts, whole)
-        model, tokenizer = _read(where, file, whole)
+        else:
+            whole.symlink_to(file.absolute())
+        model, tokenizer, metadata = _read(where, file, whole)
+        if with_tokenizer:
+            check_tokenizer(f"{where}: {file}", metadata, tokenizer)
         save(_without_quantization(model), tokenizer, folder)
 
 
@@ -118,8 +124,8 @@ def _join(parts: list[Path], whole: Path) -> None:
     writer.close()
 
 
-def _read(where: str, file: Path, whole: Path) -> tuple[PreTrainedModel, Any]:
-    """The model and the tokenizer of a whole file, in which everything is read."""
+def _read(where: str, file: Path, whole: Path) -> tuple[PreTrainedModel, Any, Mapping[str, Any]]:
+    """The model, the tokenizer and the header of a whole file; all of the model is read."""
     metadata, names = read_gguf_metadata(str(whole))
     arguments: dict[str, Any] = {"gguf_file": whole.name, "local_files_only": True}
     config = AutoConfig.from_pretrained(whole.parent, **arguments)
@@ -134,7 +140,7 @@ def _read(where: str, file: Path, whole: Path) -> tuple[PreTrainedModel, Any]:
     )
     unread = [*report["unexpected_keys"], *_unread(model, metadata, names)]
     check_complete(f"{where}: {file}", model, {**report, "unexpected_keys": unread})
-    return model, tokenizer
+    return model, tokenizer, metadata
 
 
 def _tensor(whole: Path, name: str) -> torch.Tensor:

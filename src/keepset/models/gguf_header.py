@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 from transformers.modeling_gguf_pytorch_utils import GGUF_TO_TRANSFORMERS_MAPPING
 
 from keepset.errors import ModelError
@@ -16,6 +17,9 @@ ROPE_FACTORS = "rope_freqs.weight"
 """The tensor of Llama 3's rotary scaling: what each frequency is divided by."""
 
 _READ: Mapping[str, Mapping[str, str | None]] = GGUF_TO_TRANSFORMERS_MAPPING["config"]
+# Ways to split text that are GPT-2's, but for digits, of which such vocabularies have no pairs.
+_GPT2_SPLITS = ("default", "gpt-2", "mpt", "olmo", "jais", "smollm", "starcoder", "refact",
+                "command-r", "codeshell", "exaone", "granite-docling", "trillion")  # fmt: skip
 # They change nothing that is computed, or say what the tensors' shapes say too.
 _BENIGN = {
     "context_length",
@@ -95,6 +99,34 @@ def apply_header(
             f"{what}: transformers' {config.model_type} would ignore {', '.join(ignored)} of the"
             " header, and so be another model; use the checkpoint that the file was made of"
         )
+
+
+def check_tokenizer(what: str, metadata: Mapping[str, Any], tokenizer: Any) -> None:
+    """Refuse a tokenizer that does not split text as the header says.
+
+    Args:
+        what: the model and the file; error messages begin with it.
+        metadata: the header's keys and values.
+        tokenizer: the tokenizer that transformers made of it.
+
+    Raises:
+        ModelError: it splits otherwise.
+    """
+    kind, split = (metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
+    if kind == "gpt2" and split not in {None, *_GPT2_SPLITS, *GGUF_PRE_TOKENIZER_SPLITS}:
+        ignored = f"tokenizer.ggml.pre = {split}"
+    elif (
+        kind == "llama"
+        and metadata.get("tokenizer.ggml.add_space_prefix") is False
+        and (tokenizer.tokenize("a")[0].startswith("\u2581"))
+    ):
+        ignored = "tokenizer.ggml.add_space_prefix = False"
+    else:
+        return
+    raise ModelError(
+        f"{what}: transformers would ignore {ignored} of the header, and so split texts otherwise;"
+        " name the model's tokenizer (`tokenizer`, on the command line --tokenizer)"
+    )
 
 
 def _apply_sizes(config: Any, stated: Mapping[str, Any]) -> None:

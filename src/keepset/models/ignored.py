@@ -6,13 +6,14 @@ than a note: a window, a cap or a scale that nobody applies.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from keepset.errors import ModelError
+from keepset.sites.families import ACTIVATION_KEYS
 
 # Keys of common families that no tensor shows, and the values that say that there is no such part.
 _NO_PART: dict[str, tuple[Any, ...]] = {
@@ -59,13 +60,31 @@ def check_settings(where: str, content: Mapping[str, Any], model: PreTrainedMode
     }
     if stated.get("use_sliding_window") is False:
         ignored.pop("sliding_window", None)
+    ignored |= _activations(stated, config, known)
     ignored |= _partial_rotation(stated, config, model)
+    ignored |= _factors(config)
     if ignored:
         settings = ", ".join(f"{key}: {value}" for key, value in ignored.items())
         raise ModelError(
             f"{where}: {type(model).__name__} ignores {settings} of config.json; it names the wrong"
             " model_type, or the keys are to be taken out"
         )
+
+
+def _activations(stated: Mapping[str, Any], config: Any, known: Collection[str]) -> dict[str, Any]:
+    """Activations under a key of another family, where they are not the one that is used."""
+    used = {getattr(config, key, None) for key in ACTIVATION_KEYS if key in known} - {None}
+    others = {key: stated.get(key) for key in ACTIVATION_KEYS if key not in known}
+    return {key: name for key, name in others.items() if used and name and name not in used}
+
+
+def _factors(config: Any) -> dict[str, Any]:
+    """A factor of rotary scaling without a kind of scaling."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    parts = [part for part in (rope, *rope.values()) if isinstance(part, Mapping)]
+    unscaled = (part for part in parts if part.get("rope_type") == "default")
+    unread = next((part for part in unscaled if part.get("factor") not in (None, 1)), None)
+    return {} if unread is None else {"rope_scaling": dict(unread)}
 
 
 def _partial_rotation(

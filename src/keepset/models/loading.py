@@ -59,7 +59,7 @@ def prepare(name: str, source: Model, folder: str | Path) -> dict[str, Any]:
         if not is_gguf(path):
             raise ModelError(f"{where}: {path} is neither a checkpoint folder nor a .gguf file")
         path = Path(folder).resolve() / "checkpoint"
-        convert_gguf(where, files.path, path)
+        convert_gguf(where, files.path, path, with_tokenizer=source.tokenizer is None)
     elif original:
         path = Path(folder).resolve() / "checkpoint"
         words = _read_tokenizer(where, _tokenizer_files(where, source).folder, code)
