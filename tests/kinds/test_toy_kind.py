@@ -17,7 +17,6 @@ from keepset.measure.tables import capability_table, perplexity_table
 from keepset.rules.kinds import KINDS
 from keepset.rules.masks import top_mask
 from keepset.rules.rule import Rule, describe, n_kept
-from keepset.settings import Statistics
 from keepset.text import Encoded, Passages
 
 IDENTITY = {"study": "s", "model": "m"}
@@ -137,13 +136,11 @@ def test_its_rows_stand_in_the_tables(model, tmp_path):
 def test_size_against_impact(model, tmp_path):
     run = runner(model, tmp_path)
     sites = run.sites_of("attention")
-    units = unit_table(sites, moments_of(model), ids().numel())
+    facts = {"left_out": -1, "n_documents": 1}
+    units = unit_table(sites, moments_of(model)).assign(**facts)
     sample = sample_units(units, 16, seed=1)
     loss = measure_ablations(run, sites, sample, ids(1), "toy")
-    statistics = Statistics(resamples=99)
-    table = correlation_table(
-        toy_kind.KIND, units, statistics, 1, IDENTITY, sample.assign(loss=loss)
-    )
+    table = correlation_table(toy_kind.KIND, [units], 0.95, IDENTITY, sample.assign(loss=loss))
     assert set(table["site"]) == {"attention"}
     assert set(table["impact"]) == {"weight", "output", "taylor", "loss"}
 

@@ -8,6 +8,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -61,6 +63,13 @@ def test_the_run_ends_with_the_ledger(finished, capsys):
     assert all(f"\n{claim.id:<4}" in f"\n{shown}" for claim in CLAIMS)
     assert "Claims of study tiny" in (finished.results() / "claims.html").read_text()
     assert "longtable" in (finished.results() / "tables/claims.tex").read_text()
+
+
+def test_an_outside_script_finds_the_same_ledger(finished):
+    script = ROOT / "tests/analyse/claims/outside.py"
+    command = [sys.executable, str(script), str(finished.results())]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "claims agree to 1e-9" in run.stdout, run.stderr
 
 
 def test_a_second_run_does_nothing(finished):

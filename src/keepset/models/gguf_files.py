@@ -73,12 +73,11 @@ def convert_gguf(where: str, file: Path, folder: Path) -> None:
 
 def _parts(where: str, file: Path) -> list[Path]:
     """The file, or all parts of the split file that it is one of."""
+    match = _PART.fullmatch(file.name)
     with explained(f"{where}: cannot read {file}"):
-        fields = gguf.GGUFReader(file).fields
-    count = int(fields["split.count"].contents()) if "split.count" in fields else 1
+        count = _split_count(file, later_part=match is not None and match[2] != "00001")
     if count < 2:
         return [file]
-    match = _PART.fullmatch(file.name)
     if match is None or int(match[3]) != count:
         raise ModelError(
             f"{where}: {file} is one of {count} parts; give them the names"
@@ -91,6 +90,14 @@ def _parts(where: str, file: Path) -> list[Path]:
             " it; copy or download them"
         )
     return parts
+
+
+def _split_count(file: Path, *, later_part: bool) -> int:
+    if not later_part:
+        return int(read_gguf_metadata(str(file))[0].get("split.count", 1))
+    # transformers' reader is quick, and wants a header that later parts do not have.
+    field = gguf.GGUFReader(file).get_field("split.count")
+    return 1 if field is None else int(field.contents())
 
 
 def _join(parts: list[Path], whole: Path) -> None:

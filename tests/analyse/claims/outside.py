@@ -66,7 +66,10 @@ def one_sided(p_greater, p_less, low, high):
 
 
 def t_result(estimate, error, df, confidence):
-    """estimate, interval, and one-sided t-tests against a bound."""
+    """estimate, interval, and one-sided t-tests against a bound; without error it is the truth."""
+    if error == 0:
+        ends = (estimate, estimate)
+        return (estimate, ends, lambda b: float(estimate <= b), lambda b: float(estimate >= b))
     half = stats.t.ppf(0.5 + confidence / 2, df) * error
     return (
         estimate,
@@ -79,6 +82,8 @@ def t_result(estimate, error, df, confidence):
 def satterthwaite(parts):
     """Error and degrees of freedom of a sum of independent (variance, df)."""
     variance = sum(part for part, _ in parts)
+    if variance == 0:
+        return 0.0, np.nan
     return np.sqrt(variance), variance**2 / sum(part**2 / df for part, df in parts if part)
 
 
@@ -340,7 +345,7 @@ def read(folder):
 
     names = ("perplexity", "rounding", "capability", "ablations", "channels", "memory")
     tables = {name: stacked(name) for name in names}
-    correlation = pd.read_parquet(folder / "significance" / "correlation.parquet")
+    correlation = stacked("correlation*")
     cases, ledger = (pd.read_csv(folder / f"{name}.csv") for name in ("claims_cases", "claims"))
     return SimpleNamespace(**tables, correlation=correlation), cases, ledger
 

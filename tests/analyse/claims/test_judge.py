@@ -122,7 +122,7 @@ class TestInconclusive:
         few = replace(
             study,
             capability=table[table["item"] < 300],
-            statistics=Statistics(resamples=199, accuracy_margin=0.01),
+            statistics=Statistics(accuracy_margin=0.01),
         )
         row = one(few, "C7")
         assert row["verdict"] == "inconclusive"
@@ -154,7 +154,7 @@ class TestScope:
             field.name: pd.concat([getattr(studies[o], field.name) for o in ORIGINS])
             for field in fields(claims.Evidence)
             if field.name in (*TABLES, "models")
-        }, tasks=made_up.TASKS, statistics=Statistics(resamples=199))  # fmt: skip
+        }, tasks=made_up.TASKS, statistics=Statistics())  # fmt: skip
         failing = made_up.shift(
             both, -6.0, site="ffn", method="static", sparsity=0.9, origin="specimen"
         )
@@ -217,10 +217,16 @@ class TestSpecimens:
         study = studies["specimen"]
         hybrid = replace(study, models=study.models.query("model == 'hybrid'"))
         assert one(hybrid, claim)["verdict"] == "reproduced"
-        idle = made_up.shift(hybrid, -0.29, site="ffn", method="static", sparsity=0.9)
-        row = one(idle, claim)
-        assert row["verdict"] == "not tested here"
-        assert "the FFN of hybrid is idle: 90% of it left out for good cost" in row["note"]
+        idle = made_up.shift(
+            study, -0.29, site="ffn", method="static", sparsity=0.9, model="hybrid"
+        )
+        why = "the FFN of hybrid is idle: 90% of it left out for good cost"
+        alone = one(replace(idle, models=hybrid.models), claim)
+        assert alone["verdict"] == "not tested here"
+        assert f"missing: {why}" in alone["note"]
+        if claim != "C9":
+            assert f"left out: {why}" in one(idle, claim)["note"]
+            assert "hybrid" not in set(claims.judge(idle)[1].query("claim == @claim")["model"])
 
     def test_a_pretrained_model_is_taken_as_it_is(self, studies):
         study = studies["pretrained"]

@@ -59,8 +59,12 @@ class Case:
         return math.exp(value) if self.scale == "ratio" else value
 
 
+class NoEvidence(str):
+    """A sentence about a model that a claim leaves out, since it could not speak against it."""
+
+
 Findings = Iterator[Case | str]
-"""What a rule yields: cases, and sentences that say what is missing."""
+"""What a rule yields: cases, and sentences that say what is missing or left out."""
 
 
 @dataclass(frozen=True)

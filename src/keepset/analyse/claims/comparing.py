@@ -10,7 +10,7 @@ from itertools import product
 from typing import Any
 
 from keepset.analyse.bounds import Bounds
-from keepset.analyse.claims.case import Case, Findings
+from keepset.analyse.claims.case import Case, Findings, NoEvidence
 from keepset.analyse.claims.evidence import Evidence
 from keepset.analyse.claims.runs import Setting, ffn, setting_name
 
@@ -82,19 +82,22 @@ def specimens(evidence: Evidence, **traits: Any) -> list[str]:
     return [model for model, _ in models]
 
 
-def with_working_ffn(evidence: Evidence, **traits: Any) -> tuple[list[tuple[str, str]], list[str]]:
+def with_working_ffn(
+    evidence: Evidence, **traits: Any
+) -> tuple[list[tuple[str, str]], list[NoEvidence]]:
     """Models with these traits, and a sentence for every specimen among them that has an idle FFN.
 
     A specimen's FFN is idle where leaving out nearly all of it, for good, costs nearly nothing.
     Whatever is said of what its neurons cost cannot fail there, so it is no evidence.
     """
-    working, idle = [], []
+    working: list[tuple[str, str]] = []
+    idle: list[NoEvidence] = []
     for model, origin in evidence.models_with(**traits):
         reason = _idle(evidence, model) if origin == "specimen" else None
         if reason is None:
             working.append((model, origin))
         else:
-            idle.append(reason)
+            idle.append(NoEvidence(reason))
     return working, idle
 
 

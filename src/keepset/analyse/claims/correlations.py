@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from keepset.analyse.bounds import Bounds, Effect
-from keepset.analyse.claims.case import Case, Findings
+from keepset.analyse.claims.case import Case, Findings, NoEvidence
 from keepset.analyse.claims.comparing import WITH_STATE
 from keepset.analyse.claims.evidence import Evidence, groups
 from keepset.analyse.correlation import NOTHING
@@ -86,4 +86,4 @@ def states_as_trained(evidence: Evidence) -> tuple[list[tuple[str, str]], Iterat
     models = list(evidence.models_with(architecture=WITH_STATE, induction=False))
     made = (model for model, _ in evidence.models_with(architecture=WITH_STATE, induction=True))
     why = "the training of {} started from a hand-made circuit of its state: no evidence here"
-    return models, (why.format(model) for model in made)
+    return models, (NoEvidence(why.format(model)) for model in made)

@@ -7,7 +7,14 @@ from typing import Any
 
 import pandas as pd
 
-from keepset.analyse.claims.case import CONTRADICTED, INCONCLUSIVE, NOT_TESTED, REPRODUCED, Claim
+from keepset.analyse.claims.case import (
+    CONTRADICTED,
+    INCONCLUSIVE,
+    NOT_TESTED,
+    REPRODUCED,
+    Claim,
+    NoEvidence,
+)
 
 
 def short(row: Mapping[str, Any], counted: pd.DataFrame, alpha: float) -> str:
@@ -59,6 +66,8 @@ def note(
     if len(others):
         hold, fail = ((others == result).sum() for result in (REPRODUCED, CONTRADICTED))
         parts.append(f"specimens, direction only: {hold} of {len(others)} hold, {fail} fail")
+    if left_out := [sentence for sentence in missing if isinstance(sentence, NoEvidence)]:
+        parts.append("left out: " + "; ".join(left_out))
     return "; ".join(parts)
 
 
