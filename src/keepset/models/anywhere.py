@@ -26,7 +26,7 @@ def source_of(
     """
     text = str(text)
     options: dict[str, Any] = {"tokenizer": tokenizer and str(tokenizer), "bos": bos}
-    if Path(text).expanduser().exists():
+    if text.startswith(("/", ".", "~")) or Path(text).exists():
         return Model(path=text, **options)
     package, colon, file = text.partition(":")
     return Model(package=package, file=file, **options) if colon else Model(hub=text, **options)

@@ -119,7 +119,9 @@ def check(where: str, folder: Path, with_tokenizer: bool) -> dict[str, Any]:
             " into its model and save that"
         )
     if not (folder / CONFIG).is_file():
-        raise ModelError(f"{where}: {folder / CONFIG} is missing; is this a checkpoint folder?")
+        files = sorted(path.name for path in folder.glob("*.gguf"))
+        remedy = f"give the path of {files[0]}" if files else "is this a checkpoint folder?"
+        raise ModelError(f"{where}: {folder / CONFIG} is missing; {remedy}")
     for path in weight_files(where, folder):
         if not path.is_file():
             raise ModelError(

@@ -107,6 +107,8 @@ def _tokenizer_files(where: str, source: Model) -> _TokenizerFiles:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return _TokenizerFiles(folder, {"path": str(folder.absolute())})
+    if name.startswith(("/", ".", "~")):
+        raise ModelError(f"{where}.tokenizer: {folder} is no folder; correct the path")
     folder = snapshot(f"{where}.tokenizer", name, None, tokenizer_only=True)
     return _TokenizerFiles(folder, {"hub": name, "revision": folder.name})
 
