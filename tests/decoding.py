@@ -4,6 +4,7 @@ import torch
 
 from keepset.calibrate import activations
 from keepset.calibrate.sets import RankedSets
+from keepset.hold.contexts import with_bos
 from keepset.measure.runner import Runner
 from keepset.sites.ffn import find_ffn_sites
 
@@ -22,9 +23,11 @@ def sums(model):
     return activations.collect_moments(model, sites, blocks, gradients=False, batch_tokens=64)
 
 
-def reference(model, ids, tokens, rule, moments):
+def reference(model, ids, tokens, rule, moments, bos=None):
     """Greedy decoding by running the whole masked context again for every token."""
-    runner = Runner(model, find_ffn_sites(model), keep_sets=RankedSets(moments or {}))
+    keep_sets = RankedSets(moments or {})
+    runner = Runner(model, find_ffn_sites(model), keep_sets=keep_sets, bos=bos)
+    ids = with_bos(ids, bos)
     with runner.holding(rule), torch.inference_mode():
         for _ in range(tokens):
             logits = model(input_ids=ids, use_cache=False).logits

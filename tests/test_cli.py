@@ -1,3 +1,4 @@
+import copy
 import gzip
 import json
 import math
@@ -5,6 +6,7 @@ import re
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM
 
 from keepset import models, settings
@@ -121,13 +123,61 @@ def test_generates_the_masked_references_tokens(
     assert speedup == pytest.approx(float(rates[1]) / float(rates[0]), rel=0.02)
 
 
+@pytest.mark.parametrize("keep", ["dynamic:0.5", "windowed:4:0.5"])
+def test_one_new_token_is_none_decoded(capsys, tiny_checkpoint, keep):
+    assert generate(tiny_checkpoint, keep, "--tokens", "1", "--check") == 0
+    output = capsys.readouterr().out
+    assert re.findall(r"^(?:dense|dynamic|windowed).*: (0 decoded)$", output, re.MULTILINE) == [
+        "0 decoded",
+        "0 decoded",
+    ]
+    assert "speed-up" not in output
+
+
+def test_a_first_new_token_that_ends_the_text(capsys, monkeypatch, tiny_checkpoint):
+    monkeypatch.setattr(gen, "stops", lambda _: set(range(260)))
+    assert generate(tiny_checkpoint, "dynamic:0.5", "--check") == 0
+    assert capsys.readouterr().out.count(": 0 decoded") == 2
+
+
+def test_nan_ends_with_the_layer(capsys, tmp_path, tiny_checkpoint, tiny_tokenizer):
+    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
+    model.model.layers[0].mlp.gate_proj.weight.data[0, 0] = float("nan")
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    assert generate(tmp_path, "dynamic:0.5", "--check") == 1
+    error = capsys.readouterr().err
+    assert "NaN or infinity in the activations of model.layers.0.mlp.down_proj" in error
+
+
+def test_a_prompt_runs_without_the_token_that_closes_texts(
+    capsys, tmp_path, tiny_checkpoint, tiny_tokenizer
+):
+    """A tokenizer that wraps texts, <bos> $A <eos>: the model goes on after the text."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
+    model.save_pretrained(tmp_path)
+    wrapping = copy.deepcopy(tiny_tokenizer)
+    bos, eos = tiny_tokenizer.bos_token, tiny_tokenizer.eos_token
+    ids = [(token, tiny_tokenizer.convert_tokens_to_ids(token)) for token in (bos, eos)]
+    template = TemplateProcessing(single=f"{bos} $A {eos}", special_tokens=ids)
+    wrapping.backend_tokenizer.post_processor = template
+    wrapping.save_pretrained(tmp_path)
+    assert generate(tmp_path, "dynamic:0.5", "--check") == 0
+    prompt = wrapping("The old mill", return_tensors="pt").input_ids
+    assert prompt[0, [0, -1]].tolist() == [ids[0][1], ids[1][1]]
+    rule = parse_keep("dynamic:0.5")
+    text = prompt[:, 1:-1]
+    new = gen.generate(model, text, 12, rule, stop=gen.stops(model), bos=ids[0][1]).tokens
+    assert capsys.readouterr().out.startswith("The old mill" + tiny_tokenizer.decode(new))
+
+
 @pytest.mark.parametrize(
     ("kernels", "paths"), [("torch", "masked|bag|select"), ("triton", "triton-ffn")]
 )
 def test_says_which_path_ran(capsys, tiny_checkpoint, kernels, paths):
     extra = ("--kernels", kernels, "--check", "--tokens", "3")
     assert generate(tiny_checkpoint, "dynamic:0.5", *extra) == 0
-    assert re.search(rf"by path: ({paths}) \d+", capsys.readouterr().out)
+    assert re.search(rf"by path: .*({paths}) \d+", capsys.readouterr().out)
 
 
 def test_unknown_kernels_end_with_a_message(capsys, tiny_checkpoint):
@@ -150,7 +200,7 @@ def test_bad_keep_rules_end_with_a_message(capsys, tiny_checkpoint, keep, messag
 
 def test_a_wrong_token_fails_the_check(capsys, monkeypatch, tiny_checkpoint):
     wrong = gen.Disagreement(index=3, token=5, expected=7, gap=0.25)
-    monkeypatch.setattr(gen, "disagreement", lambda *_: wrong)
+    monkeypatch.setattr(gen, "disagreement", lambda *_, **__: wrong)
     assert generate(tiny_checkpoint, "dynamic:0.9", "--check") == 1
     assert "new token 3 is 5; the masked reference prefers 7" in capsys.readouterr().err
 

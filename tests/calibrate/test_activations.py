@@ -3,6 +3,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from keepset.calibrate import activations, groups as document_groups
+from keepset.calibrate.channels import Scorer
 from keepset.errors import CacheError, ModelError
 from keepset.hold.inputs import watching
 from keepset.kinds import find_sites
@@ -116,6 +117,15 @@ def test_a_bos_is_read_and_in_no_sum(tiny_model):
         torch.testing.assert_close(sums["sample"], h[:32].float(), rtol=1e-4, atol=1e-6)
         assert sums["tokens"].sum() == text.numel()
         assert not torch.allclose(sums["taylor_sum"], bare[site.key]["taylor_sum"], rtol=1e-3)
+
+
+def test_ids_that_the_model_does_not_know_are_refused(tiny_model):
+    model, text = tiny_model("mamba2"), blocks()
+    text[1, 3] = 4000
+    with pytest.raises(ModelError, match="calibration blocks: token id 4000 is beyond"):
+        activations.collect_moments(model, [], text)
+    with pytest.raises(ModelError, match="calibration blocks: token id 4000 is beyond"):
+        Scorer(model, [], text, 64)
 
 
 @pytest.mark.parametrize(("family", "gradients"), [("llama", False), ("opt", True)])

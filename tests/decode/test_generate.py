@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -5,6 +7,7 @@ from decoding import prompt, reference, sums
 from keepset.calibrate import activations
 from keepset.decode import generate as gen, sparse_decoding
 from keepset.errors import CacheError, ConfigError, ModelError
+from keepset.hold.contexts import with_bos
 from keepset.hold.inputs import watching
 from keepset.kernels.selection import Selection
 from keepset.kinds import find_sites
@@ -34,6 +37,85 @@ def test_tokens_equal_the_masked_references(tiny_model, family, rule):
         new = gen.generate(model, ids, 14, rule, moments=moments).tokens
         assert torch.equal(new, reference(model, ids, 14, rule, moments))
         assert gen.disagreement(model, ids, new, rule, moments) is None
+
+
+@pytest.mark.parametrize("rule", RULES, ids=describe)
+@pytest.mark.parametrize("family", ["opt", "llama", "gpt2", "zamba2"])
+def test_tokens_after_a_bos_token_equal_the_masked_references(tiny_model, family, rule):
+    model = tiny_model(family)
+    moments = sums(model)
+    for length in (0, 1, 6):
+        ids = prompt(length)
+        new = gen.generate(model, ids, 14, rule, moments=moments, bos=7).tokens
+        assert torch.equal(new, reference(model, ids, 14, rule, moments, bos=7))
+        assert gen.disagreement(model, ids, new, rule, moments, bos=7) is None
+        dense, sparse = gen.compare(model, ids, 14, rule, moments=moments, bos=7)
+        assert torch.equal(sparse.tokens, new)
+        assert torch.equal(dense.tokens, gen.generate(model, with_bos(ids, 7), 14).tokens)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=describe)
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_the_first_token_of_a_context_runs_dense(tiny_model, family, rule):
+    """A rule that leaves out nearly everything leaves the first token alone."""
+    model, ids = tiny_model(family), prompt(5)
+    few = replace(rule, sparsity=0.97)
+    with torch.inference_mode():
+        dense = model(input_ids=ids, use_cache=False).logits
+        with sparse_decoding(model, few, moments=sums(model)):
+            out = model(input_ids=ids[:, :1], use_cache=True)
+            later = model(input_ids=ids[:, 1:2], past_key_values=out.past_key_values).logits
+            again = model(input_ids=ids, use_cache=True).logits
+    torch.testing.assert_close(out.logits[:, 0], dense[:, 0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(again[:, 0], dense[:, 0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(again[:, 1], later[:, 0], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(later[:, 0], dense[:, 1], atol=1e-2)
+
+
+def test_a_static_prompt_is_masked_and_later_tokens_are_cut(tiny_model):
+    model, ids, rule = tiny_model("llama"), prompt(6), Rule("magnitude", 0.5, "corpus")
+    down = model.model.layers[0].mlp.down_proj
+    with sparse_decoding(model, rule, moments=sums(model)), torch.inference_mode():
+        out = model(input_ids=ids, use_cache=True)
+        assert down.weight.shape[1] == 48
+        model(input_ids=ids[:, :1], past_key_values=out.past_key_values)
+        assert down.weight.shape[1] == 24
+        model(input_ids=ids)
+        assert down.weight.shape[1] == 48
+        model(input_ids=ids[:, :1], past_key_values=out.past_key_values)
+    assert down.weight.shape[1] == 48
+
+
+@pytest.mark.parametrize("rule", [None, *RULES], ids=describe)
+def test_nan_is_no_token(tiny_model, rule):
+    model, ids = tiny_model("llama"), prompt(6)
+    moments = sums(model)
+    model.model.layers[1].mlp.gate_proj.weight.data[3, 0] = float("nan")
+    with pytest.raises(ModelError, match=r"NaN.*model\.layers\.1\.mlp\.down_proj"):
+        gen.generate(model, ids, 4, rule, moments=moments)
+    with pytest.raises(ModelError, match=r"NaN.*model\.layers\.1\.mlp\.down_proj"):
+        gen.disagreement(model, ids, torch.tensor([0, 0]), rule, moments)
+
+
+def test_infinite_logits_are_refused(tiny_model):
+    model, ids = tiny_model("llama"), prompt(6)
+    model.lm_head.weight.data[5] = float("inf")
+    rule = Rule("magnitude", 0.5, 1)
+    with pytest.raises(ModelError, match="the logits are not finite under dynamic"):
+        gen.generate(model, ids, 4, rule)
+    with pytest.raises(ModelError, match="the logits are not finite under dynamic"):
+        gen.disagreement(model, ids, torch.tensor([5, 5]), rule)
+
+
+def test_a_prompt_with_tokens_without_a_row_is_refused(tiny_model):
+    with pytest.raises(ModelError, match="the prompt: token id 260 is beyond the 260 rows"):
+        gen.generate(tiny_model("llama"), torch.tensor([[5, 260]]), 4)
+
+
+def test_one_token_has_no_rate(tiny_model):
+    dense, sparse = gen.compare(tiny_model("llama"), prompt(6), 1, Rule("magnitude", 0.5, 1))
+    assert len(dense.tokens) == len(sparse.tokens) == 1
+    assert dense.rate == sparse.rate == 0.0
 
 
 @pytest.mark.parametrize(("path", "width"), [("held", 1), ("held", 4), ("plain", 4)])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -124,3 +125,53 @@ def test_what_cannot_be_cut_is_refused(tiny_model: Factory, tmp_path: Path) -> N
     assert find_state_sites(model)[0].n_state == 8
     with pytest.raises(ModelError, match="no checkpoint"):
         load_pruned(tmp_path / "nothing")
+
+
+@pytest.fixture(params=[[3], [5, 2]], ids=["alike", "unlike"])
+def pruned(
+    request: pytest.FixtureRequest,
+    tiny_model: Factory,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+) -> Path:
+    """A checkpoint whose layers keep as many channels, or not; with tied embeddings."""
+    model = tiny_model("mamba2", tie_word_embeddings=True)
+    prune_states(model, masks(model, request.param))
+    save_pruned(model, tiny_tokenizer, tmp_path / "small")
+    return tmp_path / "small"
+
+
+def edit(folder: Path, *, lacks: str = "", **extra: Tensor) -> None:
+    path = folder / "model.safetensors"
+    tensors = {name: tensor for name, tensor in load_file(path).items() if name != lacks}
+    save_file({**tensors, **extra}, path, metadata={"format": "pt"})
+
+
+def test_a_pruned_checkpoint_that_lacks_weights(pruned: Path) -> None:
+    edit(pruned, lacks="backbone.layers.0.mixer.D")
+    with pytest.raises(ModelError, match=r"lacks 1 parameters .*layers\.0\.mixer\.D"):
+        load_pruned(pruned)
+
+
+def test_weights_of_a_pruned_checkpoint_that_are_not_read(pruned: Path) -> None:
+    edit(pruned, **{"backbone.layers.0.mixer.in_proj.bias": torch.ones(3)})
+    with pytest.raises(ModelError, match=r"does not read: .*layers\.0\.mixer\.in_proj\.bias"):
+        load_pruned(pruned)
+
+
+def test_other_files_beside_a_pruned_checkpoint_are_not_read(pruned: Path) -> None:
+    expected = prefill(load_pruned(pruned))
+    table = load_file(pruned / "model.safetensors")["backbone.norm_f.weight"]
+    save_file({"backbone.norm_f.weight": table * 3}, pruned / "old.safetensors")
+    assert torch.equal(prefill(load_pruned(pruned)), expected)
+
+
+def test_an_output_layer_that_differs_from_the_embeddings_it_is_tied_to(pruned: Path) -> None:
+    """transformers reads both; where states differ only one could be, so that is refused."""
+    other = torch.ones_like(load_file(pruned / "model.safetensors")["backbone.embeddings.weight"])
+    edit(pruned, **{"lm_head.weight": other})
+    if "keepset_state_sizes" in (pruned / "config.json").read_text():
+        with pytest.raises(ModelError, match=r"ties .* to another weight, and the two differ"):
+            load_pruned(pruned)
+    else:
+        assert torch.equal(load_pruned(pruned).lm_head.weight, other)

@@ -279,6 +279,16 @@ def last_logprob(model, run, read, last, rule, bos):
     return float(head[0].double().log_softmax(dim=-1)[last])
 
 
+@pytest.mark.parametrize("rule", [None, *RULES], ids=describe)
+def test_a_target_may_stand_behind_a_bos_token_alone(tiny_model, rule):
+    model, run = tiny_model("llama"), runner(tiny_model("llama"))
+    run.bos = 7
+    with torch.inference_mode():
+        scores = model(input_ids=torch.tensor([[7]])).logits[0, 0].log_softmax(dim=-1)
+    table = run.last_words([Encoded([9], 0)], rule)
+    assert float(table["logprob"][0]) == pytest.approx(float(scores[9]), rel=1e-5)
+
+
 def test_a_bos_token_alone_may_be_the_context(tiny_model):
     model = tiny_model("llama")
     table = Runner(model, find_ffn_sites(model), bos=7).last_words([Encoded([9, 11], 0)])

@@ -70,12 +70,53 @@ def test_the_converted_model_is_the_same(
     assert folder.is_dir()
 
 
+SPELLED_OUT: dict[str, Any] = {
+    "rmsnorm": True,
+    "norm_before_gate": False,
+    "D_has_hdim": False,
+    "d_ssm": None,
+    "use_mem_eff_path": True,
+    "A_init_range": [1, 16],
+    "conv_init": None,
+    "dt_min": 0.001,
+    "dt_max": 0.2,
+    "dt_init_floor": 1e-4,
+    "sequence_parallel": True,
+    "process_group": None,
+}
+
+
+@pytest.mark.parametrize("inner", [None, 64])
+def test_defaults_may_be_spelled_out(
+    original: tuple[Path, PreTrainedModel, Model], tmp_path: Path, inner: int | None
+) -> None:
+    folder, _, source = original
+    plain = models.prepare("m", source, tmp_path / "plain")["fingerprint"]
+    ssm = {**CONFIG["ssm_cfg"], **SPELLED_OUT, "d_ssm": inner}
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "ssm_cfg": ssm}))
+    assert models.prepare("m", source, tmp_path / "made")["fingerprint"] == plain
+
+
+def test_an_output_layer_that_differs_from_the_embeddings_it_is_tied_to(
+    original: tuple[Path, PreTrainedModel, Model], tmp_path: Path
+) -> None:
+    folder, _, source = original
+    state = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    state["lm_head.weight"] = state["backbone.embedding.weight"] + 1
+    torch.save(state, folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"ties lm_head\.weight to .*, and the two differ"):
+        models.prepare("m", source, tmp_path / "made")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"ssm_cfg": {}}, "layers are Mamba1, not Mamba2"),
         ({"ssm_cfg": {"layer": "Mamba2", "D_has_hdim": True}}, "ssm_cfg.D_has_hdim"),
         ({"attn_layer_idx": [1]}, "attn_layer_idx"),
+        ({"ssm_cfg": {"layer": "Mamba2", "rmsnorm": False}}, "ssm_cfg.rmsnorm = False"),
+        ({"ssm_cfg": {"layer": "Mamba2", "norm_before_gate": True}}, "norm_before_gate = True"),
+        ({"ssm_cfg": {"layer": "Mamba2", "d_ssm": 32}}, "ssm_cfg.d_ssm = 32"),
         ({"n_layer": 3}, "does not fit Mamba-2"),
     ],
 )

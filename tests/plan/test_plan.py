@@ -110,6 +110,21 @@ def test_states_that_are_stepped_move_bytes(paper):
     )
 
 
+def test_ablations_are_measured_in_float32(paper):
+    names = {"model": "qwen2.5-1.5b", "corpus": "wikitext2"}
+    jobs_of = [Job(rule, names) for rule in ("correlate_size_impact", "evaluate_dense")]
+    ablated, dense = (cost(paper, job, QWEN, "cuda") for job in jobs_of)
+    assert ablated.weights == 4 * QWEN.parameters == 2 * dense.weights
+    elsewhere = Job("correlate_size_impact", {**names, "corpus": "c4"})
+    assert cost(paper, elsewhere, QWEN, "cuda").weights == dense.weights
+
+
+def test_ablations_take_whole_groups_of_documents(paper):
+    """Sixteen groups of 8 blocks: 8,193 tokens take two of them."""
+    more = paper.model_copy(update={"ablation": paper.ablation.model_copy(update={"tokens": 8193})})
+    assert tokens(more, "correlate_size_impact") == 2 * tokens(paper, "correlate_size_impact")
+
+
 def test_a_cpu_has_all_in_main_memory(paper):
     size = table()["facebook/opt-2.7b"]
     job = Job("evaluate_dense", {"model": "opt-2.7b", "corpus": "c4"})

@@ -54,12 +54,12 @@ def folder(tiny_model, tiny_tokenizer, tmp_path_factory):
     return path
 
 
-def correlate(folder, ablation=SETTINGS["ablation"]):
+def correlate(folder, ablation=SETTINGS["ablation"], run=RUN):
     outputs = {name: folder / f"{name}.parquet" for name in ("correlation", "ablations")}
     files = (folder / name for name in ("model.json", "blocks.safetensors"))
     settings = {**SETTINGS, "ablation": ablation}
     cache = folder / "activations.safetensors"
-    correlation.correlate_size_impact(*files, cache, RUN, settings, IDENTITY, outputs)
+    correlation.correlate_size_impact(*files, cache, run, settings, IDENTITY, outputs)
     return [pd.read_parquet(path) for path in outputs.values()]
 
 
@@ -95,6 +95,22 @@ def test_ablated_units_are_a_table_of_their_own(folder):
         row = of_layers.loc[layer]
         expected = units["magnitude"].corr(units["loss"].abs(), method="spearman")
         assert row["spearman"] == pytest.approx(expected)
+
+
+def test_changes_of_the_loss_are_not_those_of_rounding(tiny_model, tiny_tokenizer, tmp_path):
+    """In bfloat16 what a unit changes drowns in what is rounded off."""
+    files = prepare(tiny_model("llama"), tiny_tokenizer, tmp_path)
+    half = {**RUN, "dtype": "bfloat16"}
+    cache = tmp_path / "activations.safetensors"
+    found = []
+    for run in (RUN, half):
+        activations.cache_activations(*files, run, ["ffn"], True, IDENTITY, cache)
+        found.append(correlate(tmp_path, run=run)[1])
+    both = found[0].merge(found[1], on=["layer", "unit"], suffixes=("", "_half"))
+    assert len(both) > 8
+    assert both["loss_half"].tolist() == pytest.approx(both["loss"].tolist(), abs=2e-6)
+    assert store.read_json(tmp_path / "ablations.json")["dtype"] == "torch.float32"
+    assert store.read_json(tmp_path / "correlation.json")["dtype"] == "torch.bfloat16"
 
 
 def test_a_corpus_without_ablations_has_an_empty_table(folder):

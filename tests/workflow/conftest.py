@@ -135,7 +135,7 @@ def study(folder: Path) -> dict[str, Any]:
         "random_seeds": 2,
         "capability": {"score": "magnitude", "sparsity": 0.9, "window": 8, "corpus": "letters"},
         "ablation": {"units": 16, "tokens": 32},
-        "statistics": {"resamples": 199},
+        "statistics": {"rounding_draws": 2},
         "benchmark": {
             "shapes": {"tiny": {"d_model": 24, "n_units": 40, "gated": True}},
             "block_dtypes": ["float32", "bfloat16"],

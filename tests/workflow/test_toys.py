@@ -88,7 +88,7 @@ def shrunk() -> dict[str, Any]:
             "lengths": [1, 2],
         },
         "ablation": {"units": 16, "tokens": 32},
-        "statistics": {"resamples": 99},
+        "statistics": {"rounding_draws": 0},
     }
 
 

@@ -33,7 +33,7 @@ from keepset.errors import ModelError
 from keepset.files import archive
 from keepset.hold.contexts import with_bos
 from keepset.hold.inputs import output_norms, watching
-from keepset.models import check_length
+from keepset.models import check_ids, check_length
 from keepset.run.progress import Progress
 from keepset.sites import AnySite
 from keepset.sites.ffn import Site
@@ -132,7 +132,8 @@ def collect_moments(
 
     Raises:
         ModelError: NaN or infinity in an activation, a gradient or a sum, the message names the
-            layer; or blocks are longer than the model's positions.
+            layer; or blocks are longer than the model's positions, or have ids that it does not
+            know.
 
     Example:
         >>> from keepset import collect_moments, cut_blocks, find_sites, load
@@ -144,6 +145,7 @@ def collect_moments(
     """
     n_before = int(bos is not None)
     check_length(model, blocks.shape[1] + n_before, "blocks", "text.block")
+    check_ids(model, blocks, "calibration blocks")
     if documents is None:
         documents = torch.zeros(len(blocks), dtype=torch.int64)
     groups = document_groups.deal(documents)

@@ -22,7 +22,7 @@ from keepset.errors import ModelError
 from keepset.hold.contexts import with_bos
 from keepset.hold.recurrence import Recurrence, Scan
 from keepset.hold.state import StateMask, Whole, scanning
-from keepset.models import check_length
+from keepset.models import check_ids, check_length
 from keepset.rules.masks import top_mask
 from keepset.rules.rule import n_kept
 from keepset.run.progress import Progress
@@ -152,10 +152,15 @@ class Scorer:
             bos: The token that is put before every block, and left out of all sums.
             gradient_tokens: The same as `batch_tokens` for passes with gradients, which keep the
                 activations of every layer; as `batch_tokens` without.
+
+        Raises:
+            ModelError: blocks are longer than the model's positions, or have ids that it does not
+                know.
         """
         self._n_before = int(bos is not None)
         length = blocks.shape[1] + self._n_before
         check_length(model, length, "calibration blocks", "text.block")
+        check_ids(model, blocks, "calibration blocks")
         if documents is None:
             documents = torch.zeros(len(blocks), dtype=torch.int64)
         self.model = model

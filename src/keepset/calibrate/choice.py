@@ -125,6 +125,8 @@ def choose_channels(
     blocks: Tensor,
     rule: Rule,
     batch_tokens: int = 1024,
+    *,
+    bos: int | None = None,
 ) -> Masks:
     """The channels that one static rule keeps, chosen on calibration text.
 
@@ -134,9 +136,11 @@ def choose_channels(
         blocks: (n_blocks, tokens) int64 calibration text.
         rule: A static rule on state channels.
         batch_tokens: Tokens per forward pass, at least one block.
+        bos: The token that is put before every block, and scored nowhere.
 
     Raises:
         ConfigError: the score is unknown.
+        ModelError: a score is not finite, or the model cannot read the blocks.
 
     Example:
         >>> from keepset import Rule, choose_channels, cut_blocks, find_sites, load
@@ -147,7 +151,7 @@ def choose_channels(
         >>> int(masks["state.000"].sum())  # of 64 channels
         32
     """
-    scorer = Scorer(model, sites, blocks, batch_tokens)
+    scorer = Scorer(model, sites, blocks, batch_tokens, bos=bos)
     sets, _ = keep_sets(scorer, [rule.score], [rule.sparsity], [rule.seed])
     return sets[rule]
 

@@ -98,7 +98,7 @@ class Windows(Windowed):
     def __call__(self, site: Site, h: Tensor) -> Tensor | None:
         """Mask h (batch, tokens, n_units)."""
         kept = n_kept(site.n_units, self.rule.sparsity)
-        if kept == site.n_units:
+        if kept == site.n_units or h.shape[1] == self._n_bos:
             return None
         if self._noise is not None:
             h = self._rounded_elsewhere(site, h, self._noise)

@@ -147,7 +147,7 @@ class StateWindows(Windowed, Whole):
     def scan(self, site: StateSite, scan: Scan) -> Scan | Tensor:
         """Mask what is read, or run the recurrence with what is forgotten."""
         kept = n_kept(site.n_state, self.rule.sparsity)
-        if kept == site.n_state:
+        if kept == site.n_state or scan.x.shape[1] == self._n_bos:
             return scan
         recurrence = Recurrence(scan)
         if self.rule.access == "read":

@@ -107,6 +107,8 @@ def cost(config: Config, job: Job, size: Size | None, kind: Kind) -> Cost:
         # Weights are loaded for correlations too, where nothing passes through them.
         loads = weights if runs_model(job) else 0
         return Cost(weights=loads, memory=_BASE + loads)
+    if any(part.float32 for part in parts):
+        number, weights = 4, 4 * size.parameters
     peak = weights + max(_activation_bytes(size, part, number, kind) for part in parts)
     return Cost(
         tokens=sum(part.tokens for part in parts),

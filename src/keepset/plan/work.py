@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
 
@@ -40,6 +40,7 @@ class Work:
         gradient: Whether the loss is differentiated.
         masked: Whether neurons are scored and masked at every token.
         stepped: Tokens that recurrent states are run over one by one, over all settings.
+        float32: Whether the model runs in float32 whatever the study's dtype is.
     """
 
     tokens: int
@@ -48,6 +49,7 @@ class Work:
     gradient: bool = False
     masked: bool = False
     stepped: int = 0
+    float32: bool = False
 
 
 def work(config: Config, job: Job, size: Size) -> list[Work]:
@@ -136,7 +138,8 @@ def _correlation(study: _Study, names: Mapping[str, str]) -> Iterator[Work]:
     group = math.ceil(most / MOST_GROUPS)
     blocks = min(group * math.ceil(ablation.tokens / study.block / group), most)
     batches = 1 + math.ceil(ablation.units / rows)
-    yield study.run(blocks * batches * rows * study.block, masked=True)
+    work = study.run(blocks * batches * rows * study.block, masked=True)
+    yield replace(work, float32=True)
 
 
 def _dense(study: _Study, _: Mapping[str, str]) -> Iterator[Work]:

@@ -59,9 +59,7 @@ class Config(Strict):
     """The whole configuration."""
 
     study: Name = Field(description="Results go to results/<study>/.")
-    seed: int = Field(
-        0, ge=0, description="Seeds document splits, tasks, random scores, bootstrap."
-    )
+    seed: int = Field(0, ge=0, description="Seeds document splits, tasks, random scores.")
     device: Device = Field("auto", description="auto: cuda where there is one, else cpu.")
     dtype: Dtype = Field("auto", description="auto: bfloat16 where the device gains from it.")
     kernels: Kernels = Field(Kernels(), description="Which implementations run.")

@@ -68,9 +68,6 @@ class Statistics(Strict):
     """Intervals and tests."""
 
     confidence: float = Field(0.95, gt=0.5, lt=1.0, description="Level of every interval.")
-    resamples: int = Field(
-        9999, ge=99, description="Bootstrap resamples, where units are a sample."
-    )
     perplexity_margin: float = Field(0.01, gt=0, description="Equivalence margin, relative.")
     accuracy_margin: float = Field(0.05, gt=0, lt=1, description="Equivalence margin, absolute.")
     rounding_draws: Literal[0] | Annotated[int, Field(ge=2, strict=True)] = Field(

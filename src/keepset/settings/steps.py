@@ -70,12 +70,8 @@ def _model_run(config: Config, wildcards: Wildcards) -> Settings:
 
 
 def _levels(config: Config, _: Wildcards) -> Settings:
-    """What tests and intervals without a draw need: no seed, no number of resamples."""
-    return {"statistics": config.statistics.model_dump(exclude={"resamples"})}
-
-
-def _statistics(config: Config, _: Wildcards) -> Settings:
-    return {"statistics": config.statistics.model_dump(), "seed": config.seed}
+    """Levels and margins; how often dynamic rules are run again concerns their tables alone."""
+    return {"statistics": config.statistics.model_dump(exclude={"rounding_draws"})}
 
 
 def _model(config: Config, wildcards: Wildcards) -> Settings:

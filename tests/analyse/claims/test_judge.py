@@ -122,7 +122,7 @@ class TestInconclusive:
         few = replace(
             study,
             capability=table[table["item"] < 300],
-            statistics=Statistics(resamples=199, accuracy_margin=0.01),
+            statistics=Statistics(accuracy_margin=0.01),
         )
         row = one(few, "C7")
         assert row["verdict"] == "inconclusive"
@@ -154,7 +154,7 @@ class TestScope:
             field.name: pd.concat([getattr(studies[o], field.name) for o in ORIGINS])
             for field in fields(claims.Evidence)
             if field.name in (*TABLES, "models")
-        }, tasks=made_up.TASKS, statistics=Statistics(resamples=199))  # fmt: skip
+        }, tasks=made_up.TASKS, statistics=Statistics())  # fmt: skip
         failing = made_up.shift(
             both, -6.0, site="ffn", method="static", sparsity=0.9, origin="specimen"
         )

@@ -10,6 +10,7 @@ from keepset.analyse.claims.case import Case, Findings
 from keepset.analyse.claims.comparing import RISE, WITH_FFN, with_working_ffn
 from keepset.analyse.claims.evidence import Evidence, groups
 from keepset.analyse.claims.runs import Setting, ffn, setting_name
+from keepset.analyse.correlation import OTHER_TEXT
 from keepset.analyse.jackknife import rank_gap
 
 SPARSITIES = (0.5, 0.9)
@@ -96,7 +97,7 @@ def taylor_predicts(evidence: Evidence) -> Findings:
 
 def taylor_transfers(evidence: Evidence) -> Findings:
     """D5: so does Taylor on other text, against the other notions there."""
-    yield from _ranks_best(evidence, "other text", "_other")
+    yield from _ranks_best(evidence, "other text", OTHER_TEXT)
 
 
 def _ranks_best(evidence: Evidence, text: str, ending: str) -> Findings:
