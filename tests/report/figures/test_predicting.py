@@ -4,6 +4,7 @@ import pytest
 from clean import assert_clean, legend, panel, titles
 
 import made_up
+from keepset.analyse.correlation import OTHER_TEXT
 from keepset.errors import KeepsetError
 from keepset.report.figures import predicting, style
 
@@ -38,6 +39,10 @@ def test_draws_what_the_table_says():
     for title in (SAME, OTHER):
         assert marks(panel(figure, title), weight) == pytest.approx(loss["weight"])
     assert legend(figure) == [*predicting._LOOKS, style.SPECIMEN]
+
+
+def test_scores_on_other_text_are_known_by_their_name():
+    assert predicting._OTHER == OTHER_TEXT
 
 
 def test_without_other_text():

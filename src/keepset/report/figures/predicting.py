@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 
 from keepset.report.figures import style
 
-_OTHER = "_other"  # how the name of a score on other text ends
+# As keepset.analyse.correlation.OTHER_TEXT, which needs scipy: the environment of figures has none.
+_OTHER = "_other"
 _TITLES = {"": "scored on the text of the ablation", _OTHER: "scored on other text"}
 _LOOKS = {
     "taylor": (style.GREEN, "^"),
