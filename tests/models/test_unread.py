@@ -64,14 +64,14 @@ def test_scales_beside_a_weight(checkpoint: Path) -> None:
 def test_integers_in_the_place_of_weights(checkpoint: Path) -> None:
     whole = torch.ones(32, 64, dtype=torch.int8)
     edit_weights(checkpoint, **{"model.layers.0.mlp.down_proj.weight": whole})
-    with pytest.raises(ModelError, match=r"stores .*down_proj\.weight as integers \(I8\)"):
+    with pytest.raises(ModelError, match=r"stores .*down_proj\.weight as I8, not as"):
         prepared(checkpoint)
 
 
 def test_constants_that_older_releases_stored(checkpoint: Path) -> None:
     expected = logits(load(checkpoint))
     old = {
-        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
+        "model.layers.0.self_attn.rotary_emb.inv_freq": 10000 ** -(torch.arange(4) / 4),
         "model.layers.0.attn.masked_bias": torch.tensor(-1e4),
         "model.position_ids": torch.arange(8),
     }
@@ -158,6 +158,8 @@ def test_float8_weights_are_read_in_float32_alone(checkpoint: Path) -> None:
         ("use_parallel_residual", True),
         ("partial_rotary_factor", 0.5),
         ("activation_function", "relu"),
+        ("layer_norm_eps", 0.01),
+        ("rope_theta", 500000.0),
     ],
 )
 def test_a_setting_that_the_model_ignores(checkpoint: Path, key: str, value: Any) -> None:
@@ -174,6 +176,8 @@ def test_a_setting_that_the_model_ignores(checkpoint: Path, key: str, value: Any
         ("alibi", False),
         ("partial_rotary_factor", 1.0),
         ("activation_function", "silu"),
+        ("layer_norm_eps", 1e-6),
+        ("rope_theta", 10000.0),
         ("unsloth_version", "2026.1"),
     ],
 )
