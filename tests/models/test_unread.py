@@ -158,7 +158,6 @@ def test_float8_weights_are_read_in_float32_alone(checkpoint: Path) -> None:
         ("use_parallel_residual", True),
         ("partial_rotary_factor", 0.5),
         ("activation_function", "relu"),
-        ("layer_norm_eps", 0.01),
         ("rope_theta", 500000.0),
     ],
 )
@@ -185,6 +184,17 @@ def test_a_setting_that_changes_nothing(checkpoint: Path, key: str, value: Any) 
     expected = logits(load(checkpoint))
     edit_config(checkpoint, **{key: value})
     assert torch.equal(logits(load(checkpoint)), expected)
+
+
+def test_an_epsilon_under_the_key_of_another_family(checkpoint: Path) -> None:
+    edit_config(checkpoint, layer_norm_eps=0.01)
+    load(checkpoint)  # its own key is there too
+    path = checkpoint / "config.json"
+    content = json.loads(path.read_text())
+    del content["rms_norm_eps"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ModelError, match=r"LlamaForCausalLM ignores layer_norm_eps: 0\.01"):
+        prepared(checkpoint)
 
 
 def test_an_older_name_of_rotary_scaling(checkpoint: Path, tiny_model: Factory) -> None:

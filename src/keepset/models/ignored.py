@@ -64,7 +64,8 @@ def check_settings(where: str, content: Mapping[str, Any], model: PreTrainedMode
     if stated.get("use_sliding_window") is False:
         ignored.pop("sliding_window", None)
     ignored |= _under_other_keys(stated, config, known, ACTIVATION_KEYS)
-    ignored |= _under_other_keys(stated, config, known, _EPSILONS)
+    if not known.intersection(stated, _EPSILONS):
+        ignored |= _under_other_keys(stated, config, known, _EPSILONS)
     ignored |= _bases(stated, config)
     ignored |= _partial_rotation(stated, config, model)
     ignored |= _factors(config)
