@@ -22,7 +22,7 @@ def table(cases=CASES, kernels="auto", **shape):
 
 @pytest.mark.parametrize("gated", [False, True])
 def test_every_case_has_its_rows(gated):
-    rows = table(d_model=24, n_units=40, gated=gated)
+    rows = table(kernels="torch", d_model=24, n_units=40, gated=gated)
     counts = rows.groupby(["batch", "sparsity", "level"])["kernel"].count()
     assert counts.to_dict() == {
         (batch, sparsity, level): len(torch_ffn.DOWN_PATHS) if level == "kernel" else 2

@@ -27,7 +27,10 @@ def inputs(tmp_path):
         | {"left_out": [-1, -1, 0, 0, 1, 1], "spearman": [-0.3, -0.3, -0.31, -0.31, -0.3, -0.3]}
     )
     ablations = pd.DataFrame({"model": "hybrid", "origin": "specimen", "corpus": "wiki"}, [0])
-    corpus = pd.DataFrame({"split": ["calibration", "evaluation", "evaluation", "heldout"]})
+    corpus = pd.DataFrame(
+        {"split": ["calibration", "evaluation", "evaluation", "evaluation", "heldout"]}
+        | {"document": [0, 1, 2, 1, 3], "section": [0, 0, 0, 1, 0]}
+    )
     store.write_table(corpus, tmp_path / "wiki.parquet", {})
     paths = {}
     for name, table in (
@@ -47,7 +50,9 @@ def test_tables_are_named_after_their_folders(inputs):
         assert set(table["corpus"]) == {"wiki"}
         assert set(table["origin"]) == {"specimen"}
     assert evidence.models["l1"].tolist() == [True]
+    # Sections of one document are no more documents.
     assert evidence.documents == {"wiki": 2}
+    assert evidence.calibration_documents == {"wiki": 1}
     assert len(evidence.perplexity) == len(evidence.capability) == 0
 
 

@@ -51,7 +51,7 @@ def test_dynamic_rules_and_their_draws(study):
     assert len(table) == 2 * 6
     assert table["document"].tolist() == 2 * blocks.document.tolist()
     assert (table["n_tokens"] == (15 if blocks.bos is None else 16)).all()
-    assert len(rounding) == 2 * len(table)
+    assert len(rounding) == 2 * 2 * blocks.n_core
     assert rounding["draw"].unique().tolist() == [1, 2]
     assert set(rounding.columns) == {*table.columns, "draw"}
     facts = [json.loads(store.sidecar(path).read_text()) for path in files.values()]

@@ -68,7 +68,8 @@ def gather(inputs: Mapping[str, Sequence[PathLike]], settings: Mapping[str, Any]
         channels=_read_named(inputs.get("channels", ()), origins),
         memory=_read_named(inputs.get("memory", ()), origins),
         tasks=dict(settings["tasks"]),
-        documents={Path(path).stem: _n_documents(path) for path in inputs.get("corpora", ())},
+        documents=_n_documents(inputs.get("corpora", ()), "evaluation"),
+        calibration_documents=_n_documents(inputs.get("corpora", ()), "calibration"),
         statistics=Statistics.model_validate(settings["statistics"]),
     )
 
@@ -94,9 +95,15 @@ def _read_named(paths: Sequence[PathLike], origins: Mapping[str, str]) -> pd.Dat
     return stack(_named(pd.read_parquet(path), Path(path), origins) for path in paths)
 
 
-def _n_documents(corpus: PathLike) -> int:
-    """The documents that evaluation text of a corpus can be taken from."""
-    return int((pd.read_parquet(corpus, columns=["split"])["split"] == "evaluation").sum())
+def _n_documents(corpora: Sequence[PathLike], split: str) -> dict[str, int]:
+    """Corpus -> the documents that text of a split can be taken from."""
+    tables = {
+        Path(path).stem: pd.read_parquet(path, columns=["split", "document"]) for path in corpora
+    }
+    return {
+        name: table.loc[table["split"] == split, "document"].nunique()
+        for name, table in tables.items()
+    }
 
 
 def read_ledger(folder: PathLike) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -169,8 +169,9 @@ def accuracy(study, row, options):
 
     def score(delta):
         # Tango (1998): constrained maximum likelihood, here by its quadratic in p21.
-        roots = np.roots([2 * n, (2 * n - b + c) * delta - b - c, -c * delta * (1 - delta)])
-        variance = n * (2 * roots.max() + delta * (1 - delta))
+        linear, constant = (2 * n - b + c) * delta - b - c, -c * delta * (1 - delta)
+        p21 = (np.sqrt(linear**2 - 8 * n * constant) - linear) / (4 * n)
+        variance = n * (2 * p21 + delta * (1 - delta))
         distance = b - c - n * delta
         return distance / np.sqrt(variance) if distance else 0.0
 
@@ -184,8 +185,11 @@ def accuracy(study, row, options):
 
     z, estimate = stats.norm.ppf(0.5 + options[0] / 2), (b - c) / n
     edge = 1 - 1e-9
-    low = optimize.brentq(lambda d: score(d) - z, -edge, estimate, xtol=1e-14)
-    high = optimize.brentq(lambda d: score(d) + z, estimate, edge, xtol=1e-14)
+    low = high = estimate
+    if estimate > -1:
+        low = optimize.brentq(lambda d: score(d) - z, -edge, estimate, xtol=1e-14)
+    if estimate < 1:
+        high = optimize.brentq(lambda d: score(d) + z, estimate, edge, xtol=1e-14)
     return estimate, (low, high), p("greater"), p("less")
 
 

@@ -54,6 +54,22 @@ def test_text_that_matters_widens_it(study):
 
 
 @pytest.mark.parametrize("claim", ["C1", "C2", "C3", "C14"])
+def test_more_calibration_documents_than_there_are_cannot_be_had(study, claim):
+    rng = np.random.default_rng(0)
+    correlation, channels = study.correlation.copy(), study.channels.copy()
+    rows = correlation["left_out"] >= 0
+    correlation.loc[rows, "spearman"] += rng.normal(0, 0.4, rows.sum())
+    without_first = channels["left_out"] == 0
+    channels.loc[without_first, "energy"] = channels.loc[without_first, "magnitude"]
+    unsure = replace(study, correlation=correlation, channels=channels)
+    corpora = {*study.correlation["corpus"], *study.channels["corpus"]}
+    few = replace(unsure, calibration_documents=dict.fromkeys(corpora, made_up.GROUPS))
+    assert np.isfinite(cases_of(unsure, claim)["needed"]).any()
+    assert not np.isfinite(cases_of(few, claim)["needed"]).any()
+    assert f"and only {made_up.GROUPS} can be had" in note_of(few, claim)
+
+
+@pytest.mark.parametrize("claim", ["C1", "C2", "C3", "C14"])
 def test_one_document_has_no_interval_and_says_so(study, claim):
     def of_one_document(table):
         return table[table["left_out"] == -1].assign(n_documents=1)

@@ -53,7 +53,8 @@ def test_rounding_is_spoken_of_where_it_was_measured(config):
     statistics = config.statistics.model_copy(update={"rounding_draws": 0})
     without = config.model_copy(update={"statistics": statistics})
     caption = FIGURES["static_dynamic"].caption
-    assert "over 3 runs with noise in the last bit" in caption(config)
+    draws = config.statistics.rounding_draws
+    assert f"over {draws} runs with noise in the last bit" in caption(config)
     assert "Rounding was not measured." in caption(without)
 
 

@@ -6,7 +6,9 @@ calibration documents, which is what errors are made of (`keepset.analyse.jackkn
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pandas as pd
 
@@ -39,7 +41,7 @@ def size_correlations(
         if not len(layers):
             yield f"no correlation of size with {impact} at the {site} of {model}"
         for (corpus,), rows in groups(layers, "corpus"):
-            effect = sampled(mean_over_layers(rows), n_documents(rows), evidence)
+            effect = sampled(mean_over_layers(rows), n_documents(rows), corpus, evidence)
             bounds = direction if origin == "specimen" else value
             compared = named(f"Spearman of size with {impact}", effect)
             yield Case(model, origin, site, corpus, compared, "correlation", effect, bounds)
@@ -66,10 +68,17 @@ def n_documents(rows: pd.DataFrame) -> int:
     return int(rows["n_documents"].iloc[0])
 
 
-def sampled(estimate: Estimate, documents: int, evidence: Evidence) -> Effect:
-    """What was estimated on a number of calibration documents."""
+def sampled(estimate: Estimate, documents: int, corpus: str, evidence: Evidence) -> Effect:
+    """What was estimated on a number of calibration documents of a corpus."""
     confidence = evidence.statistics.confidence
-    return t_effect(*estimate, confidence, n=documents, unit="document", test=TEST)
+    effect = t_effect(*estimate, confidence, n=documents, unit="document", test=TEST)
+    return limited(effect, evidence, corpus)
+
+
+def limited(effect: Effect, evidence: Evidence, *corpora: str) -> Effect:
+    """An effect, with how many calibration documents can be had of each of its corpora."""
+    known = evidence.calibration_documents
+    return replace(effect, limit=min(known.get(corpus, math.inf) for corpus in corpora))
 
 
 def named(compared: str, effect: Effect) -> str:

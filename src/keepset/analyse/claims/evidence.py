@@ -80,6 +80,7 @@ class Evidence:
         memory: Per scoring method: model, origin, corpus, method, peak_bytes, n_tokens.
         tasks: Task -> kind.
         documents: Corpus -> documents that there are for evaluation.
+        calibration_documents: Corpus -> documents that there are for calibration.
         statistics: Levels and margins.
     """
 
@@ -93,6 +94,7 @@ class Evidence:
     memory: pd.DataFrame = field(default_factory=pd.DataFrame)
     tasks: Mapping[str, str] = field(default_factory=dict)
     documents: Mapping[str, int] = field(default_factory=dict)
+    calibration_documents: Mapping[str, int] = field(default_factory=dict)
     statistics: Statistics = field(default_factory=Statistics)
 
     def models_with(self, **required: Any) -> Iterator[tuple[str, str]]:

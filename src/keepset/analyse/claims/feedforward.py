@@ -49,6 +49,7 @@ def same_on_corpora(evidence: Evidence) -> Findings:
             yield f"correlations of {model} on two corpora or more"
         for a, b in combinations(by_corpus, 2):
             effect = _difference(by_corpus[a], by_corpus[b], evidence)
+            effect = correlations.limited(effect, evidence, a, b)
             compared = "Spearman of size with weight, one corpus less the other"
             compared = correlations.named(compared, effect)
             where = f"{a} less {b}"

@@ -54,9 +54,12 @@ def note(
         alpha: The study's level.
     """
     verdict = row["verdict"]
+    no_evidence = [sentence for sentence in missing if isinstance(sentence, NoEvidence)]
+    left_out = ["left out: " + "; ".join(no_evidence)] if no_evidence else []
     if verdict == NOT_TESTED:
-        lacks = ["missing: " + "; ".join(missing[:3])] if missing else []
-        return "; ".join([f"needs {claim.needs}", *lacks])
+        not_run = [sentence for sentence in missing if sentence not in no_evidence][:3]
+        lacks = ["missing: " + "; ".join(not_run)] if not_run else []
+        return "; ".join([f"needs {claim.needs}", *lacks, *left_out])
     counted, others = cases[cases["counted"]], cases.loc[~cases["counted"], "verdict"]
     parts = [short(row, counted, alpha) if verdict == REPRODUCED else _tally(row)]
     if verdict == INCONCLUSIVE:
@@ -66,9 +69,7 @@ def note(
     if len(others):
         hold, fail = ((others == result).sum() for result in (REPRODUCED, CONTRADICTED))
         parts.append(f"specimens, direction only: {hold} of {len(others)} hold, {fail} fail")
-    if left_out := [sentence for sentence in missing if isinstance(sentence, NoEvidence)]:
-        parts.append("left out: " + "; ".join(left_out))
-    return "; ".join(parts)
+    return "; ".join([*parts, *left_out])
 
 
 def _tally(row: Mapping[str, Any]) -> str:

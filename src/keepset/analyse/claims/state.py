@@ -75,7 +75,8 @@ def quadrants(evidence: Evidence) -> Findings:
         for (corpus,), rows in groups(table[table["model"] == model], "corpus"):
             share = parted(rows, ["left_out"]).groupby(rows["left_out"]).mean()
             estimate = jackknife(float(share[NOTHING]), share.drop(NOTHING))
-            effect = correlations.sampled(estimate, correlations.n_documents(rows), evidence)
+            documents = correlations.n_documents(rows)
+            effect = correlations.sampled(estimate, documents, corpus, evidence)
             compared = correlations.named("share of channels: disagree at half", effect)
             bounds = Bounds(low=HALFWAY) if origin == "specimen" else TWO_FIFTHS
             yield Case(model, origin, "state", corpus, compared, "share", effect, bounds)
