@@ -225,3 +225,19 @@ def test_a_foreign_file_is_refused(tmp_path):
         activations.load(path, IDENTITY)
     with pytest.raises(CacheError, match="cannot be read"):
         activations.load(tmp_path / "absent.safetensors", IDENTITY)
+
+
+@pytest.mark.parametrize("layer", ["model.norm", "lm_head"])
+def test_what_is_broken_behind_all_sites_is_refused(tiny_model, layer):
+    model = tiny_model("llama")
+    model.get_submodule(layer).weight.data[-1] = float("nan")
+    with pytest.raises(ModelError, match="NaN or infinity in the logits"):
+        activations.collect_moments(model, find_ffn_sites(model), blocks())
+
+
+def test_text_and_bos_are_checked(tiny_model):
+    model = tiny_model("llama")
+    with pytest.raises(ModelError, match="no calibration blocks"):
+        activations.collect_moments(model, find_ffn_sites(model), blocks()[:0])
+    with pytest.raises(ModelError, match="calibration blocks: token id 9999 is beyond"):
+        activations.collect_moments(model, find_ffn_sites(model), blocks(), bos=9999)

@@ -242,3 +242,18 @@ def test_magnitude_is_the_product_of_the_projections_norms(tiny_model: Factory) 
     expected = (rows[0].norm(dim=1) * rows[1].norm(dim=1)).view(2, 8)
     found = Scorer(model, [site], BLOCKS, 1000).one_shot()[site.key].magnitude
     torch.testing.assert_close(found, expected.double(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("layer", ["mixer.out_proj", "mixer.norm"])
+def test_what_is_broken_behind_the_last_state_is_refused(tiny_model: Factory, layer: str) -> None:
+    model = tiny_model("mamba2")
+    model.backbone.layers[-1].get_submodule(layer).weight.data[3] = float("nan")
+    scorer = Scorer(model, find_state_sites(model), BLOCKS, 1024)
+    with pytest.raises(ModelError, match="NaN or infinity behind the states"):
+        scorer.one_shot()
+
+
+def test_states_need_text(tiny_model: Factory) -> None:
+    model = tiny_model("mamba2")
+    with pytest.raises(ModelError, match="no calibration blocks"):
+        Scorer(model, find_state_sites(model), BLOCKS[:0], 1024)

@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 
 from keepset.calibrate.channels import Scorer
 from keepset.calibrate.choice import allocate, channel_rule, choose_channels, keep_sets
-from keepset.errors import ConfigError
+from keepset.errors import ConfigError, ModelError
+from keepset.kinds import find_sites
 from keepset.rules.rule import Rule, n_kept
 from keepset.sites.state import find_state_sites
 from state_models import FAMILIES
@@ -83,3 +84,11 @@ def test_a_rule_that_chooses_no_channels_once_is_refused(tiny_model: Factory, ru
     model = tiny_model("mamba2")
     with pytest.raises(ConfigError, match="window corpus, site state and access both, not for"):
         choose_channels(model, find_state_sites(model), BLOCKS, rule)
+
+
+def test_sites_that_are_no_states_are_passed_over(tiny_model: Factory) -> None:
+    rule, both, neurons = channel_rule("ghost", 0.5, 0), tiny_model("bamba"), tiny_model("llama")
+    chosen = choose_channels(both, find_sites(both), BLOCKS, rule)
+    assert set(chosen) == {site.key for site in find_state_sites(both)}
+    with pytest.raises(ModelError, match="the model has no state channels"):
+        choose_channels(neurons, find_sites(neurons), BLOCKS, rule)

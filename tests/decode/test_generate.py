@@ -290,8 +290,11 @@ def test_empty_and_overlong_prompts(tiny_model):
     model = tiny_model("llama")
     with pytest.raises(ConfigError, match="a prompt of one token"):
         gen.generate(model, prompt(0), 4)
-    with pytest.raises(ModelError, match="513 tokens"):
+    with pytest.raises(ModelError, match=r"513 tokens .*; lower --tokens, or shorten the prompt"):
         gen.generate(model, prompt(500), 13)
+    for several in (prompt(3).expand(2, -1), prompt(3)[0]):
+        with pytest.raises(ConfigError, match="one prompt is continued"):
+            gen.generate(model, several, 4)
 
 
 def test_keep_rules_as_text():

@@ -327,3 +327,22 @@ def test_the_head_is_handed_a_contiguous_slice(tiny_model):
     assert seen
     assert all(hidden.is_contiguous() and hidden.shape[1] < 12 for hidden in seen)
     assert not head._forward_pre_hooks
+
+
+def test_text_in_which_nothing_is_predicted_is_refused(tiny_model):
+    run = runner(tiny_model("llama"))
+    for nothing in (blocks()[:, :1], blocks()[:0], blocks()[:, :0]):
+        with pytest.raises(ConfigError, match="no token is predicted"):
+            perplexity(run, nothing)
+    rule = Rule("magnitude", 0.8, 4, "causal")
+    with pytest.raises(ConfigError, match="3 blocks need as many lead-ins, got 3 of 0 tokens"):
+        run.block_nll(blocks(), rule, blocks()[:, :0])
+    with pytest.raises(ConfigError, match="no items"):
+        run.last_words([])
+
+
+def test_ids_that_no_model_knows_are_refused(tiny_model):
+    with pytest.raises(ModelError, match="the BOS token: token id 9999 is beyond"):
+        Runner(tiny_model("llama"), [], bos=9999)
+    with pytest.raises(ModelError, match="blocks: -100 is no token id"):
+        runner(tiny_model("llama")).block_nll(blocks() * 0 - 100)

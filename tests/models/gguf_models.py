@@ -41,6 +41,7 @@ def write_llama(
     header: Mapping[str, Any] | None = None,
     extra: Mapping[str, torch.Tensor] | None = None,
     skip: Sequence[str] = (),
+    unsaid: Sequence[str] = (),
     split: int = 0,
 ) -> Path:
     """Write a Llama.
@@ -51,6 +52,7 @@ def write_llama(
         header: More keys, without the architecture, and values; int, float, bool or str.
         extra: More tensors.
         skip: Names of tensors that are left out.
+        unsaid: Keys of the header, without the architecture, that are left out.
         split: Tensors per part; 0 writes one file.
     """
     config: Any = model.config
@@ -95,6 +97,8 @@ def write_llama(
     for name, values in tensors.items():
         if name not in skip:
             writer.add_tensor(name, np.ascontiguousarray(values, dtype=np.float32))
+    for key in unsaid:
+        del writer.kv_data[0][f"llama.{key}"]
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -101,6 +101,20 @@ def test_rotary_factors_are_applied(
     assert torch.allclose(logits(loaded(file)), logits(scaled), atol=1e-5)
 
 
+def test_what_the_header_must_say(llama: PreTrainedModel, tmp_path: Path) -> None:
+    base = write_llama(tmp_path / "base.gguf", llama, unsaid=["rope.freq_base"])
+    assert torch.allclose(logits(loaded(base)), logits(llama), atol=1e-6)
+    epsilon = write_llama(tmp_path / "e.gguf", llama, unsaid=["attention.layer_norm_rms_epsilon"])
+    with pytest.raises(ModelError, match=r"header lacks llama\.attention\.layer_norm_rms_epsilon"):
+        loaded(epsilon)
+
+
+def test_a_shape_that_the_header_does_not_give(llama: PreTrainedModel, tmp_path: Path) -> None:
+    file = write_llama(tmp_path / "m.gguf", llama, header={"attention.key_length": 16})
+    with pytest.raises(ModelError, match=r"other shapes .*_proj\.weight is \("):
+        loaded(file)
+
+
 def test_rotary_factors_of_another_kind(llama: PreTrainedModel, tmp_path: Path) -> None:
     odd = {"rope_freqs.weight": torch.tensor([1.0, 3.0, 2.0, 8.0])}
     with pytest.raises(ModelError, match=r"rope_freqs\.weight scales the rotary frequencies"):

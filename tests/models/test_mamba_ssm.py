@@ -74,6 +74,8 @@ SPELLED_OUT: dict[str, Any] = {
     "rmsnorm": True,
     "norm_before_gate": False,
     "D_has_hdim": False,
+    "activation": "swish",
+    "learnable_init_states": False,
     "d_ssm": None,
     "use_mem_eff_path": True,
     "A_init_range": [1, 16],

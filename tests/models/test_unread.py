@@ -64,14 +64,14 @@ def test_scales_beside_a_weight(checkpoint: Path) -> None:
 def test_integers_in_the_place_of_weights(checkpoint: Path) -> None:
     whole = torch.ones(32, 64, dtype=torch.int8)
     edit_weights(checkpoint, **{"model.layers.0.mlp.down_proj.weight": whole})
-    with pytest.raises(ModelError, match=r"stores .*down_proj\.weight as integers \(I8\)"):
+    with pytest.raises(ModelError, match=r"stores .*down_proj\.weight as I8, not as"):
         prepared(checkpoint)
 
 
 def test_constants_that_older_releases_stored(checkpoint: Path) -> None:
     expected = logits(load(checkpoint))
     old = {
-        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
+        "model.layers.0.self_attn.rotary_emb.inv_freq": 10000 ** -(torch.arange(4) / 4),
         "model.layers.0.attn.masked_bias": torch.tensor(-1e4),
         "model.position_ids": torch.arange(8),
     }
@@ -158,6 +158,7 @@ def test_float8_weights_are_read_in_float32_alone(checkpoint: Path) -> None:
         ("use_parallel_residual", True),
         ("partial_rotary_factor", 0.5),
         ("activation_function", "relu"),
+        ("rope_theta", 500000.0),
     ],
 )
 def test_a_setting_that_the_model_ignores(checkpoint: Path, key: str, value: Any) -> None:
@@ -174,6 +175,8 @@ def test_a_setting_that_the_model_ignores(checkpoint: Path, key: str, value: Any
         ("alibi", False),
         ("partial_rotary_factor", 1.0),
         ("activation_function", "silu"),
+        ("layer_norm_eps", 1e-6),
+        ("rope_theta", 10000.0),
         ("unsloth_version", "2026.1"),
     ],
 )
@@ -181,6 +184,17 @@ def test_a_setting_that_changes_nothing(checkpoint: Path, key: str, value: Any) 
     expected = logits(load(checkpoint))
     edit_config(checkpoint, **{key: value})
     assert torch.equal(logits(load(checkpoint)), expected)
+
+
+def test_an_epsilon_under_the_key_of_another_family(checkpoint: Path) -> None:
+    edit_config(checkpoint, layer_norm_eps=0.01)
+    load(checkpoint)  # its own key is there too
+    path = checkpoint / "config.json"
+    content = json.loads(path.read_text())
+    del content["rms_norm_eps"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ModelError, match=r"LlamaForCausalLM ignores layer_norm_eps: 0\.01"):
+        prepared(checkpoint)
 
 
 def test_an_older_name_of_rotary_scaling(checkpoint: Path, tiny_model: Factory) -> None:

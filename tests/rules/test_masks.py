@@ -168,3 +168,11 @@ def test_top_units_are_those_of_the_mask(zeros):
             assert found.sort().values.tolist() == mask.nonzero()[:, 0].tolist()
     with pytest.raises(ConfigError, match="cannot keep 21 of 20"):
         top_units(torch.zeros(20), 21)
+
+
+@pytest.mark.parametrize("rest", [[1.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+@pytest.mark.parametrize("k", [2, 5])
+@pytest.mark.parametrize("zeros_matter", [True, False])
+def test_nan_is_refused_beside_ties_too(rest, k, zeros_matter):
+    with pytest.raises(ModelError, match="NaN among the scores"):
+        top_mask(torch.tensor([[float("nan"), *rest]]), k, zeros_matter=zeros_matter)

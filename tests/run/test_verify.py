@@ -106,6 +106,13 @@ def test_what_snakemake_leaves_is_no_result(study):
     assert judged(study) == {}
 
 
+def test_a_link_to_a_folder_above_is_not_followed(study):
+    expected = verify(study, configuration())
+    (study / "again").symlink_to(study)
+    (study / "m" / "up").symlink_to("..")
+    assert verify(study, configuration()) == expected
+
+
 def test_missing(study):
     (study / "m/c/dense.parquet").unlink()
     assert judged(study) == {"missing": {"m/c/dense.parquet"}}

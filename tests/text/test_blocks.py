@@ -255,3 +255,9 @@ def test_a_whole_file_is_cut_without_losing_a_token(
 def test_a_file_too_short_for_one_block_is_named(bpe: PreTrainedTokenizerFast) -> None:
     with pytest.raises(TextError, match=r"^a\.txt: the text has .* smaller block"):
         cut_blocks(["two words"], bpe, 64, "a.txt")
+
+
+@pytest.mark.parametrize(("texts", "block"), [("one text", 2), (["one text"], 0)])
+def test_what_cannot_be_cut_is_refused(texts: Any, block: int, tiny_tokenizer: Any) -> None:
+    with pytest.raises(TextError, match="give a list of texts, and a block of one token"):
+        cut_blocks(texts, tiny_tokenizer, block)

@@ -60,6 +60,8 @@ def _read(path: Path, **keys: object) -> list[str]:
         ("rows.jsonl.gz", LINES),  # its maker has unpacked it and left its name
         ("rows.jsonl", _pack("gz", LINES)),
         ("list.json", LISTED),
+        ("texts.json", json.dumps(TEXTS).encode()),
+        ("texts.jsonl", "\n".join(map(json.dumps, TEXTS)).encode()),
         ("list.jsonl", LISTED),
         ("pretty.json", PRETTY),
         ("pretty.json.zst", _pack("zst", PRETTY)),
@@ -91,6 +93,7 @@ def _write_arrow(path: Path, new: Callable[..., pyarrow.RecordBatchFileWriter]) 
 WRITERS: dict[str, Callable[[Path], object]] = {
     "rows.csv": _write_csv,
     "rows.tsv": lambda path: _write_csv(path, "\t"),
+    "ROWS.TSV": lambda path: _write_csv(path, "\t"),
     "stream.arrow": lambda path: _write_arrow(path, pyarrow.ipc.new_stream),
     "file.arrow": lambda path: _write_arrow(path, pyarrow.ipc.new_file),
     "rows.feather": lambda path: _write_arrow(path, pyarrow.ipc.new_file),

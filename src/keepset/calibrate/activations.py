@@ -132,8 +132,8 @@ def collect_moments(
 
     Raises:
         ModelError: NaN or infinity in an activation, a gradient or a sum, the message names the
-            layer; or blocks are longer than the model's positions, or have ids that it does not
-            know.
+            layer; or in the logits; or there are no blocks, or they are longer than the model's
+            positions, or have ids that it does not know.
 
     Example:
         >>> from keepset import collect_moments, cut_blocks, find_sites, load
@@ -145,7 +145,9 @@ def collect_moments(
     """
     n_before = int(bos is not None)
     check_length(model, blocks.shape[1] + n_before, "blocks", "text.block")
-    check_ids(model, blocks, "calibration blocks")
+    if not len(blocks):
+        raise ModelError("there are no calibration blocks; give at least one")
+    check_ids(model, with_bos(blocks, bos), "calibration blocks")
     if documents is None:
         documents = torch.zeros(len(blocks), dtype=torch.int64)
     groups = document_groups.deal(documents)
@@ -184,7 +186,10 @@ def collect_moments(
                 )
                 loss.backward()
             else:
-                model(input_ids=ids, use_cache=False)
+                logits = model(input_ids=ids, use_cache=False).logits
+            # The sums may be finite where what comes after the last site is not.
+            if not bool(torch.isfinite(logits.amax(dim=-1)).all()):
+                raise ModelError("NaN or infinity in the logits; try dtype: float32")
             if progress is not None:
                 progress.advance(batch.numel(), "activations")
     return {key: site.result() for key, site in sums.items()}

@@ -154,13 +154,15 @@ class Scorer:
                 activations of every layer; as `batch_tokens` without.
 
         Raises:
-            ModelError: blocks are longer than the model's positions, or have ids that it does not
-                know.
+            ModelError: there are no blocks, or they are longer than the model's positions, or have
+                ids that it does not know.
         """
         self._n_before = int(bos is not None)
         length = blocks.shape[1] + self._n_before
         check_length(model, length, "calibration blocks", "text.block")
-        check_ids(model, blocks, "calibration blocks")
+        if not len(blocks):
+            raise ModelError("there are no calibration blocks; give at least one")
+        check_ids(model, with_bos(blocks, bos), "calibration blocks")
         if documents is None:
             documents = torch.zeros(len(blocks), dtype=torch.int64)
         self.model = model
@@ -178,13 +180,17 @@ class Scorer:
         # Scores need no logits; the head is left out where transformers names the body.
         self._body: Any = getattr(model, "base_model", model)
 
-    def _run(self, watch: _Watch, label: str) -> None:
+    def _run(self, watch: _Watch, label: str) -> bool:
+        """Run all text; returns whether what the body gives is finite."""
+        finite = True
         watch.n_before = self._n_before
         with scanning(self.model, self.sites, watch), torch.inference_mode():
             for batch, watch.groups in self._batches:
                 with suppress(_EnoughError):
-                    self._body(input_ids=batch.to(self._device), use_cache=False)
+                    out = self._body(input_ids=batch.to(self._device), use_cache=False)
+                    finite &= bool(torch.isfinite(out[0]).all())
                 self._advance(batch, label)
+        return finite
 
     def _advance(self, batch: Tensor, label: str) -> None:
         if self._progress is not None:
@@ -194,10 +200,16 @@ class Scorer:
         return {site.key: _Running(self._n_groups) for site in self.sites}
 
     def one_shot(self, *, gradients: bool = False) -> dict[str, Sums]:
-        """Score every site of the whole model, in one pass, or two with `gradients` (Taylor)."""
+        """Score every site of the whole model, in one pass, or two with `gradients` (Taylor).
+
+        Raises:
+            ModelError: a score, a gradient or what comes behind the last state is not finite.
+        """
         running = self._empty()
-        self._run(_Watch(running), "one shot")
+        finite = self._run(_Watch(running), "one shot")
         scored = {site.key: running[site.key].result(site) for site in self.sites}
+        if not finite:
+            raise ModelError("NaN or infinity behind the states; try dtype: float32")
         if gradients:
             slopes, predicted = self._slopes()
             for key, sums in scored.items():

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from keepset.calibrate.channels import Scorer, Sums
 from keepset.errors import ConfigError, ModelError
+from keepset.rules.kinds import KINDS
 from keepset.rules.masks import Masks, top_mask
 from keepset.rules.rule import Rule, describe, n_kept
 from keepset.rules.scores import (
@@ -18,6 +19,7 @@ from keepset.rules.scores import (
     site_seed,
     static_names,
 )
+from keepset.sites import AnySite
 from keepset.sites.state import StateSite
 
 
@@ -121,7 +123,7 @@ def keep_sets(
 
 def choose_channels(
     model: nn.Module,
-    sites: Sequence[StateSite],
+    sites: Sequence[AnySite],
     blocks: Tensor,
     rule: Rule,
     batch_tokens: int = 1024,
@@ -132,7 +134,7 @@ def choose_channels(
 
     Args:
         model: A causal language model in eval mode.
-        sites: Its states.
+        sites: Its sites; those that are no states are passed over.
         blocks: (n_blocks, tokens) int64 calibration text.
         rule: A static rule on state channels.
         batch_tokens: Tokens per forward pass, at least one block.
@@ -140,7 +142,7 @@ def choose_channels(
 
     Raises:
         ConfigError: the score is unknown, or the rule is another one.
-        ModelError: a score is not finite, or the model cannot read the blocks.
+        ModelError: a score is not finite, the model cannot read the blocks, or it has no state.
 
     Example:
         >>> from keepset import Rule, choose_channels, cut_blocks, find_sites, load
@@ -156,7 +158,10 @@ def choose_channels(
             "channels are chosen once for a rule with window corpus, site state and access both,"
             f" not for {describe(rule)}"
         )
-    scorer = Scorer(model, sites, blocks, batch_tokens, bos=bos)
+    states = [site for site in sites if isinstance(site, StateSite)]
+    if not states:
+        raise ModelError(f"{describe(rule)}: the model has no {KINDS['state'].units}")
+    scorer = Scorer(model, states, blocks, batch_tokens, bos=bos)
     sets, _ = keep_sets(scorer, [rule.score], [rule.sparsity], [rule.seed])
     return sets[rule]
 

@@ -28,6 +28,7 @@ from keepset.rules.scores import Moments
 from keepset.settings import Kernels
 from keepset.sites.ffn import find_ffn_sites
 
+_SHORTER = "--tokens, or shorten the prompt"
 _FORMS = "dynamic:SPARSITY, windowed:TOKENS:SPARSITY or static:SPARSITY"
 
 
@@ -139,7 +140,8 @@ def generate(
         bos: The token that is put before the prompt; None where the model has none.
 
     Raises:
-        ConfigError: an empty prompt, no tokens asked for, or a rule that cannot be decoded under.
+        ConfigError: an empty prompt or several, no tokens asked for, or a rule that cannot be
+            decoded under.
         ModelError: prompt and new tokens exceed the model's positions, the prompt has tokens that
             the model does not know, or logits are not finite.
 
@@ -208,10 +210,12 @@ def twin(model: Any) -> Any:
 
 def _take_turns(decoders: Sequence[_Decoder], ids: Tensor, tokens: int) -> list[Generation]:
     """Decode with each, a token at a time; prompts run twice, the first time to warm up."""
+    if ids.ndim != 2 or len(ids) != 1:
+        raise ConfigError(f"one prompt is continued, of shape (1, n); got {tuple(ids.shape)}")
     if ids.shape[1] < 1 or tokens < 1:
         raise ConfigError("generation needs a prompt of one token or more, and --tokens >= 1")
     for decoder in decoders:
-        check_length(decoder.model, ids.shape[1] + tokens, "prompt and new tokens", "--tokens")
+        check_length(decoder.model, ids.shape[1] + tokens, "prompt and new tokens", _SHORTER)
         check_ids(decoder.model, ids, "the prompt")
     with torch.inference_mode():
         for _ in range(2):

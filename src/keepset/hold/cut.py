@@ -151,9 +151,14 @@ def load_pruned(
             model, report = _read_layers(folder, content[PER_LAYER], dtype)
         else:
             model, report = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, local_files_only=True, output_loading_info=True
+                folder,
+                dtype=dtype,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,  # the report names them
+                output_loading_info=True,
             )
     checkpoint.check_complete(str(folder), model, report)
+    checkpoint.check_stored(str(folder), folder, model)
     return model.to(device).eval().requires_grad_(False)
 
 

@@ -27,6 +27,7 @@ from keepset.settings import Kernels
 from keepset.sites import AnySite
 from keepset.text import Encoded
 
+_BLOCK = "text.block (on the command line --block)"
 # Rows of logits turned into float32 at a time: small enough to stay in the last-level cache.
 _LOGIT_ROWS = 128
 
@@ -71,6 +72,7 @@ class Runner:
         self.batch_tokens = batch_tokens
         self.bos = bos
         self._keep_sets = keep_sets
+        check_ids(model, [] if bos is None else [bos], "the BOS token")
         self._device = next(model.parameters()).device
         self._lead_ins: dict[Hashable, dict[str, Tensor]] = {}
 
@@ -103,7 +105,7 @@ class Runner:
         width = window_width(rule.window, lead_in.shape[1])
         key = (rule.site, rule.score, rule.seed, width, lead_in.numpy().tobytes())
         if key not in self._lead_ins:
-            check_length(self.model, lead_in.shape[1] + self._n_bos, "lead-ins", "text.block")
+            check_length(self.model, lead_in.shape[1] + self._n_bos, "lead-ins", _BLOCK)
             check_ids(self.model, lead_in, "lead-ins")
             # No logits are needed, so the head is left out where transformers names the body.
             body = getattr(self.model, "base_model", self.model)
@@ -183,17 +185,19 @@ class Runner:
         Raises:
             ModelError: blocks are longer than the model's positions or have tokens that it does
                 not know, or the loss is not finite; the message names the first layer at fault.
-            ConfigError: there are more or fewer lead-ins than blocks.
+            ConfigError: no token is predicted, or there are more or fewer lead-ins than blocks.
         """
-        check_length(self.model, blocks.shape[1] + self._n_bos, "blocks", "text.block")
+        if self.n_predicted(blocks) < 1:
+            raise ConfigError(f"in blocks of shape {tuple(blocks.shape)} no token is predicted")
+        check_length(self.model, blocks.shape[1] + self._n_bos, "blocks", _BLOCK)
         check_ids(self.model, blocks, "blocks")
         label = describe(rule)
         before: dict[str, Tensor] = {}
         if rule is not None and rule.choice == "causal" and rule.sparsity and lead_in is not None:
-            if len(lead_in) != len(blocks):
+            if len(lead_in) != len(blocks) or not lead_in.shape[1]:
                 raise ConfigError(
-                    f"{len(blocks)} blocks need as many lead-ins, got {len(lead_in)}: give the text"
-                    " before each block"
+                    f"{len(blocks)} blocks need as many lead-ins, got {len(lead_in)} of"
+                    f" {lead_in.shape[1]} tokens: give the text before each block"
                 )
             before = self.lead_in_scores(rule, lead_in)
         parts: list[Tensor] = []
@@ -249,7 +253,10 @@ class Runner:
             ModelError: a passage is longer than the model's positions or has tokens that it does
                 not know, or a log-probability is not finite; the message names the first layer at
                 fault.
+            ConfigError: there are no items.
         """
+        if not items:
+            raise ConfigError("there are no items; give at least one")
         longest = max(items, key=lambda item: len(item.ids))
         length, what = len(longest.ids) + self._n_bos, f"passages (item {longest.item})"
         check_length(self.model, length, what, longest.remedy)

@@ -12,7 +12,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from keepset.errors import KeepsetError, ModelError
@@ -44,7 +46,7 @@ _TOKENIZER = (
 _DEQUANTISED = {"fp8"}
 # Constants that older releases stored with the weights: masks, positions, rotary frequencies.
 _WITHOUT_EFFECT = re.compile(
-    r"(^|\.)(rotary_emb\.inv_freq|masked_bias|attn\.bias|attention\.bias|position_ids"
+    r"(^|\.)(rotary_emb\.inv_freq|masked_bias|causal_mask|attn\.bias|attention\.bias|position_ids"
     r"|(encoder|decoder)\.version)$"
 )
 
@@ -122,13 +124,20 @@ def check(where: str, folder: Path, with_tokenizer: bool) -> dict[str, Any]:
         files = sorted(path.name for path in folder.glob("*.gguf"))
         remedy = f"give the path of {files[0]}" if files else "is this a checkpoint folder?"
         raise ModelError(f"{where}: {folder / CONFIG} is missing; {remedy}")
+    homes: dict[str, Path] = {}
     for path in weight_files(where, folder):
         if not path.is_file():
             raise ModelError(
                 f"{where}: the weights' shard {path} is missing; copy or download it again"
             )
-        if path.suffix == ".safetensors":
-            _check_safetensors(where, path)
+        types = _types(where, path)
+        if twice := sorted(homes.keys() & types):
+            raise ModelError(
+                f"{where}: {_some(twice)} is in {path} and in {homes[twice[0]].name} beside it, and"
+                " only one would be read; remove the shard that is left over"
+            )
+        homes |= dict.fromkeys(types, path)
+        _check_types(where, path, types)
     if with_tokenizer and not _matching((p.name for p in folder.iterdir()), _VOCABULARIES):
         raise ModelError(
             f"{where}: {folder} holds no tokenizer (none of {', '.join(_VOCABULARIES)}); save the"
@@ -143,8 +152,9 @@ def check(where: str, folder: Path, with_tokenizer: bool) -> dict[str, Any]:
 
 def _check_plain(where: str, folder: Path, content: Mapping[str, Any]) -> None:
     """Refuse weights that are not to be read as they are from the files that are checked."""
-    method = (content.get("quantization_config") or {}).get("quant_method", "unknown")
-    if content.get("quantization_config") and method not in _DEQUANTISED:
+    quantised = content.get("quantization_config")
+    method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
+    if quantised and method not in _DEQUANTISED:
         raise ModelError(
             f"{where}: the weights of {folder} are quantised ({method}), and what is left out is"
             " chosen and cut in plain weights; use the checkpoint that they were made of"
@@ -162,12 +172,21 @@ def check_complete(what: str, model: PreTrainedModel, report: Mapping[str, Any])
     Args:
         what: the model and where it is; the message begins with it.
         model: the model.
-        report: `missing_keys` and `unexpected_keys` of transformers' loading report, or of torch's.
+        report: `missing_keys`, `unexpected_keys` and `mismatched_keys` of transformers' loading
+            report; the first two of torch's.
 
     Raises:
-        ModelError: names that one side lacks. transformers would give missing ones random values.
+        ModelError: names that one side lacks, or shapes that differ. transformers would give
+            missing ones random values.
     """
     kind = type(model).__name__
+    if others := sorted(report.get("mismatched_keys", ())):
+        name, stored, expected = others[0]
+        raise ModelError(
+            f"{what} holds {len(others)} tensors of other shapes than {kind} has: {name} is"
+            f" {tuple(stored)}, not {tuple(expected)}, and so on; the configuration is not of these"
+            " weights"
+        )
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
             f"{what} lacks {len(missing)} parameters of {kind}: {_some(missing)}; use a complete"
@@ -195,8 +214,10 @@ def weight_files(where: str, folder: Path) -> list[Path]:
         if (folder / single).is_file():
             return [folder / single]
         if (folder / index).is_file():
-            shards = _read_json(where, folder / index).get("weight_map", {}).values()
-            return [folder / shard for shard in sorted(set(shards))]
+            shards = _read_json(where, folder / index).get("weight_map")
+            if not isinstance(shards, dict) or not all(isinstance(s, str) for s in shards.values()):
+                raise ModelError(f"{where}: {folder / index} has no weight_map of names to files")
+            return [folder / shard for shard in sorted(set(shards.values()))]
     raise ModelError(
         f"{where}: {folder} holds no weights ({' or '.join(single for single, _, _ in _WEIGHTS)},"
         " or shards with their index)"
@@ -213,21 +234,90 @@ def _read_json(where: str, path: Path) -> dict[str, Any]:
     return content
 
 
-def _check_safetensors(where: str, path: Path) -> None:
-    """Read the header, which is compared with the file's size; weights are to be floats."""
+def _types(where: str, path: Path) -> dict[str, str]:
+    """The number format of each tensor in a file of weights, by its header.
+
+    Raises:
+        ModelError: the file is damaged.
+    """
+    if path.suffix != ".safetensors":
+        with explained(f"{where}: cannot load {path}"):
+            tensors = torch.load(path, map_location="meta", weights_only=True)
+        return {n: str(t.dtype) for n, t in tensors.items() if isinstance(t, Tensor)}
     try:
+        # The header is compared with the file's size.
         with safe_open(path, framework="pt") as file:
-            types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+            return {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ModelError(
             f"{where}: {path} is truncated or corrupt ({error}); copy or download it again"
         ) from None
-    if whole := [n for n, t in types.items() if n.endswith("weight") and t[0] in "IU"]:
+
+
+def _check_types(where: str, path: Path, types: Mapping[str, str]) -> None:
+    """Refuse weights that are not floating-point numbers: torch would convert them unseen."""
+    others = {
+        name: kind
+        for name, kind in types.items()
+        if not kind.lower().removeprefix("torch.").startswith(("f", "bf"))
+        and not _WITHOUT_EFFECT.search(name)
+    }
+    if others:
         raise ModelError(
-            f"{where}: {path} stores {_some(whole)} as integers ({types[whole[0]]}): quantised"
-            " weights, which would be read without their scales; use the checkpoint that they were"
-            " made of"
+            f"{where}: {path} stores {_some(list(others))} as {next(iter(others.values()))}, not as"
+            " floating-point numbers: quantised weights, which would be read without their scales;"
+            " use the checkpoint that they were made of"
         )
+
+
+def check_stored(where: str, folder: Path, model: PreTrainedModel) -> None:
+    """Refuse tensors that transformers passes over without a word.
+
+    Args:
+        where: the configuration key that error messages begin with.
+        folder: the checkpoint that `model` was read from.
+        model: the model.
+
+    Raises:
+        ModelError: a tensor is there under two names, of which one is read; or stored rotary
+            frequencies are not those that the model computes from its configuration.
+    """
+    files = weight_files(where, folder)
+    names = {name for path in files for name in _types(where, path)}
+    prefix = f"{model.base_model_prefix}."
+    if twice := sorted(name for name in names if prefix + name in names):
+        raise ModelError(
+            f"{where}: {folder} holds {_some(twice)} also as {prefix + twice[0]}, and only one is"
+            " read; remove the one that is not the model's"
+        )
+    used = [tensor.cpu() for name, tensor in model.named_buffers() if name.endswith("inv_freq")]
+    for path in files:
+        for name, stored in _read_some(path, {n for n in names if n.endswith("emb.inv_freq")}):
+            if not any(_close(stored, tensor) for tensor in used):
+                raise ModelError(
+                    f"{where}: {path} holds rotary frequencies ({name}) that are not those of the"
+                    " configuration; correct rope_theta or rope_scaling in config.json"
+                )
+
+
+def _close(stored: Tensor, used: Tensor) -> bool:
+    # They may be stored with eight bits.
+    return stored.shape == used.shape and torch.allclose(
+        stored.float(), used.float(), rtol=1e-2, atol=0
+    )
+
+
+def _read_some(path: Path, names: set[str]) -> Iterator[tuple[str, Tensor]]:
+    """Those tensors of a file that have one of `names`."""
+    if not names:
+        return
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            for name in sorted(names & set(file.keys())):
+                yield name, file.get_tensor(name)
+    else:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        yield from ((name, tensors[name]) for name in sorted(names & set(tensors)))
 
 
 def fingerprint(folder: Path, with_code: bool, with_weights: bool = True) -> str:

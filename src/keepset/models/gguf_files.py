@@ -136,7 +136,12 @@ def _read(where: str, file: Path, whole: Path) -> tuple[PreTrainedModel, Any, Ma
     if adds_bos is not None and adds_bos != (added_before(tokenizer) is not None):
         tokenizer.add_bos_token = adds_bos
     model, report = AutoModelForCausalLM.from_pretrained(
-        whole.parent, config=config, dtype=torch.float32, output_loading_info=True, **arguments
+        whole.parent,
+        config=config,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,  # the report names them
+        output_loading_info=True,
+        **arguments,
     )
     unread = [*report["unexpected_keys"], *_unread(model, metadata, names)]
     check_complete(f"{where}: {file}", model, {**report, "unexpected_keys": unread})

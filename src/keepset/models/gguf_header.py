@@ -20,6 +20,7 @@ _READ: Mapping[str, Mapping[str, str | None]] = GGUF_TO_TRANSFORMERS_MAPPING["co
 # Ways to split text that are GPT-2's, but for digits, of which such vocabularies have no pairs.
 _GPT2_SPLITS = ("default", "gpt-2", "mpt", "olmo", "jais", "smollm", "starcoder", "refact",
                 "command-r", "codeshell", "exaone", "granite-docling", "trillion")  # fmt: skip
+_EPSILON_KEYS = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon")
 # They change nothing that is computed, or say what the tensors' shapes say too.
 _BENIGN = {
     "context_length",
@@ -60,6 +61,8 @@ _UNSCALED = (
     "rope.scaling.original_context_length",
     "rope.scale_linear",
 )
+_LLAMA_CPP_BASE = 10000.0
+"""What llama.cpp takes for the base of the rotary frequencies where a header does not say it."""
 _EPSILONS = (
     "rms_norm_eps",
     "layer_norm_eps",
@@ -81,13 +84,18 @@ def apply_header(
         factors: the tensor `ROPE_FACTORS`, where the file has it: (head_dim / 2,).
 
     Raises:
-        ModelError: a key says something that the model would not do.
+        ModelError: a key says something that the model would not do, or the epsilon of the norms
+            is missing.
     """
     architecture = metadata["general.architecture"]
     prefix = f"{architecture}."
     stated = {k.removeprefix(prefix): v for k, v in metadata.items() if k.startswith(prefix)}
     _apply_sizes(config, stated)
     _apply_rope(what, config, stated, factors)
+    if _epsilon(config) is not None and not any(key in stated for key in _EPSILON_KEYS):
+        raise ModelError(
+            f"{what}: the header lacks {prefix}{_EPSILON_KEYS[0]}; convert the checkpoint again"
+        )
     read = {key for key, name in _READ.get(architecture, {}).items() if name is not None}
     ignored = [
         f"{prefix}{key} = {value}"
@@ -161,8 +169,7 @@ def _apply_rope(what: str, config: Any, stated: dict[str, Any], factors: Tensor 
     rope = _rope(config)
     if rope is None:
         return
-    if "rope.freq_base" in stated:
-        rope["rope_theta"] = stated["rope.freq_base"]
+    rope["rope_theta"] = stated.get("rope.freq_base", _LLAMA_CPP_BASE)
     if "rope.freq_base_swa" in stated and "sliding_attention" in config.rope_parameters:
         config.rope_parameters["sliding_attention"]["rope_theta"] = stated["rope.freq_base_swa"]
     if "rope.dimension_count" in stated and "partial_rotary_factor" in rope:

@@ -35,6 +35,9 @@ _NO_PART: dict[str, tuple[Any, ...]] = {
     "use_parallel_residual": (False,),
 }
 _PARTIAL = ("partial_rotary_factor", "rotary_pct")
+_EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "layernorm_epsilon",
+             "norm_eps", "norm_epsilon")  # fmt: skip
+_THETAS = ("rope_theta", "rotary_emb_base")
 
 
 def check_settings(where: str, content: Mapping[str, Any], model: PreTrainedModel) -> None:
@@ -60,7 +63,10 @@ def check_settings(where: str, content: Mapping[str, Any], model: PreTrainedMode
     }
     if stated.get("use_sliding_window") is False:
         ignored.pop("sliding_window", None)
-    ignored |= _activations(stated, config, known)
+    ignored |= _under_other_keys(stated, config, known, ACTIVATION_KEYS)
+    if not known.intersection(stated, _EPSILONS):
+        ignored |= _under_other_keys(stated, config, known, _EPSILONS)
+    ignored |= _bases(stated, config)
     ignored |= _partial_rotation(stated, config, model)
     ignored |= _factors(config)
     if ignored:
@@ -71,18 +77,31 @@ def check_settings(where: str, content: Mapping[str, Any], model: PreTrainedMode
         )
 
 
-def _activations(stated: Mapping[str, Any], config: Any, known: Collection[str]) -> dict[str, Any]:
-    """Activations under a key of another family, where they are not the one that is used."""
-    used = {getattr(config, key, None) for key in ACTIVATION_KEYS if key in known} - {None}
-    others = {key: stated.get(key) for key in ACTIVATION_KEYS if key not in known}
-    return {key: name for key, name in others.items() if used and name and name not in used}
+def _under_other_keys(
+    stated: Mapping[str, Any], config: Any, known: Collection[str], keys: Collection[str]
+) -> dict[str, Any]:
+    """Activations, or epsilons, under a key of another family, where they are not those in use."""
+    used = {getattr(config, key, None) for key in keys if key in known} - {None}
+    others = {key: stated.get(key) for key in keys if key not in known}
+    return {key: value for key, value in others.items() if used and value and value not in used}
+
+
+def _rotary_parts(config: Any) -> list[Mapping[str, Any]]:
+    """The rotary parameters; those of each kind of layer, where kinds differ."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    return [part for part in (rope, *rope.values()) if isinstance(part, Mapping)]
+
+
+def _bases(stated: Mapping[str, Any], config: Any) -> dict[str, Any]:
+    """A base of the rotary frequencies that is none of those in use."""
+    used = {part["rope_theta"] for part in _rotary_parts(config) if part.get("rope_theta")}
+    bases = {key: stated.get(key) for key in _THETAS}
+    return {key: base for key, base in bases.items() if used and base and base not in used}
 
 
 def _factors(config: Any) -> dict[str, Any]:
     """A factor of rotary scaling without a kind of scaling."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    parts = [part for part in (rope, *rope.values()) if isinstance(part, Mapping)]
-    unscaled = (part for part in parts if part.get("rope_type") == "default")
+    unscaled = (part for part in _rotary_parts(config) if part.get("rope_type") == "default")
     unread = next((part for part in unscaled if part.get("factor") not in (None, 1)), None)
     return {} if unread is None else {"rope_scaling": dict(unread)}
 

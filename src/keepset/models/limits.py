@@ -70,12 +70,14 @@ def check_ids(model: Any, ids: Tensor | Sequence[int], what: str) -> None:
         what: What they are of, for the message.
 
     Raises:
-        ModelError: an id is beyond the rows.
+        ModelError: an id is beyond the rows, or negative.
     """
     tables = (model.get_input_embeddings(), model.get_output_embeddings())
     rows = min(table.weight.shape[0] for table in tables if table is not None)
     values = torch.as_tensor(ids)
-    highest = int(values.max()) if values.numel() else -1
+    lowest, highest = (int(v) for v in values.aminmax()) if values.numel() else (0, -1)
+    if lowest < 0:
+        raise ModelError(f"{what}: {lowest} is no token id; ids begin at 0")
     if highest >= rows:
         raise ModelError(
             f"{what}: token id {highest} is beyond the {rows} rows of the model's embedding (ids 0"

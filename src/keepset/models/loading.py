@@ -21,7 +21,14 @@ from keepset.errors import ModelError
 from keepset.files import store
 from keepset.models import mamba_ssm
 from keepset.models.bos import bos_token
-from keepset.models.checkpoint import check, check_complete, explained, fingerprint, relevant
+from keepset.models.checkpoint import (
+    check,
+    check_complete,
+    check_stored,
+    explained,
+    fingerprint,
+    relevant,
+)
 from keepset.models.gguf_files import convert_gguf, is_gguf
 from keepset.models.ignored import check_settings
 from keepset.models.limits import positions_of
@@ -140,9 +147,11 @@ def load(
             trust_remote_code=info["trust_remote_code"],
             local_files_only=True,
             weights_only=True,
+            ignore_mismatched_sizes=True,  # the report names them
             output_loading_info=True,
         )
     check_complete(f"{where}: {folder}", model, report)
+    check_stored(where, folder, model)
     if content.get("quantization_config"):
         _check_dtype(where, folder, model, dtype)
     with explained(f"{where}: cannot move the model to {device}"):

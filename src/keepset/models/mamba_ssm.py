@@ -27,7 +27,8 @@ _READ = {"layer", "d_state", "d_conv", "expand", "headdim", "ngroups", "chunk_si
 _TRAINING = {"A_init_range", "conv_init", "dt_min", "dt_max", "dt_init_floor", "use_mem_eff_path",
              "process_group", "sequence_parallel", "device", "dtype"}  # fmt: skip
 # The only values that transformers' Mamba-2 has.
-_FIXED = {"D_has_hdim": False, "d_ssm": None, "norm_before_gate": False, "rmsnorm": True}
+_FIXED = {"D_has_hdim": False, "activation": "swish", "d_ssm": None,
+          "learnable_init_states": False, "norm_before_gate": False, "rmsnorm": True}  # fmt: skip
 
 
 def is_original(folder: Path) -> bool:

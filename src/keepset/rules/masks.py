@@ -70,15 +70,14 @@ def top_mask(score: Tensor, k: int, *, zeros_matter: bool = True) -> Tensor:
     n = score.shape[-1]
     if not 1 <= k <= n:
         raise ConfigError(f"cannot keep {k} of {n} units")
+    if bool(score.isnan().any()):
+        raise ModelError(_NOT_A_NUMBER)
     if k == n:
         return torch.ones_like(score, dtype=torch.bool)
     rows = score.reshape(-1, n)
     threshold = _kth_largest(rows, k)
     mask = rows >= threshold
     counts = mask.sum(dim=1)
-    # NaN ranks first and equals nothing, so that a row with NaN among its best keeps too few.
-    if bool((counts < k).any()):
-        raise ModelError(_NOT_A_NUMBER)
     tied = counts > k
     if not zeros_matter:
         tied &= threshold[:, 0] > 0

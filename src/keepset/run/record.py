@@ -104,8 +104,13 @@ def hashes(paths: Iterable[str | Path], root: Path) -> dict[str, str]:
 
 def files_below(folder: Path) -> list[Path]:
     """All files in a folder and its subfolders, sorted; subfolders may be links."""
-    parents = os.walk(folder, followlinks=True)
-    return sorted(Path(parent, name) for parent, _, names in parents for name in names)
+    files: list[Path] = []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        here = Path(parent).resolve()
+        # A link to a folder above would lead here again.
+        folders[:] = [name for name in folders if not here.is_relative_to((here / name).resolve())]
+        files += (Path(parent, name) for name in names)
+    return sorted(files)
 
 
 def sha256(path: Path) -> str:

@@ -236,7 +236,8 @@ def cut_blocks(
         label: where the texts come from, for messages.
 
     Raises:
-        TextError: the text is too short for one block, or the tokenizer is not a fast one.
+        TextError: the text is too short for one block, no block is asked for, or the tokenizer is
+            not a fast one.
 
     Example:
         >>> from keepset import cut_blocks, load
@@ -245,6 +246,8 @@ def cut_blocks(
         >>> blocks.shape[1], tokenizer.decode(blocks[0, :4])
         (32, 'The river is')
     """
+    if isinstance(documents, str) or block < 1:
+        raise TextError(f"{label}: give a list of texts, and a block of one token or more")
     text = join_documents(documents)
     # A token has at least one byte, so there are at most this many.
     ids = Sampler(label, tokenizer).read(text, len(text.encode())).ids

@@ -94,7 +94,7 @@ def _json_rows(path: Path, _: tuple[str, ...], label: str) -> _Rows:
                     yield from enumerate(_json_values(f"{text}\n{rest}"), start=1)
                     return
                 if text:
-                    yield number, json.loads(text)
+                    yield number, _json_row(json.loads(text))
     except json.JSONDecodeError as error:
         place = number + error.lineno - 1
         raise TextError(f"{label}: {path}, line {place} is not JSON: {error.msg}") from None
@@ -107,13 +107,18 @@ def _json_values(text: str) -> Iterator[Any]:
     while end < len(text):
         start = len(text) - len(text[end:].lstrip())
         value, end = decoder.raw_decode(text, start)
-        yield from value if isinstance(value, list) else [value]
+        yield from map(_json_row, value if isinstance(value, list) else [value])
+
+
+def _json_row(value: Any) -> Any:
+    """A row; of a text alone the one that `datasets` makes of it."""
+    return {"text": value} if isinstance(value, str) else value
 
 
 def _csv_rows(path: Path, fields: tuple[str, ...], label: str) -> _Rows:
     """The rows of a CSV file with a header; tabs separate the fields of a .tsv file."""
     layout = pyarrow.csv.ParseOptions(
-        delimiter="\t" if ".tsv" in path.suffixes else ",", newlines_in_values=True
+        delimiter="\t" if ".tsv" in map(str.lower, path.suffixes) else ",", newlines_in_values=True
     )
     reading = pyarrow.csv.ReadOptions(use_threads=False, block_size=_CSV_BLOCK)
     try:
