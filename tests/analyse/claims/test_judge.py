@@ -89,7 +89,8 @@ def test_models_without_their_rows_are_no_error(studies):
 
 class TestInconclusive:
     @pytest.fixture(scope="class")
-    def noisy(self):
+    @classmethod
+    def noisy(cls):
         """So much noise that ReLU's sameness cannot be told, in four blocks."""
         study = made_up.evidence("pretrained", noise=0.05)
         table = study.perplexity
