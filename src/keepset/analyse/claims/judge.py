@@ -47,14 +47,14 @@ class _Tested:
     """A claim, its cases, the same as a table, and what was missing."""
 
     claim: Claim
-    found: tuple[Case, ...]
-    cases: pd.DataFrame
+    cases: tuple[Case, ...]
+    table: pd.DataFrame
     missing: tuple[str, ...]
 
     @property
     def counted(self) -> pd.DataFrame:
         """The cases that decide."""
-        return self.cases[self.cases["counted"]]
+        return self.table[self.table["counted"]]
 
     def p_values(self) -> dict[str, float]:
         """p of the claim: a claim holds in all cases, and fails in any (Bonferroni)."""
@@ -90,9 +90,9 @@ def judge(
         p[f"{side}_holm"], p[f"{side}_times"] = adjusted, np.fmax(steps, adjusted / p[side])
     p_values = p.to_dict("records")
     rows = [_ledger_row(one, p_row, alpha) for one, p_row in zip(tested, p_values, strict=True)]
-    cases = [one.cases for one in tested if len(one.cases)]
+    tables = [one.table for one in tested if len(one.table)]
     return pd.DataFrame(rows, columns=LEDGER_COLUMNS), (
-        pd.concat(cases, ignore_index=True) if cases else pd.DataFrame(columns=CASE_COLUMNS)
+        pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=CASE_COLUMNS)
     )
 
 
@@ -103,9 +103,9 @@ def _holm_steps(p: pd.Series) -> pd.Series:
 
 def _test(claim: Claim, evidence: Evidence, alpha: float) -> _Tested:
     findings = list(claim.rule(evidence))
-    found = tuple(case for case in findings if isinstance(case, Case))
-    decisive = "value" if any(case.scope == "value" for case in found) else "direction"
-    rows = [{**_case_row(claim, case), "counted": case.scope == decisive} for case in found]
+    cases = tuple(case for case in findings if isinstance(case, Case))
+    decisive = "value" if any(case.scope == "value" for case in cases) else "direction"
+    rows = [{**_case_row(claim, case), "counted": case.scope == decisive} for case in cases]
     table = pd.DataFrame(rows, columns=CASE_COLUMNS).astype({"counted": bool, "needed": float})
     # One failing case of many is looked for, so each p is adjusted; all must hold, so none is.
     against = table["p_against"].astype(float).fillna(1.0).groupby(table["counted"])
@@ -113,7 +113,7 @@ def _test(claim: Claim, evidence: Evidence, alpha: float) -> _Tested:
     p_values = zip(table["p_for"], table["p_against_holm"], strict=True)
     table["verdict"] = [_decide(p_for, p_against, alpha) for p_for, p_against in p_values]
     missing = dict.fromkeys(item for item in findings if isinstance(item, str))
-    return _Tested(claim, found, table, tuple(missing))
+    return _Tested(claim, cases, table, tuple(missing))
 
 
 def _case_row(claim: Claim, case: Case) -> dict[str, Any]:
@@ -155,10 +155,10 @@ def _ledger_row(tested: _Tested, p: dict[Any, Any], alpha: float) -> dict[str, A
     deciders = _fill_needed(tested, p, alpha) if verdict == INCONCLUSIVE else {}
     if len(counted):
         place = _deciding(counted, verdict)
-        row |= {name: tested.cases.loc[place, name] for name in _FROM_CASE}
+        row |= {name: tested.table.loc[place, name] for name in _FROM_CASE}
         row["would_decide"] = deciders.get(place)
     row["why"] = reasons.short(row, counted, alpha)
-    return {**row, "note": reasons.note(claim, row, tested.cases, tested.missing, alpha)}
+    return {**row, "note": reasons.note(claim, row, tested.table, tested.missing, alpha)}
 
 
 def _verdict(counted: pd.DataFrame, p: dict[Any, Any], alpha: float) -> str:
@@ -186,10 +186,10 @@ def _fill_needed(tested: _Tested, p: dict[Any, Any], alpha: float) -> dict[int, 
     level_for = alpha / p["p_for_times"]
     level_against = alpha / p["p_against_times"] / len(tested.counted)
     deciders = {}
-    open_cases = tested.cases["counted"] & ~(tested.cases["p_for"] < level_for)
+    open_cases = tested.table["counted"] & ~(tested.table["p_for"] < level_for)
     for place in np.flatnonzero(open_cases):
-        effect, bounds = tested.found[place].effect, tested.found[place].bounds
+        effect, bounds = tested.cases[place].effect, tested.cases[place].bounds
         holds = all(bounds.contain(step.estimate) for step in effect.steps or (effect,))
         deciders[int(place)] = needed(effect, bounds, level_for if holds else level_against)
-        tested.cases.loc[place, "needed"] = deciders[int(place)].n
+        tested.table.loc[place, "needed"] = deciders[int(place)].n
     return deciders
