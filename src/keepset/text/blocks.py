@@ -262,10 +262,10 @@ def cut_blocks(
 def save_blocks(blocks: Blocks, path: str | Path) -> None:
     """Write blocks as safetensors, atomically; what is no tensor goes into the metadata."""
     tensors = {name: value.contiguous().clone() for name, value in _tensors(blocks).items()}
-    facts = {"n_core": blocks.n_core, "bos": blocks.bos}
-    metadata = {"facts": json.dumps(facts), "fingerprint": blocks.fingerprint}
+    facts = {"n_core": blocks.n_core, "bos": blocks.bos, "fingerprint": blocks.fingerprint}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+        # One key alone: safetensors writes several in another order every time.
+        save_file(tensors, temporary, metadata={"facts": json.dumps(facts)})
 
 
 def load_blocks(path: str | Path) -> Blocks:
@@ -277,8 +277,8 @@ def load_blocks(path: str | Path) -> Blocks:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            metadata = file.metadata() or {}
-        facts, expected = json.loads(metadata["facts"]), metadata["fingerprint"]
+            facts = json.loads((file.metadata() or {})["facts"])
+        expected = facts["fingerprint"]
         blocks = _from_tensors(tensors, facts["n_core"], facts["bos"])
     except FileNotFoundError:
         raise TextError(f"{path}: no such file of blocks; make it first") from None
