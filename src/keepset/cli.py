@@ -88,6 +88,13 @@ def _verify(arguments: argparse.Namespace) -> int:
     return int(bool(findings))
 
 
+def _times(arguments: argparse.Namespace) -> None:
+    from keepset.run import timing
+
+    timings = timing.read(arguments.folder)
+    sys.stdout.write(timings.to_csv(index=False) if arguments.csv else timing.text(timings))
+
+
 def _rule(score: str, sparsity: float, window: str) -> Rule:
     held: Any = int(window) if window.isdecimal() else window
     rule = Rule(score, sparsity, held)
@@ -258,6 +265,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     judge.add_argument("--json", action="store_true", help="findings as JSON")
     judge.set_defaults(run=_verify)
+    times = commands.add_parser("times", help="say where a study's time went, start-up too")
+    times.add_argument("folder", help="results/<study>")
+    times.add_argument("--csv", action="store_true", help="a row per job, as CSV")
+    times.set_defaults(run=_times)
     claims = commands.add_parser(
         "claims",
         help="print the papers' claims and their verdicts on a finished study",

@@ -13,8 +13,6 @@ rule cache_activations:
         f"{FOLDER}/activations.json",
     log:
         f"{LOGS}/cache_activations/{{model}}.{{corpus}}.log",
-    benchmark:
-        f"{BENCHMARKS}/cache_activations/{{model}}.{{corpus}}.tsv"
     priority: 100
     conda:
         "../../envs/study.yaml"
@@ -39,8 +37,6 @@ use rule cache_activations as correlate_size_impact with:
         sidecars=[f"{FOLDER}/{name}.json" for name in ("correlation", "ablations")],
     log:
         f"{LOGS}/correlate_size_impact/{{model}}.{{corpus}}.log",
-    benchmark:
-        f"{BENCHMARKS}/correlate_size_impact/{{model}}.{{corpus}}.tsv"
     priority: 0
     resources:
         **bill("correlate_size_impact", mem_mb=2500, runtime=60),

@@ -16,8 +16,6 @@ rule benchmark_kernels:
         f"{RESULTS}/kernels/shapes.json",
     log:
         f"{LOGS}/benchmark_kernels.log",
-    benchmark:
-        f"{BENCHMARKS}/benchmark_kernels.tsv"
     conda:
         "../../envs/study.yaml"
     threads: TIMED_THREADS
@@ -44,8 +42,6 @@ use rule benchmark_kernels as benchmark_model with:
         f"{RESULTS}/{{model}}/kernels.json",
     log:
         f"{LOGS}/benchmark_model/{{model}}.log",
-    benchmark:
-        f"{BENCHMARKS}/benchmark_model/{{model}}.tsv"
     resources:
         mem_mb=memory(4000),
         runtime=60,
@@ -67,8 +63,6 @@ use rule join_perplexity as join_benchmarks with:
         csv=f"{RESULTS}/kernels.csv",
     log:
         f"{LOGS}/join_benchmarks.log",
-    benchmark:
-        f"{BENCHMARKS}/join_benchmarks.tsv"
     params:
         **given("join_benchmarks"),
     message:

@@ -25,8 +25,6 @@ use rule test_significance as judge_claims with:
         parquet=f"{RESULTS}/significance/claims.parquet",
     log:
         f"{LOGS}/judge_claims.log",
-    benchmark:
-        f"{BENCHMARKS}/judge_claims.tsv"
     params:
         **given("judge_claims"),
     message:

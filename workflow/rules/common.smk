@@ -32,6 +32,7 @@ from keepset.settings.steps import all_steps
 from keepset.run.alone import Presence
 from keepset.errors import KeepsetError
 from keepset.run.provenance import code_hash
+from keepset.run.warm import WarmStart, can_fork
 
 # If no other Snakemake runs in this folder, a killed one has left the lock.
 PRESENCE = Presence(".snakemake") if workflow.is_main_process else None
@@ -50,7 +51,6 @@ except KeepsetError as error:
 
 RESULTS = f"results/{CONFIG.study}"
 LOGS = f"{RESULTS}/logs"
-BENCHMARKS = f"{RESULTS}/benchmarks"
 CORPORA = list(CONFIG.corpora)
 TASKS = list(CONFIG.tasks)
 # A model, and the folder of what is made from it and a corpus.
@@ -107,6 +107,25 @@ def given(rule):
         "settings": lambda wildcards: step.given(CONFIG, dict(wildcards.items())),
     }
     return parameters | ({"code": code_hash(step.code)} if step.code else {})
+
+
+WARM_STARTS = []
+
+
+# Imports are paid once: jobs are forks of a process that has made them.
+onstart:
+    if workflow.is_main_process and can_fork(DEVICE):
+        WARM_STARTS.append(WarmStart())
+
+
+onsuccess:
+    for WARM_START in WARM_STARTS:
+        WARM_START.stop()
+
+
+onerror:
+    for WARM_START in WARM_STARTS:
+        WARM_START.stop()
 
 
 wildcard_constraints:

@@ -16,8 +16,6 @@ rule evaluate_dense:
         f"{FOLDER}/dense.json",
     log:
         f"{LOGS}/evaluate_dense/{{model}}.{{corpus}}.log",
-    benchmark:
-        f"{BENCHMARKS}/evaluate_dense/{{model}}.{{corpus}}.tsv"
     conda:
         "../../envs/study.yaml"
     resources:
@@ -52,8 +50,6 @@ for KIND, EVALUATION in evaluations():
             output=f"{FOLDER}/{EVALUATION.table}.parquet",
         log:
             f"{LOGS}/{EVALUATION.rule}/{WILDCARDS}.log",
-        benchmark:
-            f"{BENCHMARKS}/{EVALUATION.rule}/{WILDCARDS}.tsv"
         priority: 50 if WINDOWED else 0
         conda:
             "../../envs/study.yaml"
@@ -80,8 +76,6 @@ rule join_perplexity:
         f"{FOLDER}/perplexity.json",
     log:
         f"{LOGS}/join_perplexity/{{model}}.{{corpus}}.log",
-    benchmark:
-        f"{BENCHMARKS}/join_perplexity/{{model}}.{{corpus}}.tsv"
     conda:
         "../../envs/study.yaml"
     resources:
@@ -106,8 +100,6 @@ use rule evaluate_dense as evaluate_capability with:
         f"{RESULTS}/{{model}}/{{task}}/capability.json",
     log:
         f"{LOGS}/evaluate_capability/{{model}}.{{task}}.log",
-    benchmark:
-        f"{BENCHMARKS}/evaluate_capability/{{model}}.{{task}}.tsv"
     priority: 20
     resources:
         **bill("evaluate_capability", mem_mb=2500, runtime=120),

@@ -54,8 +54,6 @@ for RULE, (FIGURE, FOLDER_OF_FIGURE, SOURCES, MESSAGE) in DRAWINGS.items():
             f"{RESULTS}/{FOLDER_OF_FIGURE}/{FIGURE.name}.pdf",
         log:
             f"{LOGS}/{RULE}.log",
-        benchmark:
-            f"{BENCHMARKS}/{RULE}.tsv"
         conda:
             "../../envs/figures.yaml"
         resources:

@@ -9,8 +9,6 @@ rule prepare_model:
         MODEL,
     log:
         f"{LOGS}/prepare_model/{{model}}.log",
-    benchmark:
-        f"{BENCHMARKS}/prepare_model/{{model}}.tsv"
     conda:
         "../../envs/study.yaml"
     resources:
@@ -30,8 +28,6 @@ use rule prepare_model as prepare_corpus with:
         f"{RESULTS}/corpora/{{corpus}}.json",
     log:
         f"{LOGS}/prepare_corpus/{{corpus}}.log",
-    benchmark:
-        f"{BENCHMARKS}/prepare_corpus/{{corpus}}.tsv"
     resources:
         mem_mb=memory(2000),
         runtime=60,
@@ -51,8 +47,6 @@ use rule prepare_corpus as prepare_task with:
         f"{RESULTS}/tasks/{{task}}.jsonl",
     log:
         f"{LOGS}/prepare_task/{{task}}.log",
-    benchmark:
-        f"{BENCHMARKS}/prepare_task/{{task}}.tsv"
     params:
         **given("prepare_task"),
     message:
@@ -67,8 +61,6 @@ use rule prepare_model as tokenize_corpus with:
         f"{FOLDER}/blocks.safetensors",
     log:
         f"{LOGS}/tokenize_corpus/{{model}}.{{corpus}}.log",
-    benchmark:
-        f"{BENCHMARKS}/tokenize_corpus/{{model}}.{{corpus}}.tsv"
     resources:
         mem_mb=memory(2000),
         runtime=30,

@@ -13,8 +13,6 @@ use rule cache_activations as score_state with:
         sidecars=[f"{FOLDER}/{name}.json" for name in ("state", "channels", "memory")],
     log:
         f"{LOGS}/score_state/{{model}}.{{corpus}}.log",
-    benchmark:
-        f"{BENCHMARKS}/score_state/{{model}}.{{corpus}}.tsv"
     resources:
         **bill("score_state", mem_mb=3500, runtime=120),
     params:
@@ -33,8 +31,6 @@ use rule evaluate_dense as evaluate_state_lengths with:
         f"{FOLDER}/length.json",
     log:
         f"{LOGS}/evaluate_state_lengths/{{model}}.{{corpus}}.log",
-    benchmark:
-        f"{BENCHMARKS}/evaluate_state_lengths/{{model}}.{{corpus}}.tsv"
     resources:
         **bill("evaluate_state_lengths", mem_mb=2500, runtime=120),
     params:
@@ -49,8 +45,6 @@ use rule evaluate_state_lengths as prune_state with:
         f"{FOLDER}/pruned.json",
     log:
         f"{LOGS}/prune_state/{{model}}.{{corpus}}.log",
-    benchmark:
-        f"{BENCHMARKS}/prune_state/{{model}}.{{corpus}}.tsv"
     resources:
         **bill("prune_state", mem_mb=2500, runtime=60),
     params:
@@ -67,8 +61,6 @@ use rule join_perplexity as correlate_state with:
         f"{FOLDER}/correlation-state.json",
     log:
         f"{LOGS}/correlate_state/{{model}}.{{corpus}}.log",
-    benchmark:
-        f"{BENCHMARKS}/correlate_state/{{model}}.{{corpus}}.tsv"
     resources:
         mem_mb=memory(1000),
         runtime=15,

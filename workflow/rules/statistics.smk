@@ -14,8 +14,6 @@ use rule join_perplexity as test_significance with:
         trend=f"{RESULTS}/significance/trend.parquet",
     log:
         f"{LOGS}/test_significance.log",
-    benchmark:
-        f"{BENCHMARKS}/test_significance.tsv"
     resources:
         mem_mb=memory(1000),
         runtime=15,
@@ -33,8 +31,6 @@ use rule join_perplexity as join_correlations with:
         f"{RESULTS}/significance/correlation.json",
     log:
         f"{LOGS}/join_correlations.log",
-    benchmark:
-        f"{BENCHMARKS}/join_correlations.tsv"
     params:
         **given("join_correlations"),
     message:
@@ -54,8 +50,6 @@ use rule test_significance as compare_settings with:
         lengths=f"{RESULTS}/significance/lengths.parquet",
     log:
         f"{LOGS}/compare_settings.log",
-    benchmark:
-        f"{BENCHMARKS}/compare_settings.tsv"
     params:
         **given("compare_settings"),
     message:
@@ -70,8 +64,6 @@ use rule join_perplexity as sort_channels with:
         quadrants=f"{RESULTS}/significance/quadrants.parquet",
     log:
         f"{LOGS}/sort_channels.log",
-    benchmark:
-        f"{BENCHMARKS}/sort_channels.tsv"
     params:
         **given("sort_channels"),
     message:
@@ -96,8 +88,6 @@ use rule join_perplexity as write_tables with:
         tex=expand(f"{RESULTS}/tables/{{table}}.tex", table=TABLES),
     log:
         f"{LOGS}/write_tables.log",
-    benchmark:
-        f"{BENCHMARKS}/write_tables.tsv"
     params:
         **given("write_tables"),
     message:

@@ -26,8 +26,6 @@ rule prepare_training:
         f"{RESULTS}/training/sources.json",
     log:
         f"{LOGS}/prepare_training.log",
-    benchmark:
-        f"{BENCHMARKS}/prepare_training.tsv"
     conda:
         "../../envs/study.yaml"
     resources:
@@ -52,8 +50,6 @@ use rule prepare_training as train_specimen with:
         f"{RESULTS}/training/{{specimen}}/losses.json",
     log:
         f"{LOGS}/train_specimen/{{specimen}}.log",
-    benchmark:
-        f"{BENCHMARKS}/train_specimen/{{specimen}}.tsv"
     resources:
         mem_mb=memory(3000),
         runtime=720,
@@ -73,8 +69,6 @@ use rule prepare_training as measure_specimens with:
         f"{RESULTS}/training/gates.json",
     log:
         f"{LOGS}/measure_specimens.log",
-    benchmark:
-        f"{BENCHMARKS}/measure_specimens.tsv"
     resources:
         mem_mb=memory(3000),
         runtime=30,

@@ -1,5 +1,5 @@
 """Runs the step that a rule's parameters name: `given` in workflow/rules/common.smk."""
 
-from keepset.run.step import run_step
+from keepset.run.start import start
 
-run_step(snakemake)
+start(snakemake)

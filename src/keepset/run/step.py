@@ -4,27 +4,41 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from keepset.run.job import job
 from keepset.run.record import Work, recording
+from keepset.run.timing import Start, timed
 
 
-def run_step(work: Work) -> None:
-    """Run a job, with its log and its record.
+def run_step(work: Work, start: Start | None = None) -> None:
+    """Run a job, with its log, its record and its timing.
 
     Args:
         work: The job. Of its parameters, `step` says which function runs, whether it may reach the
             network, and what it writes without naming it; `settings` is what the function is told.
+        start: When it began; now, if left out.
     """
+    start = start or Start(time.monotonic())
     step = work.params["step"]
     # Loaded first: `job` limits the threads of torch, where torch is there.
     function = load(step["run"])
     beside = [Path(next(iter(work.output))).with_name(name) for name in step["beside"]]
-    with job(work.log[0], work.threads, step["network"]), recording(work, beside):
+    setting = job(work.log[0], work.threads, step["network"])
+    with setting, timed(work, start), recording(work, beside):
         function(**arguments(function, work))
+
+
+def run_forked(request: tuple[Work, float, float], shared_s: float) -> None:
+    """`run_step` in a fork of the warm process (`keepset.run.warm.hand_over`).
+
+    `request` is the job, and `time.monotonic()` and the seconds of CPU when it was handed over.
+    """
+    work, clock_s, cpu_s = request
+    run_step(work, Start(clock_s, cpu_s + shared_s))
 
 
 def load(name: str) -> Callable[..., None]:

@@ -1,0 +1,117 @@
+"""What a job took: seconds, CPU, memory, and how much of it went before its work began."""
+
+from __future__ import annotations
+
+import csv
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from keepset.errors import RecordError
+from keepset.files import store
+from keepset.run.record import Work, study_folder
+
+FOLDER = "benchmarks"
+"""Where the timings of a study are, inside its folder of results."""
+
+_MEASURED = ["s", "cpu_s", "startup_s", "max_rss_mb"]
+_MB = 1024  # of what the system counts in
+
+
+@dataclass(frozen=True)
+class Start:
+    """When a job began.
+
+    Attributes:
+        clock_s: `time.monotonic()` then.
+        cpu_s: Seconds of CPU spent on it by other processes than the one that does its work.
+    """
+
+    clock_s: float
+    cpu_s: float = 0.0
+
+
+@contextmanager
+def timed(work: Work, start: Start) -> Iterator[None]:
+    """Time a job whose work begins now, and write `timing_path` if it succeeds."""
+    startup_s = start.cpu_s + time.process_time()
+    yield
+    ended = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    cpu_s = start.cpu_s + sum(usage.ru_utime + usage.ru_stime for usage in ended)
+    memory = max(usage.ru_maxrss for usage in ended) / _MB
+    row = {
+        "rule": work.rule,
+        **dict(work.wildcards.items()),
+        "s": f"{time.monotonic() - start.clock_s:.3f}",
+        "cpu_s": f"{cpu_s:.3f}",
+        "startup_s": f"{startup_s:.3f}",
+        "max_rss_mb": f"{memory:.1f}",
+    }
+    with store.replacing(timing_path(work)) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(row), delimiter="\t", lineterminator="\n")
+        writer.writeheader()
+        writer.writerow(row)
+
+
+def timing_path(work: Work) -> Path:
+    """Where a job's timing is: `benchmarks/RULE.tsv`, or `benchmarks/RULE/WILDCARDS.tsv`."""
+    folder = study_folder(next(iter(work.output))) / FOLDER
+    names = [value for _, value in work.wildcards.items()]
+    return folder / work.rule / f"{'.'.join(names)}.tsv" if names else folder / f"{work.rule}.tsv"
+
+
+def read(folder: str | Path) -> pd.DataFrame:
+    """The timings of a study's jobs.
+
+    Args:
+        folder: `results/<study>`.
+
+    Returns:
+        A row per job: rule, its wildcards, s (seconds from its start to its end), cpu_s (seconds of
+        CPU), startup_s (of them, before its work began: interpreter and imports; the first job that
+        a warm process took bears that process's imports), max_rss_mb (largest memory, MiB).
+
+    Raises:
+        RecordError: there are none.
+    """
+    files = sorted(Path(folder, FOLDER).rglob("*.tsv"))
+    tables = [pd.read_csv(file, sep="\t", dtype=str, keep_default_na=False) for file in files]
+    # Timings of earlier versions do not know the start-up.
+    tables = [table for table in tables if set(_MEASURED) <= set(table.columns)]
+    if not tables:
+        raise RecordError(f"{folder}: no timings; give results/<study> of a study that was run")
+    joined = pd.concat(tables, ignore_index=True).fillna("")
+    names = [name for name in joined.columns if name not in _MEASURED]
+    return joined[names + _MEASURED].astype(dict.fromkeys(_MEASURED, float))
+
+
+def summary(timings: pd.DataFrame, by: str) -> pd.DataFrame:
+    """Timings (`read`) by one column, largest CPU first: jobs, the sums, and the largest memory."""
+    measured = timings.groupby(by).agg(
+        jobs=("s", "size"),
+        s=("s", "sum"),
+        cpu_s=("cpu_s", "sum"),
+        startup_s=("startup_s", "sum"),
+        longest_s=("s", "max"),
+        max_rss_mb=("max_rss_mb", "max"),
+    )
+    return measured.sort_values("cpu_s", ascending=False).reset_index()
+
+
+def text(timings: pd.DataFrame) -> str:
+    """Where the time of a study went, by rule and by model, and the share of the start-up."""
+    of_models = timings.assign(model=timings["model"].replace("", "(no model)"))
+    tables = [summary(timings, "rule"), summary(of_models, "model")]
+    parts = [table.to_string(index=False, float_format="{:.1f}".format) for table in tables]
+    total, startup = timings["cpu_s"].sum(), timings["startup_s"].sum()
+    parts.append(
+        f"{len(timings)} jobs: {timings['s'].sum():.0f} s, of CPU {total:.0f} s; start-up"
+        f" {startup:.0f} s of it ({startup / total:.1%}); largest memory"
+        f" {timings['max_rss_mb'].max():.0f} MiB"
+    )
+    return "\n\n".join(parts) + "\n"
