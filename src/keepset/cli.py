@@ -89,10 +89,9 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _times(arguments: argparse.Namespace) -> None:
-    from keepset.run import timing
+    from keepset.run.timing import report
 
-    timings = timing.read(arguments.folder)
-    sys.stdout.write(timings.to_csv(index=False) if arguments.csv else timing.text(timings))
+    sys.stdout.write(report(arguments.folder, as_csv=arguments.csv))
 
 
 def _rule(score: str, sparsity: float, window: str) -> Rule:

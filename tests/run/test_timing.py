@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import time
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
+from keepset.cli import main
 from keepset.errors import RecordError
 from keepset.run import timing
 
@@ -83,6 +85,15 @@ def test_timings_are_added_up(folder):
     text = timing.text(timings)
     assert "4 jobs: 36 s, of CPU 30 s; start-up 6 s of it (20.0%); largest memory 900 MiB" in text
     assert "(no model)" in text
+
+
+def test_the_command_prints_them(folder, capsys):
+    assert main(["times", str(folder)]) == 0
+    assert "start-up 6 s of it (20.0%)" in capsys.readouterr().out
+    assert main(["times", str(folder), "--csv"]) == 0
+    rows = pd.read_csv(io.StringIO(capsys.readouterr().out), keep_default_na=False)
+    assert sorted(rows["s"]) == [1, 5, 10, 20]
+    assert sorted(rows["model"]) == ["", "1_3", "b", "b"]
 
 
 def test_a_folder_without_timings_is_refused(tmp_path):

@@ -86,3 +86,14 @@ def test_nothing_heavy_is_imported():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("module", ["tables", "significance", "claims", "publish", "drawing"])
+def test_steps_on_tables_import_no_model(module):
+    """Where jobs do not share their imports, each pays for its own."""
+    code = (
+        f"import sys, keepset.steps.{module};"
+        "print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

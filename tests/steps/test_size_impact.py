@@ -12,7 +12,7 @@ from keepset.calibrate.units import unit_table
 from keepset.files import store
 from keepset.kinds import find_sites
 from keepset.settings import Model
-from keepset.steps import activations, correlation, states
+from keepset.steps import activations, correlation, significance, states
 
 RUN = {"device": "cpu", "dtype": "float32", "batch_tokens": 64}
 IDENTITY = {"study": "s", "model": "m", "origin": "specimen", "corpus": "c"}
@@ -129,7 +129,7 @@ def test_each_document_of_a_states_text_is_left_out(tiny_model, tiny_tokenizer, 
     states.score_state(*files, RUN, chosen, IDENTITY, outputs)
     channels = pd.read_parquet(outputs["channels"])
     output = tmp_path / "correlation-state.parquet"
-    states.correlate_state(outputs["channels"], {"confidence": 0.95}, IDENTITY, output)
+    significance.correlate_state(outputs["channels"], {"confidence": 0.95}, IDENTITY, output)
     table = pd.read_parquet(output)
     for one in (channels, table):
         assert sorted(one["left_out"].unique()) == list(range(-1, n_documents))

@@ -103,6 +103,12 @@ def summary(timings: pd.DataFrame, by: str) -> pd.DataFrame:
     return measured.sort_values("cpu_s", ascending=False).reset_index()
 
 
+def report(folder: str | Path, as_csv: bool = False) -> str:
+    """What `keepset times` prints: `text`, or every job as CSV (see `read`)."""
+    timings = read(folder)
+    return timings.to_csv(index=False) if as_csv else text(timings)
+
+
 def text(timings: pd.DataFrame) -> str:
     """Where the time of a study went, by rule and by model, and the share of the start-up."""
     of_models = timings.assign(model=timings["model"].replace("", "(no model)"))

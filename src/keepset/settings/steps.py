@@ -274,7 +274,9 @@ _STEPS = {
     "evaluate_capability": _step("evaluation:evaluate_capability", _capability),
     "score_state": _step("states:score_state", _states),
     "evaluate_state_lengths": _step("evaluation:evaluate_lengths", _lengths),
-    "correlate_state": _step("states:correlate_state", _channels, "keepset.analyse.correlation"),
+    "correlate_state": _step(
+        "significance:correlate_state", _channels, "keepset.analyse.correlation"
+    ),
     "prune_state": _step("states:prune_state", _pruning),
     "join_perplexity": _step("tables:join_tables"),
     "join_correlations": _step("tables:join_tables"),

@@ -1,4 +1,4 @@
-"""The recurrent state: scored, correlated, cut."""
+"""The recurrent state: scored, cut."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import pandas as pd
 
 from keepset import kinds, text
-from keepset.analyse.correlation import correlation_table
 from keepset.calibrate.channels import Scorer
 from keepset.calibrate.choice import channel_rule, keep_sets
 from keepset.calibrate.memory import memory_table
@@ -19,12 +18,11 @@ from keepset.errors import ModelError
 from keepset.files import store
 from keepset.hold import cut
 from keepset.measure.runner import Runner, perplexity
-from keepset.rules.kinds import KINDS
 from keepset.rules.masks import Masks
 from keepset.rules.rule import Rule
 from keepset.rules.scores import CHANNEL_SCORES, need_gradients
 from keepset.run.progress import Progress
-from keepset.settings import StateStaticGrid, Statistics
+from keepset.settings import StateStaticGrid
 from keepset.steps.common import PathLike, Run, cache_owner, load, static_sets
 
 
@@ -77,20 +75,6 @@ def score_state(
     store.write_json(sidecar, store.sidecar(outputs["sets"]))
     store.write_table(channels, outputs["channels"], sidecar)
     store.write_table(memory, outputs["memory"], sidecar)
-
-
-def correlate_state(
-    channels: PathLike,
-    statistics: Mapping[str, Any],
-    identity: Mapping[str, Any],
-    output: PathLike,
-) -> None:
-    """Correlate the size of channels with what they do."""
-    confidence = Statistics.model_validate(statistics).confidence
-    units = pd.read_parquet(channels)
-    parts = [part for _, part in units.groupby("left_out")] if len(units) else []
-    table = correlation_table(KINDS["state"], parts, confidence, identity)
-    store.write_table(table, output, store.read_json(store.sidecar(channels)))
 
 
 def prune_state(
