@@ -32,7 +32,7 @@ from keepset.settings.steps import all_steps
 from keepset.run.alone import Presence
 from keepset.errors import KeepsetError
 from keepset.run.provenance import code_hash
-from keepset.run.warm import WarmStart, can_fork
+from keepset.run.warm import ADDRESS, WarmStart, can_fork
 
 # If no other Snakemake runs in this folder, a killed one has left the lock.
 PRESENCE = Presence(".snakemake") if workflow.is_main_process else None
@@ -110,6 +110,9 @@ def given(rule):
 
 
 WARM_STARTS = []
+# A scheduler's job stays within what the scheduler gave it.
+if not workflow.is_main_process:
+    os.environ.pop(ADDRESS, None)
 
 
 # Imports are paid once: jobs are forks of a process that has made them.

@@ -90,34 +90,48 @@ def read(folder: str | Path) -> pd.DataFrame:
     return joined[names + _MEASURED].astype(dict.fromkeys(_MEASURED, float))
 
 
-def summary(timings: pd.DataFrame, by: str) -> pd.DataFrame:
-    """Timings (`read`) by one column, largest CPU first: jobs, the sums, and the largest memory."""
-    measured = timings.groupby(by).agg(
-        jobs=("s", "size"),
-        s=("s", "sum"),
-        cpu_s=("cpu_s", "sum"),
-        startup_s=("startup_s", "sum"),
-        longest_s=("s", "max"),
-        max_rss_mb=("max_rss_mb", "max"),
-    )
-    return measured.sort_values("cpu_s", ascending=False).reset_index()
-
-
 def report(folder: str | Path, as_csv: bool = False) -> str:
     """What `keepset times` prints: `text`, or every job as CSV (see `read`)."""
     timings = read(folder)
     return timings.to_csv(index=False) if as_csv else text(timings)
 
 
+def summary(timings: pd.DataFrame) -> pd.DataFrame:
+    """Seconds of CPU by rule and model, largest first.
+
+    Args:
+        timings: See `read`.
+
+    Returns:
+        A row per rule, and one for all: jobs, a column per model (none: jobs of no single model),
+        all, startup (of all), longest (seconds of the longest job), max_rss_mb.
+    """
+    models = timings["model"] if "model" in timings else pd.Series("", timings.index)
+    named = timings.assign(model=models.replace("", "none"))
+    by_model = named.pivot_table(
+        "cpu_s", "rule", "model", "sum", fill_value=0, margins=True, margins_name="all"
+    )
+    by_model = by_model.sort_values("all", axis=1, ascending=False)
+    columns = [name for name in by_model.columns if name != "all"] + ["all"]
+    everything = timings.assign(rule="all")
+    others = (
+        pd.concat([timings, everything])
+        .groupby("rule")
+        .agg(startup=("startup_s", "sum"), longest=("s", "max"), max_rss_mb=("max_rss_mb", "max"))
+    )
+    jobs = pd.concat([timings, everything]).groupby("rule").size().rename("jobs")
+    table = pd.concat([jobs, by_model[columns], others], axis=1)
+    order = table.drop(index="all").sort_values("all", ascending=False).index
+    return table.loc[[*order, "all"]].rename_axis("rule").reset_index()
+
+
 def text(timings: pd.DataFrame) -> str:
-    """Where the time of a study went, by rule and by model, and the share of the start-up."""
-    of_models = timings.assign(model=timings["model"].replace("", "(no model)"))
-    tables = [summary(timings, "rule"), summary(of_models, "model")]
-    parts = [table.to_string(index=False, float_format="{:.1f}".format) for table in tables]
+    """Where the CPU time of a study went, and the share of the start-up."""
+    table = summary(timings).to_string(index=False, float_format="{:.0f}".format)
     total, startup = timings["cpu_s"].sum(), timings["startup_s"].sum()
-    parts.append(
+    return (
+        f"Seconds of CPU by rule and model; longest: of one job, start to end.\n\n{table}\n\n"
         f"{len(timings)} jobs: {timings['s'].sum():.0f} s, of CPU {total:.0f} s; start-up"
         f" {startup:.0f} s of it ({startup / total:.1%}); largest memory"
-        f" {timings['max_rss_mb'].max():.0f} MiB"
+        f" {timings['max_rss_mb'].max():.0f} MiB\n"
     )
-    return "\n\n".join(parts) + "\n"
