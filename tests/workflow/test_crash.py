@@ -63,8 +63,12 @@ def rules_of(command: str) -> set[str]:
 
 def kill_at_random(study, chance: random.Random, how: str, longest: float) -> set[str]:
     """Run, kill, and say which rules ran then; none if the run ended before it could be killed."""
+    start = time.time()
     process = study.start("tables")
-    while process.poll() is None and not jobs_in(study.folder):
+    # The first job waits for the imports that all share; it writes its log after them.
+    while process.poll() is None and not any(
+        log.stat().st_mtime > start for log in study.results().rglob("*.log")
+    ):
         time.sleep(0.02)
     time.sleep(chance.uniform(0.0, longest))
     if process.poll() is not None:
