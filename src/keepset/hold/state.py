@@ -13,6 +13,7 @@ from keepset.errors import ConfigError, ModelError
 from keepset.hold.recurrence import Recurrence, Scan
 from keepset.hold.windows import Windowed
 from keepset.kernels.dispatch import SCAN, STEP, mixer_modules, standing_in
+from keepset.kernels.selection import Selection
 from keepset.rules.masks import Masks, spread_windows, window_means, window_width
 from keepset.rules.rule import Rule, Window, n_kept
 from keepset.rules.scores import CHANNEL_SCORES, token_names
@@ -235,8 +236,14 @@ class _LastWindow(Whole):
 
 
 @contextmanager
-def hold_static(model: nn.Module, sites: Sequence[StateSite], masks: Masks) -> Iterator[None]:
+def hold_static(
+    model: nn.Module,
+    sites: Sequence[StateSite],
+    masks: Masks,
+    selection: Selection | None = None,
+) -> Iterator[None]:
     """Hold one keep set: its channels alone are written and read."""
+    del selection  # what runs the mixers is in place already
     with scanning(model, sites, StateMask(masks)):
         yield
 

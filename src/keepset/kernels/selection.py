@@ -78,8 +78,8 @@ class Selection:
         """
         self.wanted = as_kernels(kernels)
         # A path that is chosen by name is taken wherever it works, untimed.
-        by_name = (TRITON_FFN, TRITON_DOWN) if self.wanted.ffn == "triton" else ()
-        self.forced = (*forced, *by_name)
+        by_name = {"triton": (TRITON_FFN, TRITON_DOWN), "numba": (NUMBA,)}
+        self.forced = (*forced, *by_name.get(self.wanted.ffn, ()))
         self.timing_s = 0.0
         self.refusals: list[str] = []
         self._rounds = rounds

@@ -146,9 +146,10 @@ class Runner:
         if not sites:
             raise ModelError(f"{describe(rule)}: the model has no {KINDS[rule.site].units}")
         if rule.window == "corpus":
-            return kind.hold_static(self.model, sites, self._masks(rule))
-        options = {} if noise is None else {"noise": noise}
-        return kind.hold_windows(self.model, sites, rule, bos=self.bos is not None, **options)
+            return kind.hold_static(self.model, sites, self._masks(rule), self.selection)
+        options: dict[str, Any] = {} if noise is None else {"noise": noise}
+        options |= {"bos": self.bos is not None, "selection": self.selection}
+        return kind.hold_windows(self.model, sites, rule, **options)
 
     def _masks(self, rule: Rule) -> Masks:
         try:
