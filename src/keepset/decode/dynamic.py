@@ -1,8 +1,8 @@
 """Dynamic rules: gate and up are dense, the down projection reads the kept rows only.
 
-On a CPU one kernel call can choose a token's units and project them. On a GPU one kernel path can
-stand in for the whole block: h stays on the device, its exact k best are found there, and nothing
-waits (`WholeBlock`).
+On a CPU one kernel can choose a token's units and project them, and another reads gate and up as
+they lie in memory (`keepset.decode.token`). On a GPU one kernel path can stand in for the whole
+block: h stays on the device, its exact k best are found there, and nothing waits (`WholeBlock`).
 
 The size of h_j is known only once gate and up of unit j are computed, so an exact choice at every
 token can skip nothing of them. What it skips is 1 - (share kept) of the down projection: a third of
@@ -12,7 +12,7 @@ a gated block, half of another.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -23,19 +23,15 @@ from keepset.decode.block import separable
 from keepset.decode.down import SparseDown
 from keepset.decode.position import Position
 from keepset.decode.score import UnitScore
-from keepset.decode.whole import Kernel, WholeBlock, WholeBlocks, uncounted
+from keepset.decode.token import TokenMap, TokenPaths, TokenProjection
+from keepset.decode.whole import Kernel, WholeBlock, WholeBlocks
 from keepset.hold.inputs import rules_run_by
 from keepset.hold.slices import Forward, standing_forward
-from keepset.kernels import dispatch
-from keepset.kernels.clock import taking_turns
 from keepset.kernels.selection import NUMBA, Selection
-from keepset.kernels.torch_ffn import DOWN_PATHS
 from keepset.kernels.weights import FfnWeights
 from keepset.rules.masks import top_mask, top_units
 from keepset.rules.rule import Rule
 from keepset.sites.ffn import Site
-
-TokenPath = Callable[["DynamicDown", Tensor], Tensor]
 
 
 @contextmanager
@@ -57,10 +53,20 @@ def dynamic_downs(
                 stack.enter_context(block.standing_in())
             else:
                 stack.enter_context(standing_forward(site.down, plain))
+        ups = TokenPaths("up", paths, selection)
+        for module in dict.fromkeys(part.module for site in sites for part in site.up):
+            # Others may do more than a linear map, or keep their weights in another order.
+            if type(module) is nn.Linear and _is_for_numba(module.weight, selection):
+                dense = TokenProjection(module, position, ups)
+                stack.enter_context(standing_forward(module, dense))
         yield
 
 
-class DynamicDown:
+def _is_for_numba(weight: Tensor, selection: Selection) -> bool:
+    return rules_run_by(selection, weight.device, weight.dtype) == NUMBA and weight.is_contiguous()
+
+
+class DynamicDown(TokenMap):
     """Stands in for the forward of a site's down projection: chooses units, and projects these."""
 
     def __init__(
@@ -71,19 +77,17 @@ class DynamicDown:
         position: Position,
         peers: TokenPaths,
     ) -> None:
-        """`position` will follow the passes of the model; `peers` are its other sites."""
-        self.rows = sparse.rows(site)
+        """`position` will follow the passes of the model; `peers`: its down projections."""
+        super().__init__(sparse.rows(site), peers)
         self._site, self._score, self._sparse, self._position = site, score, sparse, position
         # A ReLU's zeros add nothing; other activations have next to none, and looking costs time.
         self._is_relu = site.activation.startswith("relu")
-        self._peers = peers
         self._by_numba: Forward | None = None
-        peers.members.append(self)
 
     def __call__(self, h: Tensor) -> Tensor:
         """h (..., n_units) -> (..., d_model)."""
         if h.numel() == self._site.n_units and not self._position.opens:
-            return self._peers.path(self, h)(self, h)
+            return self.peers.run(self, h)
         flat = h.reshape(-1, self._site.n_units)
         kept = top_mask(self._score(flat), self._score.k, zeros_matter=False)
         if self._position.opens:
@@ -107,46 +111,8 @@ class DynamicDown:
 
             down: Any = self._site.down
             self._by_numba = TokenDown(self.rows, self._score.k, self._score.norms, down.bias)
-        self._peers.paths[NUMBA] += 1
+        self.peers.paths[NUMBA] += 1
         return self._by_numba(h)
-
-
-class TokenPaths:
-    """Which path each shape of a model's down projections takes at one token.
-
-    Attributes:
-        paths: Counts tokens x sites by path.
-        members: The down projections of all sites.
-    """
-
-    def __init__(self, label: str, paths: Counter[str], selection: Selection) -> None:
-        """Start without members; `label` says what they do, for the record of times."""
-        self.paths = paths
-        self.members: list[DynamicDown] = []
-        self._label, self._selection = label, selection
-        self._path_of: dict[torch.Size, TokenPath] = {}
-
-    def path(self, down: DynamicDown, h: Tensor) -> TokenPath:
-        """The fastest path for one token h of `down`; timed once per shape."""
-        path = self._path_of.get(down.rows.shape)
-        if path is None:
-            with uncounted(self.paths):
-                path = self._path_of[down.rows.shape] = self._fastest(down, h)
-        return path
-
-    def _fastest(self, down: DynamicDown, h: Tensor) -> TokenPath:
-        if rules_run_by(self._selection, h.device, h.dtype) != NUMBA:
-            return DynamicDown.by_torch
-        if (name := self._selection.forced_among((NUMBA, *DOWN_PATHS))) is not None:
-            return DynamicDown.by_numba if name == NUMBA else DynamicDown.by_torch
-        calls: dict[str, TokenPath] = {"torch": DynamicDown.by_torch, NUMBA: DynamicDown.by_numba}
-        alike = [other for other in self.members if other.rows.shape == down.rows.shape]
-        runs = {
-            name: taking_turns(alike, lambda other, run=run: run(other, h))
-            for name, run in calls.items()
-        }
-        shape = "x".join(map(str, down.rows.shape))
-        return calls[self._selection.fastest((self._label, shape, *dispatch.setting(h)), runs)]
 
 
 def _kernel(score: UnitScore) -> Kernel:

@@ -96,8 +96,12 @@ class TokenDown:
         self._rows, self._kept = bits(rows), kept
         self._norms, self._bias = _floats(norms), _floats(bias)
         # Each token's own: nothing of the last one is read.
-        self._keys, self._sums = np.empty(n, np.uint32), np.empty(self._width, np.float32)
-        self._units, self._sizes = np.empty(n + _ROWS, np.int64), np.empty(n + _ROWS, np.float32)
+        self._scratch = (
+            np.empty(n, np.uint32),
+            np.empty(n + _ROWS, np.int64),
+            np.empty(n + _ROWS, np.float32),
+            np.empty(self._width, np.float32),
+        )
 
     def __call__(self, h: Tensor) -> Tensor:
         """h (..., n), one token of the dtype of the weights -> (..., d).
@@ -106,13 +110,28 @@ class TokenDown:
             ModelError: a score is NaN.
         """
         out = h.new_empty(*h.shape[:-1], self._width)
-        scratch = (self._keys, self._units, self._sizes, self._sums)
-        ran = _down_token(
-            bits(h).reshape(-1), self._rows, self._kept, self._norms, self._bias, *scratch,
-            bits(out).reshape(-1),
-        )  # fmt: skip
-        if not ran:
+        token, result = bits(h).reshape(-1), bits(out).reshape(-1)
+        weights = (self._rows, self._kept, self._norms, self._bias)
+        if not _down_token(token, *weights, *self._scratch, result):
             raise ModelError(NOT_A_NUMBER)
+        return out
+
+
+class TokenLinear:
+    """A linear map of one token: reads its weights in the order of memory, all of them once."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        """`weight` (outs, ins), of `DTYPES`, is read at every call; `bias` (outs,) or None."""
+        self._outs, ins = weight.shape
+        self._weight, self._bias = bits(weight), _floats(bias)
+        self._x = np.empty(ins, np.float32)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x (..., ins), one token of the dtype of the weights -> (..., outs)."""
+        out = x.new_empty(*x.shape[:-1], self._outs)
+        _project_token(
+            bits(x).reshape(-1), self._weight, self._bias, self._x, bits(out).reshape(-1)
+        )
         return out
 
 
@@ -264,7 +283,9 @@ def _down_token(h, rows, kept, norms, bias, keys, units, sizes, sums, out):  # t
         sums[:] = 0
     for place in range(0, n_kept, _ROWS):
         _add_rows(rows, units[place : place + _ROWS], sizes[place : place + _ROWS], sums)
-    _round(sums.view(np.uint32), out)
+    shift = _shift(h)
+    for i in range(len(out)):
+        out[i] = _rounded(sums[i], shift)
     return True
 
 
@@ -317,11 +338,30 @@ def _number(bits, shift):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _round(values, out):  # type: ignore[no-untyped-def]
-    """Write the bits of float32 numbers in the precision of `out`; halves go to the even one."""
-    if out.itemsize == 4:
-        out[:] = values
-        return
-    for i in range(len(out)):
-        to_even = np.uint32(0x7FFF) + ((values[i] >> _HALF) & _ONE)
-        out[i] = (values[i] + to_even) >> _HALF
+def _project_token(x, weight, bias, numbers, out):  # type: ignore[no-untyped-def]
+    shift = _shift(x)
+    for i in range(len(x)):
+        numbers[i] = _number(x[i], shift)
+    for j in range(len(weight)):
+        total = _dot(weight[j], numbers)
+        if len(bias):
+            total += bias[j]
+        out[j] = _rounded(total, shift)
+
+
+@vectorised
+def _dot(weights, numbers):  # type: ignore[no-untyped-def]
+    shift = _shift(weights)
+    total = np.float32(0)
+    for i in range(len(numbers)):
+        total += _number(weights[i], shift) * numbers[i]
+    return total
+
+
+@compiled
+def _rounded(number, shift):  # type: ignore[no-untyped-def]
+    """The bits of a float32, or of the bfloat16 that is next to it; halves go to the even one."""
+    bits = np.float32(number).view(np.uint32)
+    if shift:
+        bits += np.uint32(0x7FFF) + ((bits >> _HALF) & _ONE)
+    return bits >> shift
