@@ -6,6 +6,7 @@ elsewhere, and where `masked` is forced, units that are not kept are zeroed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -121,6 +122,9 @@ class _CutBlock:
             first = h[rows:].view(self.batch, -1)[:, : site.n_units].contiguous()
             out = cut.forward(h[:rows]).view(self.batch, self.tokens, -1)
             out[:, 0] = dense(first)
+            # Masks multiply a broken unit by zero, and the result is refused: so it must be here.
+            if not math.isfinite(float(first.sum())):
+                out.fill_(math.nan)
             return out.view(*self._shape[:-1], -1)
 
         return forward
