@@ -194,6 +194,20 @@ def test_noise_is_in_the_last_bit_and_seeded(tiny_model):
     assert (steps == 0).float().mean() == pytest.approx(1 / 3, abs=0.1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_noise_is_even_and_differs_between_sites_and_calls(tiny_model, dtype):
+    sites = find_ffn_sites(tiny_model("llama"))
+    action = Windows(Rule("magnitude", 0.03, 1), noise=3)  # one unit is left out
+    h = torch.full((4, 100, 48), 1.5, dtype=dtype)
+    noisy = [action(site, h)[:, 1:] for site in (sites[0], sites[1], sites[0])]
+    for each in noisy:
+        steps = ((each[each != 0] - 1.5) / torch.finfo(dtype).eps).round()
+        for sign in (-1, 0, 1):
+            assert (steps == sign).float().mean() == pytest.approx(1 / 3, abs=0.03)
+    assert not torch.equal(noisy[0], noisy[1])
+    assert not torch.equal(noisy[0], noisy[2])
+
+
 def test_padding_changes_no_set(tiny_model):
     model = tiny_model("llama")
     sites = find_ffn_sites(model)
