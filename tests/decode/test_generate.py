@@ -150,6 +150,17 @@ def test_numba_decodes_the_references_tokens(tiny_model, family, score):
     assert torch.equal(run.tokens, reference(model, ids, 14, rule, None))
 
 
+def test_a_long_prompt_runs_as_a_passage_does(tiny_model):
+    model, ids, rule = tiny_model("opt"), prompt(23), Rule("magnitude", 0.7, 1)
+    sites = find_ffn_sites(model)
+    runner = Runner(model, sites, kernels=Selection("torch"))
+    with runner.holding(rule), torch.inference_mode():
+        expected = model(input_ids=ids, use_cache=False).logits
+    with sparse_decoding(model, rule, kernels="numba") as session, torch.inference_mode():
+        assert torch.equal(model(input_ids=ids, use_cache=True).logits, expected)
+    assert session.paths == {"numba": 23 * len(sites)}
+
+
 def test_numba_decodes_in_low_precision(tiny_model):
     model, ids, rule = tiny_model("llama").bfloat16(), prompt(6), Rule("magnitude", 0.7, 1)
     tokens = gen.generate(model, ids, 14, rule, kernels="torch").tokens

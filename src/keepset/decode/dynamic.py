@@ -28,7 +28,7 @@ from keepset.decode.whole import Kernel, WholeBlock, WholeBlocks
 from keepset.hold.inputs import rules_run_by
 from keepset.hold.slices import Forward, standing_forward
 from keepset.kernels.selection import NUMBA, Selection
-from keepset.kernels.weights import FfnWeights
+from keepset.kernels.weights import MAX_ROWS, FfnWeights
 from keepset.rules.masks import top_mask, top_units
 from keepset.rules.rule import Rule
 from keepset.sites.ffn import Site
@@ -83,18 +83,31 @@ class DynamicDown(TokenMap):
         # A ReLU's zeros add nothing; other activations have next to none, and looking costs time.
         self._is_relu = site.activation.startswith("relu")
         self._by_numba: Forward | None = None
+        self._dense: Forward = site.down.forward
 
     def __call__(self, h: Tensor) -> Tensor:
         """h (..., n_units) -> (..., d_model)."""
         if h.numel() == self._site.n_units and not self._position.opens:
             return self.peers.run(self, h)
         flat = h.reshape(-1, self._site.n_units)
+        if len(flat) > MAX_ROWS and self.peers.take_numba(h):
+            return self._masked(h)
         kept = top_mask(self._score(flat), self._score.k, zeros_matter=False)
         if self._position.opens:
             kept.view(self._position.batch, self._position.tokens, -1)[:, 0] = True
         if self._is_relu:
             kept = torch.logical_and(kept, flat)
         return self._sparse(self._site, flat, kept).view(*h.shape[:-1], -1)
+
+    def _masked(self, h: Tensor) -> Tensor:
+        """A prompt, as passages run: together, many tokens leave out hardly a row of weights."""
+        from keepset.kernels.numba_ffn import keep_by_token  # compiled at its first use
+
+        position, score = self._position, self._score
+        tokens = h.view(position.batch, position.tokens, self._site.n_units)
+        held = keep_by_token(tokens, score.k, score.norms, (0, int(position.opens)))
+        self.peers.paths[NUMBA] += position.batch * position.tokens
+        return self._dense(held.view(h.shape))
 
     def by_torch(self, h: Tensor) -> Tensor:
         """One token, by `top_units` and the fastest path on the units that it gives."""

@@ -92,15 +92,21 @@ class TokenPaths:
                 call = self._path_of[member.rows.shape] = self._fastest(member, x)
         return call(member, x)
 
+    def take_numba(self, x: Tensor) -> bool:
+        """Whether kernels may run for x: they can, and no path of torch is forced."""
+        if rules_run_by(self._selection, x.device, x.dtype) != NUMBA:
+            return False
+        return self._selection.forced_among((NUMBA, *DOWN_PATHS)) in (None, NUMBA)
+
     def _fastest(self, member: TokenMap, x: Tensor) -> Callable[..., Tensor]:
         calls: dict[str, Callable[..., Tensor]] = {
             "torch": lambda one, x: one.by_torch(x),
             NUMBA: lambda one, x: one.by_numba(x),
         }
-        if rules_run_by(self._selection, x.device, x.dtype) != NUMBA:
+        if not self.take_numba(x):
             return calls["torch"]
-        if (name := self._selection.forced_among((NUMBA, *DOWN_PATHS))) is not None:
-            return calls[NUMBA if name == NUMBA else "torch"]
+        if self._selection.forced_among([NUMBA]):
+            return calls[NUMBA]
         alike = [other for other in self.members if other.rows.shape == member.rows.shape]
         runs = {name: taking_turns(alike, partial(call, x=x)) for name, call in calls.items()}
         shape = "x".join(map(str, member.rows.shape))

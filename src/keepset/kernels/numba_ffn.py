@@ -145,7 +145,7 @@ def bits(values: Tensor) -> np.ndarray:
 
 
 @compiled
-def _keep_by_token(h, kept, norms, first, dense, held):  # type: ignore[no-untyped-def]
+def _keep_by_token(h, kept, norms, first, dense, held):
     batch, tokens, n = h.shape
     keys = np.empty(n, np.uint32)
     for row in range(batch):
@@ -165,7 +165,7 @@ def _keep_by_token(h, kept, norms, first, dense, held):  # type: ignore[no-untyp
 
 
 @compiled
-def _keep_by_window(h, scores, kept, width, first, dense, held):  # type: ignore[no-untyped-def]
+def _keep_by_window(h, scores, kept, width, first, dense, held):
     batch, tokens, _ = h.shape
     for row in range(batch):
         held[row, :first] = h[row, :first]
@@ -184,7 +184,7 @@ def _keep_by_window(h, scores, kept, width, first, dense, held):  # type: ignore
 
 
 @compiled
-def _fill_keys(h, norms, keys):  # type: ignore[no-untyped-def]
+def _fill_keys(h, norms, keys):
     """Write the bits of |h|, or of |h| times norms, as float32 to `keys`: they rank as these do."""
     shift = _shift(h)
     for j in range(len(h)):
@@ -196,13 +196,13 @@ def _fill_keys(h, norms, keys):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _shift(bits):  # type: ignore[no-untyped-def]
+def _shift(bits):
     """By how much the bits of a float32 are further left: a bfloat16 is its upper half."""
     return _HALF if bits.itemsize == 2 else np.uint32(0)
 
 
 @compiled
-def _is_choosable(keys):  # type: ignore[no-untyped-def]
+def _is_choosable(keys):
     largest = np.uint32(0)
     for j in range(len(keys)):
         largest = max(largest, keys[j])
@@ -210,7 +210,7 @@ def _is_choosable(keys):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _cut(keys, kept):  # type: ignore[no-untyped-def]
+def _cut(keys, kept):
     """Which keys are the `kept` largest: those >= `least` before `stop`, those > it from there.
 
     The bits of `least` are found from the highest down, each by a count of the row: it is in
@@ -241,7 +241,7 @@ def _cut(keys, kept):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _count(keys, least):  # type: ignore[no-untyped-def]
+def _count(keys, least):
     count = np.uint32(0)
     for j in range(len(keys)):
         # A wider sum would halve the numbers per instruction.
@@ -250,7 +250,7 @@ def _count(keys, least):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _count_equal(keys, key):  # type: ignore[no-untyped-def]
+def _count_equal(keys, key):
     count = np.uint32(0)
     for j in range(len(keys)):
         count = np.uint32(count + np.uint32(keys[j] == key))
@@ -258,20 +258,20 @@ def _count_equal(keys, key):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _copy_kept(h, keys, least, stop, held):  # type: ignore[no-untyped-def]
+def _copy_kept(h, keys, least, stop, held):
     # Of slices the compiler knows that indices do not wrap around, so that it can use vectors.
     _copy_from(h[:stop], keys[:stop], least, held[:stop])
     _copy_from(h[stop:], keys[stop:], least + _ONE, held[stop:])
 
 
 @compiled
-def _copy_from(h, keys, least, held):  # type: ignore[no-untyped-def]
+def _copy_from(h, keys, least, held):
     for j in range(len(h)):
         held[j] = h[j] if keys[j] >= least else 0
 
 
 @compiled
-def _down_token(h, rows, kept, norms, bias, keys, units, sizes, sums, out):  # type: ignore[no-untyped-def]
+def _down_token(h, rows, kept, norms, bias, keys, units, sizes, sums, out):
     _fill_keys(h, norms, keys)
     if not _is_choosable(keys):
         return False
@@ -290,7 +290,7 @@ def _down_token(h, rows, kept, norms, bias, keys, units, sizes, sums, out):  # t
 
 
 @compiled
-def _list_kept(h, keys, least, stop, units, sizes):  # type: ignore[no-untyped-def]
+def _list_kept(h, keys, least, stop, units, sizes):
     """Write kept units and their h, and up to a full set of rows others with h = 0."""
     shift = _shift(h)
     count = 0
@@ -307,7 +307,7 @@ def _list_kept(h, keys, least, stop, units, sizes):  # type: ignore[no-untyped-d
 
 
 @vectorised
-def _add_rows(rows, units, sizes, sums):  # type: ignore[no-untyped-def]
+def _add_rows(rows, units, sizes, sums):
     """Add eight rows of weights, each times its h: as many are read from memory at a time."""
     shift = _shift(rows)
     h0, h1, h2, h3, h4, h5, h6, h7 = (
@@ -333,12 +333,12 @@ def _add_rows(rows, units, sizes, sums):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _number(bits, shift):  # type: ignore[no-untyped-def]
+def _number(bits, shift):
     return np.uint32(np.uint32(bits) << shift).view(np.float32)
 
 
 @compiled
-def _project_token(x, weight, bias, numbers, out):  # type: ignore[no-untyped-def]
+def _project_token(x, weight, bias, numbers, out):
     shift = _shift(x)
     for i in range(len(x)):
         numbers[i] = _number(x[i], shift)
@@ -350,7 +350,7 @@ def _project_token(x, weight, bias, numbers, out):  # type: ignore[no-untyped-de
 
 
 @vectorised
-def _dot(weights, numbers):  # type: ignore[no-untyped-def]
+def _dot(weights, numbers):
     shift = _shift(weights)
     total = np.float32(0)
     for i in range(len(numbers)):
@@ -359,7 +359,7 @@ def _dot(weights, numbers):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _rounded(number, shift):  # type: ignore[no-untyped-def]
+def _rounded(number, shift):
     """The bits of a float32, or of the bfloat16 that is next to it; halves go to the even one."""
     bits = np.float32(number).view(np.uint32)
     if shift:

@@ -45,7 +45,7 @@ def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 @compiled
-def _token_nll(logits, targets, nll):  # type: ignore[no-untyped-def]
+def _token_nll(logits, targets, nll):
     numbers = np.empty(logits.shape[1], np.float32)
     lanes = np.empty(_LANES, np.float32)
     for row in range(len(targets)):
@@ -58,14 +58,14 @@ def _token_nll(logits, targets, nll):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _widen(bits, numbers):  # type: ignore[no-untyped-def]
+def _widen(bits, numbers):
     shift = _UPPER if bits.itemsize == 2 else np.uint32(0)
     for i in range(len(bits)):
         numbers[i] = np.uint32(np.uint32(bits[i]) << shift).view(np.float32)
 
 
 @compiled
-def _largest(numbers, lanes):  # type: ignore[no-untyped-def]
+def _largest(numbers, lanes):
     """The largest number that is not NaN; in lanes, as vector instructions compare lane by lane."""
     lanes[:] = -np.inf
     for start in range(0, len(numbers), _LANES):
@@ -76,7 +76,7 @@ def _largest(numbers, lanes):  # type: ignore[no-untyped-def]
 
 
 @vectorised
-def _sum_of_exp(numbers, largest):  # type: ignore[no-untyped-def]
+def _sum_of_exp(numbers, largest):
     total = np.float32(0)
     for i in range(len(numbers)):
         total += _exp(numbers[i] - largest)
@@ -84,7 +84,7 @@ def _sum_of_exp(numbers, largest):  # type: ignore[no-untyped-def]
 
 
 @vectorised
-def _exp(x):  # type: ignore[no-untyped-def]
+def _exp(x):
     """exp of x <= 0; of less than -87 as of -87, 1e-38; NaN of NaN."""
     x = _LOWEST if x < _LOWEST else x
     n = np.floor(x * _LOG2_E + _HALF)
