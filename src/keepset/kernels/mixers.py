@@ -117,11 +117,12 @@ def _functions(module: ModuleType, scans: str) -> Iterator[tuple[str, Callable[.
         from keepset.kernels import numba_scan  # imported at its first use
 
         yield SCAN, numba_scan.scan
+        yield CONV, numba_scan.convolution
     elif scans == TORCH:
         yield SCAN, chunk_scan
+        yield CONV, causal_conv
     else:
         return
-    yield CONV, causal_conv
     for name in (UPDATE, FUSED):  # transformers' own, where a package's is bound
         if hasattr(module, name) and provider(module, name) != TORCH:
             yield name, getattr(module, name).__wrapped__

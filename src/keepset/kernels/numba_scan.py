@@ -1,9 +1,9 @@
 """The Mamba-2 recurrence on one thread of a CPU, compiled by numba, in float32.
 
 H(t) = exp(dt(t) A) H(t-1) + dt(t) x(t) B(t)^T and y(t) = H(t) C(t) + D x(t) (Dao and Gu 2024,
-equation 1), token after token: the state of a head stays in the first cache. Plain references are
-`keepset.kernels.scan.chunk_scan` and `keepset.hold.recurrence.Recurrence`. Importing this module
-needs numba (`keepset.kernels.numba_jit`).
+equation 1), token after token; the loops are in `keepset.kernels.numba_state`. Plain references are
+`keepset.kernels.scan` and `keepset.hold.recurrence.Recurrence`. Importing this module needs numba
+(`keepset.kernels.numba_jit`).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from keepset.errors import ModelError
+from keepset.kernels import numba_state as loops
 from keepset.kernels.naive import time_steps
-from keepset.kernels.numba_jit import vectorised
-from keepset.kernels.scan import CHUNK, chunk_scan
+from keepset.kernels.scan import CHUNK, activated, causal_conv, chunk_scan
 
 Array = Any
 """A contiguous numpy array, float32 where nothing else is said."""
@@ -72,19 +72,13 @@ def scan(
     return_final_states: bool = False,
     **options: Any,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """`keepset.kernels.scan.chunk_scan`, with its arguments; also for gradients and float64.
-
-    Those two run in torch.
+    """`keepset.kernels.scan.chunk_scan`, with its arguments; gradients and float64 in torch.
 
     Returns:
         (batch, tokens, heads, head_dim), and the last state (batch, heads, head_dim, n); float32.
     """
     tensors = (hidden_states, dt, A, B, C)
-    if torch.is_grad_enabled() and any(values.requires_grad for values in tensors):
-        exact = True
-    else:
-        exact = any(values.dtype == torch.float64 for values in tensors)
-    if exact:
+    if _needs_torch(*tensors):
         return chunk_scan(
             *tensors, chunk_size, D=D, initial_states=initial_states,
             return_final_states=return_final_states, **options,
@@ -97,10 +91,40 @@ def scan(
     else:
         state = _array(initial_states.transpose(2, 3)).copy()
     y = torch.empty(hidden_states.shape, dtype=torch.float32)
-    _dense(given.x, given.step, given.decay, given.B, given.C, given.D, state, y.numpy())
+    loops.dense(given.x, given.step, given.decay, given.B, given.C, given.D, state, y.numpy())
     if not return_final_states:
         return y
     return y, torch.from_numpy(state).transpose(2, 3).contiguous()
+
+
+def convolution(
+    hidden_states: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    **options: Any,
+) -> Tensor:
+    """`keepset.kernels.scan.causal_conv`, with its arguments; gradients and float64 in torch.
+
+    Returns:
+        (batch, channels, tokens), the dtype of `hidden_states`; sums and activation are float32.
+
+    Raises:
+        ValueError: another activation.
+    """
+    if _needs_torch(hidden_states, weight):
+        return causal_conv(hidden_states, weight, bias, activation, **options)
+    x = _array(hidden_states.transpose(1, 2))
+    y = torch.empty(x.shape, dtype=torch.float32)
+    offset = weight.new_zeros(len(weight)) if bias is None else bias
+    loops.convolve(x, _array(weight.t()), _array(offset), y.numpy())
+    return activated(y, activation).to(hidden_states.dtype).transpose(1, 2)
+
+
+def _needs_torch(*tensors: Tensor) -> bool:
+    """Whether gradients, or more than float32, are asked for."""
+    learns = torch.is_grad_enabled() and any(values.requires_grad for values in tensors)
+    return learns or any(values.dtype == torch.float64 for values in tensors)
 
 
 def channel_sizes(given: Inputs) -> Tensor:
@@ -112,7 +136,7 @@ def channel_sizes(given: Inputs) -> Tensor:
         (batch, tokens, groups, n) float32.
     """
     sizes = torch.zeros(given.B.shape, dtype=torch.float32)
-    _sizes(given.x, given.step, given.decay, given.B, sizes.numpy())
+    loops.sizes(given.x, given.step, given.decay, given.B, sizes.numpy())
     return sizes
 
 
@@ -159,7 +183,7 @@ def held_windows(
     if valid is None:
         valid = torch.ones(weights.shape[:2], dtype=torch.bool)
     first = weights.new_zeros(0, *weights.shape[2:]) if opening is None else opening
-    finite = _windows(
+    finite = loops.windows(
         given.x, given.step, given.decay, given.B, given.C, given.D,
         _array(weights), valid.contiguous().numpy(), _array(first),
         choice.kept, choice.width, choice.n_before, choice.causal, choice.forget, choice.by_size,
@@ -168,240 +192,3 @@ def held_windows(
     if not finite:
         raise ModelError("NaN among the scores of channels: nothing can be chosen")
     return y
-
-
-@vectorised
-def _advance_and_read(x, step, decay, B, C, D, state, y):
-    """One token of one head. state (n, head_dim); B, C (n,); x, y (head_dim,).
-
-    Four channels at a time, so that x and y are loaded once for all of them.
-    """
-    n_state, head_dim = state.shape
-    for p in range(head_dim):
-        y[p] = D * x[p]
-    n = 0
-    while n + 4 <= n_state:  # not range(0, ..., 4), whose loops LLVM leaves scalar
-        b0, b1, b2, b3 = step * B[n], step * B[n + 1], step * B[n + 2], step * B[n + 3]
-        c0, c1, c2, c3 = C[n], C[n + 1], C[n + 2], C[n + 3]
-        for p in range(head_dim):
-            v = x[p]
-            h0 = state[n, p] * decay + b0 * v
-            h1 = state[n + 1, p] * decay + b1 * v
-            h2 = state[n + 2, p] * decay + b2 * v
-            h3 = state[n + 3, p] * decay + b3 * v
-            state[n, p] = h0
-            state[n + 1, p] = h1
-            state[n + 2, p] = h2
-            state[n + 3, p] = h3
-            y[p] += (c0 * h0 + c1 * h1) + (c2 * h2 + c3 * h3)
-        n += 4
-    while n < n_state:
-        b, c = step * B[n], C[n]
-        for p in range(head_dim):
-            h = state[n, p] * decay + b * x[p]
-            state[n, p] = h
-            y[p] += c * h
-        n += 1
-
-
-@vectorised
-def _advance_and_size(x, step, decay, B, state, sizes):
-    """One token of one head; adds H^2 to sizes (n,). state (head_dim, n); four rows at a time."""
-    head_dim, n_state = state.shape
-    p = 0
-    while p + 4 <= head_dim:
-        x0, x1, x2, x3 = step * x[p], step * x[p + 1], step * x[p + 2], step * x[p + 3]
-        for n in range(n_state):
-            v = B[n]
-            h0 = state[p, n] * decay + x0 * v
-            h1 = state[p + 1, n] * decay + x1 * v
-            h2 = state[p + 2, n] * decay + x2 * v
-            h3 = state[p + 3, n] * decay + x3 * v
-            state[p, n] = h0
-            state[p + 1, n] = h1
-            state[p + 2, n] = h2
-            state[p + 3, n] = h3
-            sizes[n] += (h0 * h0 + h1 * h1) + (h2 * h2 + h3 * h3)
-        p += 4
-    while p < head_dim:
-        x0 = step * x[p]
-        for n in range(n_state):
-            h0 = state[p, n] * decay + x0 * B[n]
-            state[p, n] = h0
-            sizes[n] += h0 * h0
-        p += 1
-
-
-@vectorised
-def _dense(x, step, decay, B, C, D, state, y):
-    """All tokens of all heads; `state` (batch, heads, n, head_dim) is advanced in place."""
-    batch, tokens, heads, _ = x.shape
-    per_group = heads // B.shape[2]
-    for b in range(batch):
-        for h in range(heads):
-            g = h // per_group
-            for t in range(tokens):
-                _advance_and_read(
-                    x[b, t, h], step[b, t, h], decay[b, t, h], B[b, t, g], C[b, t, g], D[h],
-                    state[b, h], y[b, t, h],
-                )  # fmt: skip
-
-
-@vectorised
-def _sizes(x, step, decay, B, sizes):
-    """Sizes of all channels at all tokens, from the empty state; `sizes` starts at zero."""
-    batch, tokens, heads, head_dim = x.shape
-    per_group = heads // B.shape[2]
-    state = np.empty((head_dim, B.shape[3]), np.float32)
-    for b in range(batch):
-        for h in range(heads):
-            g = h // per_group
-            state[:] = 0
-            for t in range(tokens):
-                _advance_and_size(
-                    x[b, t, h], step[b, t, h], decay[b, t, h], B[b, t, g], state, sizes[b, t, g]
-                )
-
-
-@vectorised
-def _choose(score, kept, channels):
-    """Write the `kept` best of score (n,) to `channels`, ascending; False if a score is NaN.
-
-    A channel is kept if fewer than `kept` stand before it: larger ones, and equal ones of a lower
-    index.
-    """
-    n_state = len(score)
-    count = 0
-    for n in range(n_state):
-        value = score[n]
-        if np.isnan(value):
-            return False
-        before = np.float32(0)  # a float, so that the loops are vectors
-        for m in range(n):
-            before += np.float32(1) if score[m] >= value else np.float32(0)
-        for m in range(n_state):
-            if m > n:
-                before += np.float32(1) if score[m] > value else np.float32(0)
-        if before < kept:
-            channels[count] = n
-            count += 1
-    return True
-
-
-@vectorised
-def _size_group(x, step, decay, B, b, t, g, state, sizes):
-    """One token of the heads of a group: state (heads of the group, head_dim, n), sizes (n,)."""
-    per_group = len(state)
-    sizes[:] = 0
-    for i in range(per_group):
-        h = g * per_group + i
-        _advance_and_size(x[b, t, h], step[b, t, h], decay[b, t, h], B[b, t, g], state[i], sizes)
-
-
-@vectorised
-def _read_group(x, C, D, b, t, g, state, factor, y):
-    """Read the channels of a state as it is, each times `factor` (n,)."""
-    per_group, head_dim, n_state = state.shape
-    read = np.empty(n_state, np.float32)
-    for n in range(n_state):
-        read[n] = C[b, t, g, n] * factor[n]
-    for i in range(per_group):
-        h = g * per_group + i
-        for p in range(head_dim):
-            total = np.float32(0)
-            for n in range(n_state):
-                total += state[i, p, n] * read[n]
-            y[b, t, h, p] = total + D[h] * x[b, t, h, p]
-
-
-@vectorised
-def _rerun_group(x, step, decay, B, C, D, b, g, begin, end, first, start, channels, y):
-    """Run tokens begin..end with some channels, and write y from token `first` on.
-
-    start (heads of the group, head_dim, n) is the state before them.
-    """
-    per_group, head_dim, _ = start.shape
-    n_kept = len(channels)
-    state = np.empty((n_kept, head_dim), np.float32)
-    written, read = np.empty(n_kept, np.float32), np.empty(n_kept, np.float32)
-    unused = np.empty(head_dim, np.float32)
-    for i in range(per_group):
-        h = g * per_group + i
-        for k in range(n_kept):
-            for p in range(head_dim):
-                state[k, p] = start[i, p, channels[k]]
-        for t in range(begin, end):
-            for k in range(n_kept):
-                written[k] = B[b, t, g, channels[k]]
-                read[k] = C[b, t, g, channels[k]]
-            _advance_and_read(
-                x[b, t, h], step[b, t, h], decay[b, t, h], written, read, D[h], state,
-                unused if t < first else y[b, t, h],
-            )  # fmt: skip
-
-
-@vectorised
-def _windows(x, step, decay, B, C, D, weights, valid, opening, kept, width, n_before,
-             causal, forget, by_size, y):  # fmt: skip
-    """See `held_windows`. False if a score is NaN.
-
-    Channels do not influence one another. So one pass over a window scores every channel as if it
-    were kept, and a second runs those that are kept, from the same start.
-    """
-    batch, tokens, heads, head_dim = x.shape
-    groups, n_state = B.shape[2:]
-    state = np.empty((heads // groups, head_dim, n_state), np.float32)
-    start = np.empty_like(state)
-    sizes, means = np.empty(n_state, np.float32), np.empty(n_state, np.float32)
-    everything, factor = np.ones(n_state, np.float32), np.empty(n_state, np.float32)
-    chosen, held = np.empty(kept, np.int64), np.empty(kept, np.int64)
-    known = len(opening) > 0
-    for b in range(batch):
-        for g in range(groups):
-            state[:] = 0
-            for t in range(n_before):
-                _size_group(x, step, decay, B, b, t, g, state, sizes)
-                _read_group(x, C, D, b, t, g, state, everything, y)
-            for begin in range(n_before, tokens, width):
-                end = min(begin + width, tokens)
-                opens = causal and begin == n_before
-                first = begin  # the first token that is read under the set
-                if end > begin + 1:
-                    start[:] = state
-                means[:] = 0
-                count = 0
-                for t in range(begin, end):
-                    _size_group(x, step, decay, B, b, t, g, state, sizes)
-                    for n in range(n_state):
-                        weight = weights[b, t - n_before, g, n]
-                        sizes[n] = weight * sizes[n] if by_size else weight
-                    if valid[b, t - n_before]:
-                        count += 1
-                        for n in range(n_state):
-                            means[n] += sizes[n]
-                    if opens and t == begin:
-                        if not _choose(opening[b, g] if known else sizes, kept, held):
-                            return False
-                        if not known:
-                            _read_group(x, C, D, b, t, g, state, everything, y)
-                            first += 1
-                for n in range(n_state):
-                    means[n] /= np.float32(max(count, 1))
-                if not _choose(means, kept, chosen):
-                    return False
-                if not causal:
-                    held[:] = chosen
-                factor[:] = 0
-                for channel in held:
-                    factor[channel] = 1
-                if first < end and end == begin + 1:
-                    _read_group(x, C, D, b, begin, g, state, factor, y)
-                elif first < end:
-                    _rerun_group(x, step, decay, B, C, D, b, g, begin, end, first, start, held, y)
-                if forget and first < end:
-                    for i in range(len(state)):
-                        for p in range(head_dim):
-                            for n in range(n_state):
-                                state[i, p, n] *= factor[n]
-                held[:] = chosen
-    return True

@@ -106,13 +106,13 @@ class Runner:
         if key not in self._lead_ins:
             check_length(self.model, lead_in.shape[1] + self._n_bos, "lead-ins", _BLOCK)
             check_ids(self.model, lead_in, "lead-ins")
-            # No logits are needed, so the head is left out where transformers names the body.
-            body = getattr(self.model, "base_model", self.model)
+            body = getattr(self.model, "base_model", self.model)  # no logits are needed
             kind, sites = kinds.of(rule.site), self.sites_of(rule.site)
-            parts = [
-                kind.lead_in_scores(body, sites, rule, self._contexts(rows), width)
-                for rows in self._batches(lead_in)
-            ]
+            with mixer_kernels(self.model, self.selection):
+                parts = [
+                    kind.lead_in_scores(body, sites, rule, self._contexts(rows), width)
+                    for rows in self._batches(lead_in)
+                ]
             scores = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
             self._lead_ins = {key: scores}
         return self._lead_ins[key]
