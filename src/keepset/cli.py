@@ -363,7 +363,7 @@ def _add_generate(commands: Any) -> None:
         help="which implementations may run: auto (what is there and fastest), torch, numba or"
         " triton",
     )
-    generate.add_argument("--path", help="force a path, such as bag, select, masked, held, plain")
+    generate.add_argument("--path", help="force a path, such as numba, bag, masked, held")
     generate.add_argument("--device", default="auto")
     generate.add_argument("--dtype", default="auto")
     generate.add_argument("--threads", type=int, default=None, help="CPU threads")
