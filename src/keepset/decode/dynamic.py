@@ -59,6 +59,8 @@ def dynamic_downs(
             if type(module) is nn.Linear and _is_for_numba(module.weight, selection):
                 dense = TokenProjection(module, position, ups)
                 stack.enter_context(standing_forward(module, dense))
+        peers.prepare()
+        ups.prepare()
         yield
 
 
@@ -78,7 +80,7 @@ class DynamicDown(TokenMap):
         peers: TokenPaths,
     ) -> None:
         """`position` will follow the passes of the model; `peers`: its down projections."""
-        super().__init__(sparse.rows(site), peers)
+        super().__init__(sparse.rows(site), site.n_units, peers)
         self._site, self._score, self._sparse, self._position = site, score, sparse, position
         # A ReLU's zeros add nothing; other activations have next to none, and looking costs time.
         self._is_relu = site.activation.startswith("relu")
@@ -87,7 +89,7 @@ class DynamicDown(TokenMap):
 
     def __call__(self, h: Tensor) -> Tensor:
         """h (..., n_units) -> (..., d_model)."""
-        if h.numel() == self._site.n_units and not self._position.opens:
+        if h.numel() == self.ins and not self._position.opens:
             return self.peers.run(self, h)
         flat = h.reshape(-1, self._site.n_units)
         if len(flat) > MAX_ROWS and self.peers.take_numba(h):

@@ -25,11 +25,12 @@ class TokenMap(ABC):
 
     Attributes:
         rows: The weights, as the kernel reads them; maps of one shape share a path.
+        ins: Numbers of one token.
         peers: The other maps of the model that do the same.
     """
 
-    def __init__(self, rows: Tensor, peers: TokenPaths) -> None:
-        self.rows, self.peers = rows, peers
+    def __init__(self, rows: Tensor, ins: int, peers: TokenPaths) -> None:
+        self.rows, self.ins, self.peers = rows, ins, peers
         peers.members.append(self)
 
     @abstractmethod
@@ -46,13 +47,13 @@ class TokenProjection(TokenMap):
 
     def __init__(self, module: nn.Linear, position: Position, peers: TokenPaths) -> None:
         """`position` will follow the passes of the model."""
-        super().__init__(module.weight.detach(), peers)
+        super().__init__(module.weight.detach(), module.in_features, peers)
         self._module, self._forward, self._position = module, module.forward, position
         self._by_numba: Forward | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """x (..., ins) -> (..., outs)."""
-        if x.numel() == self._module.in_features and not self._position.opens:
+        if x.numel() == self.ins and not self._position.opens:
             return self.peers.run(self, x)
         return self._forward(x)
 
@@ -83,6 +84,13 @@ class TokenPaths:
         self.members: list[TokenMap] = []
         self._label, self._selection = label, selection
         self._path_of: dict[torch.Size, Callable[..., Tensor]] = {}
+
+    def prepare(self) -> None:
+        """Compile or load what may run, which is not the work of the first token."""
+        if self.members and self.take_numba(self.members[0].rows):
+            with uncounted(self.paths), torch.inference_mode():
+                first = self.members[0]
+                first.by_numba(first.rows.new_zeros(first.ins))
 
     def run(self, member: TokenMap, x: Tensor) -> Tensor:
         """One token x of `member`, by the fastest path for its shape, which is timed once."""
