@@ -196,14 +196,16 @@ def windows(x, step, decay, B, C, D, weights, valid, opening, kept, width, n_bef
     start = np.empty_like(state)
     sizes, means = np.empty(n_state, np.float32), np.empty(n_state, np.float32)
     everything, factor = np.ones(n_state, np.float32), np.empty(n_state, np.float32)
+    all_channels = np.arange(n_state)
     chosen, held = np.empty(kept, np.int64), np.empty(kept, np.int64)
     known = len(opening) > 0
     for b in range(batch):
         for g in range(groups):
             state[:] = 0
+            if n_before:
+                _rerun_group(x, step, decay, B, C, D, b, g, 0, n_before, 0, state, all_channels, y)
             for t in range(n_before):
                 _size_group(x, step, decay, B, b, t, g, state, sizes)
-                _read_group(x, C, D, b, t, g, state, everything, y)
             for begin in range(n_before, tokens, width):
                 end = min(begin + width, tokens)
                 opens = causal and begin == n_before
