@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.models.mamba2 import modeling_mamba2
 
 from keepset.errors import ConfigError, ModelError
 from keepset.hold.recurrence import Scan
 from keepset.hold.state import StateMask, StateWindows, lead_in_scores, scanning
-from keepset.kernels import naive
+from keepset.kernels import naive, numba_scan
+from keepset.kernels.dispatch import SCAN, standing_in
 from keepset.rules.masks import top_mask
 from keepset.rules.rule import Rule, n_kept
 from keepset.sites.state import StateSite, find_state_sites
 from state_models import shape
 
 Factory = Callable[..., PreTrainedModel]
+
+
+@pytest.fixture(autouse=True, params=["transformers", "numba"])
+def scans(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every rule is held on transformers' own scan, and on the one that numba compiles."""
+    functions = {SCAN: numba_scan.scan} if request.param == "numba" else {}
+    with standing_in([modeling_mamba2], functions):
+        yield
+
+
 IDS = torch.randint(4, 260, (3, 22), generator=torch.Generator().manual_seed(2))
 
 

@@ -13,14 +13,16 @@ from keepset.hold.cut import prune_states
 from keepset.kernels import triton_state
 from keepset.kernels.dispatch import CONV, SCAN, STEP, UPDATE
 from keepset.kernels.mixers import mixer_kernels, provider, provider_for
-from keepset.kernels.scan import chunk_scan
 from keepset.kernels.selection import Selection
 from keepset.kinds import find_sites
 from keepset.measure.runner import Runner
+from keepset.rules.rule import Rule
 from keepset.settings import Kernels
 from keepset.sites.state import find_state_sites
 from state_models import shape
 
+SCANS = "numba" if DEVICE == "cpu" else "torch"
+"""What runs the scans here where nothing else is said."""
 NAMES = (SCAN, STEP, CONV, UPDATE)
 
 
@@ -39,7 +41,7 @@ def functions():
 def test_tokens_are_those_of_the_whole_context(model_of, family, word):
     model, ids = model_of(family, **shape(family, groups=2, n_state=6)), prompt(5, device=DEVICE)
     run = gen.generate(model, ids, 5, kernels=word)
-    assert run.mixers == {"scan": "torch", "state": word}
+    assert run.mixers == {"scan": "torch" if word == "torch" else SCANS, "state": word}
     assert torch.equal(run.tokens, reference(model, ids, 5, None, None))
 
 
@@ -97,10 +99,12 @@ def test_a_refused_step_runs_in_torch(model_of, monkeypatch):
 def test_everything_is_put_back(model_of):
     model, before, selection = model_of("mamba2"), functions(), Selection("triton")
     with mixer_kernels(model, selection) as ran:
-        assert getattr(modeling_mamba2, SCAN) is chunk_scan
+        running = getattr(modeling_mamba2, SCAN)
+        assert ran["scan"] == SCANS
+        assert running not in before
         with mixer_kernels(model, selection) as inner:
             assert inner is ran
-        assert getattr(modeling_mamba2, SCAN) is chunk_scan
+        assert getattr(modeling_mamba2, SCAN) is running
     with pytest.raises(RuntimeError, match="stop"), mixer_kernels(model, selection):
         raise RuntimeError("stop")
     assert functions() == before
@@ -145,7 +149,8 @@ def test_mamba_ssm_by_name_is_an_error_where_it_cannot_run(tiny_model, key):
         mixer_kernels(model, Selection(Kernels(**{key: "mamba-ssm"}))),
     ):
         pass
-    assert provider_for(model, "scan", Selection()) == "torch"
+    assert provider_for(model, "scan", Selection()) == "numba"
+    assert provider_for(model, "scan", Selection("torch")) == "torch"
 
 
 def bind(name):
@@ -172,5 +177,31 @@ def test_a_package_that_is_bound_is_not_called_on_a_cpu(tiny_model, monkeypatch,
         monkeypatch.setattr(modeling_mamba2, name, bind(name))
     assert provider(modeling_mamba2, STEP) == "mamba-ssm"
     run = gen.generate(model, ids, 4, kernels=word)
-    assert run.mixers == {"scan": "torch", "state": "torch"}
+    assert run.mixers == {"scan": "numba" if word == "auto" else "torch", "state": "torch"}
     assert torch.equal(run.tokens, expected)
+
+
+@pytest.mark.parametrize("word", ["auto", "torch", "numba"])
+def test_where_numba_is_absent_torch_runs_the_scan(tiny_model, without_numba, word):
+    model, ids = tiny_model("mamba2"), prompt(5)
+    expected = gen.generate(model, ids, 4, kernels="torch").tokens
+    if word == "numba":
+        with pytest.raises(ConfigError, match=r"kernels\.scan: .*pip install numba"):
+            Runner(model, [], kernels=Kernels(scan=word)).block_nll(ids)
+        return
+    run = gen.generate(model, ids, 4, kernels=Kernels(scan=word))
+    assert run.mixers["scan"] == "torch"
+    assert torch.equal(run.tokens, expected)
+
+
+def test_lead_ins_run_with_the_chosen_kernels(tiny_model, monkeypatch):
+    """transformers' own scan runs neither before a block nor in it."""
+    rule = Rule("impact", 0.5, 4, "causal", site="state", access="write")
+    model, ids = tiny_model("mamba2"), prompt(12)
+    results = [
+        Runner(model, find_sites(model), kernels=word).block_nll(ids, rule, ids.flip(1))
+        for word in ("torch", "numba")
+    ]
+    torch.testing.assert_close(*results, rtol=1e-5, atol=0)
+    monkeypatch.setattr(modeling_mamba2, SCAN, bind(SCAN))
+    Runner(model, find_sites(model)).block_nll(ids, rule, ids.flip(1))

@@ -34,6 +34,7 @@ class Session:
         rule: The rule that is held.
         selection: Which kernels may run; what was timed and refused.
         paths: Tokens x sites by path: a path of the down projection (`keepset.kernels.dispatch`),
+            `numba` (chosen and projected by one kernel, or, of long prompts, masked by one),
             `held` (gate, up and down of kept units only, copied together), or `triton-ffn` (the
             whole block by a kernel). Empty when dense, and where a static rule's cut weights run
             in torch.
