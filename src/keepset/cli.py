@@ -329,8 +329,7 @@ def _add_plan(commands: Any) -> None:
     plan = commands.add_parser(
         "plan",
         help="say what a study costs before it is run: jobs, tokens, operations, memory, time",
-        description="Counts the jobs of a study that starts from nothing. Needs no weights and no"
-        " network. See docs/RUNNING.md.",
+        description="Of a study that starts from nothing. Needs no weights: see docs/RUNNING.md.",
     )
     plan.add_argument("config")
     plan.add_argument("--only", help="these models alone: NAME or NAME,NAME")
@@ -346,8 +345,7 @@ def _add_generate(commands: Any) -> None:
     generate = commands.add_parser(
         "generate",
         help="continue a prompt with what a keep rule leaves out not computed",
-        description="Decodes greedily, dense and under the rule in turn, and prints the rule's text"
-        " and both speeds, without the prompt. See docs/BENCHMARKS.md.",
+        description="Prints the rule's greedy text, and its speed and dense: docs/BENCHMARKS.md.",
     )
     generate.add_argument("--model", required=True, help="folder, .gguf, hub id, or PACKAGE:FILE")
     _add_model(generate)

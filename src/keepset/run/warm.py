@@ -39,8 +39,12 @@ ADDRESS = "KEEPSET_WARM_START"
 _SOURCE = str(Path(__file__).parents[2])
 # What numpy and torch read when they are loaded; `keepset.run.job` gives torch its threads.
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-# Imported by transformers at a model's first use.
-_LATE = ("transformers.modeling_utils", "transformers.models.auto.modeling_auto")
+# What is imported when a model, or a kernel, is first used.
+_LATE = (
+    "transformers.modeling_utils",
+    "transformers.models.auto.modeling_auto",
+    *(f"keepset.kernels.numba_{kernels}" for kernels in ("ffn", "loss", "scan")),
+)
 _KILLED = 128  # plus the signal: what a shell says of a process that was killed
 _ACCEPTED = b"+"
 
@@ -260,7 +264,7 @@ def _work(request: bytes, outputs: list[int], shared_s: float) -> NoReturn:
 
 
 def _import_steps() -> None:
-    """Import every step with what it needs, and what transformers imports at its first use."""
+    """Import every step with all that it needs."""
     package = importlib.import_module("keepset.steps")
     names = [module.name for module in pkgutil.iter_modules(package.__path__, "keepset.steps.")]
     for name in (*names, *_LATE):
