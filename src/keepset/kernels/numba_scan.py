@@ -122,9 +122,11 @@ def convolution(
 
 
 def _needs_torch(*tensors: Tensor) -> bool:
-    """Whether gradients, or more than float32, are asked for."""
-    learns = torch.is_grad_enabled() and any(values.requires_grad for values in tensors)
-    return learns or any(values.dtype == torch.float64 for values in tensors)
+    """Whether gradients, or more than float32, are asked for.
+
+    A pass with gradients runs in torch from its first layer on, so that it is one path.
+    """
+    return torch.is_grad_enabled() or any(values.dtype == torch.float64 for values in tensors)
 
 
 def channel_sizes(given: Inputs) -> Tensor:

@@ -17,6 +17,8 @@ from keepset.calibrate.units import channel_table
 from keepset.errors import ModelError
 from keepset.files import store
 from keepset.hold import cut
+from keepset.kernels.mixers import mixer_kernels
+from keepset.kernels.selection import Selection
 from keepset.measure.runner import Runner, perplexity
 from keepset.rules.masks import Masks
 from keepset.rules.rule import Rule
@@ -67,6 +69,9 @@ def score_state(
             sets, sums = keep_sets(scorer, grid.scores, grid.sparsities, chosen["seeds"])
             channels = channel_table(sites, sums, identity)
             channels["n_documents"] = len(tokens.calibration_document.unique())
+        # On a CPU what torch's operations return is counted, which numba's loops do not show.
+        counted = "torch" if loaded.provenance["device"] == "cpu" else runner.selection
+        with mixer_kernels(runner.model, Selection.of(counted)):
             memory = memory_table(scorer, tokens.calibration, identity)
         progress.close()
     sidecar = {**loaded.provenance, "text": tokens.fingerprint, "settings": dict(chosen)}
