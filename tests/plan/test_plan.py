@@ -44,6 +44,9 @@ def test_tokens_by_hand(paper):
     assert tokens(paper, "evaluate_static") == (4 + 5) * 5 * 65536
     # and three times with noise, on the blocks of every rule
     assert tokens(paper, "evaluate_dynamic") == 2 * 5 * (131072 + 3 * 65536)
+    few_blocks = paper.statistics.model_copy(update={"rounding_tokens": 5000})
+    few = paper.model_copy(update={"statistics": few_blocks})
+    assert tokens(few, "evaluate_dynamic") == 2 * 5 * (131072 + 3 * 5 * 1024)
     no_draws = paper.statistics.model_copy(update={"rounding_draws": 0})
     without = paper.model_copy(update={"statistics": no_draws})
     assert tokens(without, "evaluate_dynamic") == 2 * 5 * 131072
