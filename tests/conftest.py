@@ -5,6 +5,7 @@ from __future__ import annotations
 import interpreter  # noqa: F401
 
 # isort: split
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,14 @@ _SHAPES: dict[str, dict[str, Any]] = {
         "chunk_size": 16,
     },
 }
+
+
+@pytest.fixture
+def without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where numba is not installed."""
+    monkeypatch.setitem(sys.modules, "numba", None)
+    for name in [name for name in sys.modules if name.startswith("keepset.kernels.numba_")]:
+        monkeypatch.delitem(sys.modules, name)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,6 +5,7 @@ import torch
 from keepset.calibrate import activations
 from keepset.calibrate.sets import RankedSets
 from keepset.hold.contexts import with_bos
+from keepset.kernels.selection import Selection
 from keepset.measure.runner import Runner
 from keepset.sites.ffn import find_ffn_sites
 
@@ -26,7 +27,8 @@ def sums(model):
 def reference(model, ids, tokens, rule, moments, bos=None):
     """Greedy decoding by running the whole masked context again for every token."""
     keep_sets = RankedSets(moments or {})
-    runner = Runner(model, find_ffn_sites(model), keep_sets=keep_sets, bos=bos)
+    plain = Selection("torch", forced=["masked"])
+    runner = Runner(model, find_ffn_sites(model), keep_sets=keep_sets, kernels=plain, bos=bos)
     ids = with_bos(ids, bos)
     with runner.holding(rule), torch.inference_mode():
         for _ in range(tokens):

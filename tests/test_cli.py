@@ -183,7 +183,7 @@ def test_says_which_path_ran(capsys, tiny_checkpoint, kernels, paths):
 
 def test_unknown_kernels_end_with_a_message(capsys, tiny_checkpoint):
     assert generate(tiny_checkpoint, "dynamic:0.5", "--kernels", "cuda") == 1
-    assert "'cuda' is not known; choose auto, torch, triton" in capsys.readouterr().err
+    assert "'cuda' is not known; choose auto, torch, numba, triton" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -360,7 +360,8 @@ def _add_generate(commands: Any) -> None:
     generate.add_argument(
         "--kernels",
         default="auto",
-        help="which implementations may run: auto (what is there and fastest), torch or triton",
+        help="which implementations may run: auto (what is there and fastest), torch, numba or"
+        " triton",
     )
     generate.add_argument("--path", help="force a path, such as bag, select, masked, held, plain")
     generate.add_argument("--device", default="auto")

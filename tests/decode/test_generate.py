@@ -140,6 +140,49 @@ def test_every_path_of_a_dynamic_rule_gives_the_same_tokens(tiny_model, family, 
     assert torch.equal(run.tokens, reference(model, ids, 14, rule, None))
 
 
+@pytest.mark.parametrize("score", ["magnitude", "impact"])
+@pytest.mark.parametrize("family", ["opt", "llama", "gpt2"])  # ReLU and bias, gate, Conv1D
+def test_numba_decodes_the_references_tokens(tiny_model, family, score):
+    model, ids = tiny_model(family), prompt(6)
+    rule = Rule(score, 0.7, 1)
+    run = gen.generate(model, ids, 14, rule, kernels="numba")
+    assert run.paths["numba"] == 13 * len(find_ffn_sites(model))
+    assert torch.equal(run.tokens, reference(model, ids, 14, rule, None))
+
+
+def test_a_long_prompt_runs_as_a_passage_does(tiny_model):
+    model, ids, rule = tiny_model("opt"), prompt(23), Rule("magnitude", 0.7, 1)
+    sites = find_ffn_sites(model)
+    runner = Runner(model, sites, kernels=Selection("torch"))
+    with runner.holding(rule), torch.inference_mode():
+        expected = model(input_ids=ids, use_cache=False).logits
+    with sparse_decoding(model, rule, kernels="numba") as session, torch.inference_mode():
+        assert torch.equal(model(input_ids=ids, use_cache=True).logits, expected)
+    assert session.paths == {"numba": 23 * len(sites)}
+
+
+def test_numba_decodes_in_low_precision(tiny_model):
+    model, ids, rule = tiny_model("llama").bfloat16(), prompt(6), Rule("magnitude", 0.7, 1)
+    tokens = gen.generate(model, ids, 14, rule, kernels="torch").tokens
+    assert torch.equal(gen.generate(model, ids, 14, rule, kernels="numba").tokens, tokens)
+
+
+def test_auto_times_numba_beside_torch_where_it_is_installed(tiny_model):
+    model, rule, selection = tiny_model("llama"), Rule("magnitude", 0.7, 1), Selection()
+    gen.generate(model, prompt(6), 3, rule, kernels=selection)
+    timed = {key: set(took) for key, took in selection.crossovers_ms().items()}
+    assert timed["dynamic magnitude kept=0.3 48x32 cpu float32 threads=1"] == {"torch", "numba"}
+    assert timed["up 48x32 cpu float32 threads=1"] == {"torch", "numba"}
+
+
+def test_without_numba_torch_decodes(tiny_model, without_numba):
+    model, rule = tiny_model("llama"), Rule("magnitude", 0.7, 1)
+    run = gen.generate(model, prompt(6), 4, rule)
+    assert "numba" not in run.paths
+    with pytest.raises(ConfigError, match=r"kernels.ffn: .*pip install numba"):
+        gen.generate(model, prompt(6), 4, rule, kernels="numba")
+
+
 def test_rows_of_a_batch_have_sets_of_their_own(tiny_model):
     model = tiny_model("llama")
     rows = torch.cat([prompt(6, seed) for seed in (1, 2)])

@@ -2,15 +2,10 @@ import pytest
 import torch
 
 from keepset.errors import ConfigError, ModelError
-from keepset.hold.inputs import (
-    Static,
-    Windows,
-    cut_weights,
-    hold_static,
-    in_place,
-    sliceable,
-    watching,
-)
+from keepset.hold.inputs import Windows, watching
+from keepset.hold.slices import cut_weights, in_place, sliceable
+from keepset.hold.static import Static
+from keepset.kernels.selection import Selection
 from keepset.rules.masks import top_mask
 from keepset.rules.rule import Rule, n_kept
 from keepset.sites.ffn import find_ffn_sites
@@ -79,29 +74,6 @@ def test_hooks_go_away_after_an_exception(tiny_model):
     assert hooks(model) == 0
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_static_masks_hold_from_the_second_token(tiny_model, family):
-    model = tiny_model(family)
-    sites = find_ffn_sites(model)
-    masks = random_masks(sites, 0.6)
-    dense = capture(model, sites[:1], ids())[sites[0].key]
-    seen = capture(model, sites, ids(), Static(masks))
-    for site in sites:
-        assert not seen[site.key][:, 1:, ~masks[site.key]].any()
-    assert torch.equal(seen[sites[0].key][:, 0], dense[:, 0])
-    assert torch.equal(seen[sites[0].key][:, 1:], dense[:, 1:] * masks[sites[0].key])
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_first_token_is_run_dense_under_a_static_set(tiny_model, family):
-    model = tiny_model(family)
-    sites = find_ffn_sites(model)
-    with hold_static(model, sites, random_masks(sites, 0.9)):
-        first, rest = logits(model, ids(3, 1)), logits(model, ids(3, 2))
-    torch.testing.assert_close(first, logits(model, ids(3, 1)), rtol=0, atol=0)
-    assert not torch.allclose(rest[:, 1], logits(model, ids(3, 2))[:, 1], atol=1e-3)
-
-
 def everywhere(masks):
     """Masks of all tokens, the first included."""
     return lambda site, h: h * masks[site.key]
@@ -158,12 +130,15 @@ def test_kept_counts_are_exact_at_every_token(tiny_model):
 @pytest.mark.parametrize("lead_in", [False, True], ids=["passages", "blocks"])
 @pytest.mark.parametrize("choice", ["oracle", "causal"])
 @pytest.mark.parametrize("window", [1, 3, 4, "sequence"])
-def test_windows_hold_what_they_are_defined_to_hold(tiny_model, window, choice, lead_in, bos):
+@pytest.mark.parametrize("kernels", ["torch", "numba"])
+def test_windows_hold_what_they_are_defined_to_hold(
+    tiny_model, kernels, window, choice, lead_in, bos
+):
     model = tiny_model("llama")
     site = find_ffn_sites(model)[0]  # behind it, activations differ from the dense ones
     dense = capture(model, [site], ids(3))[site.key]
     rule = Rule("magnitude", 0.5, window, choice)
-    action = Windows(rule, bos=bos)
+    action = Windows(rule, bos=bos, selection=Selection(kernels))
     before = torch.rand(3, site.n_units, generator=torch.Generator().manual_seed(3))
     if lead_in:
         action.before = {site.key: before}
@@ -219,6 +194,20 @@ def test_noise_is_in_the_last_bit_and_seeded(tiny_model):
     assert (steps == 0).float().mean() == pytest.approx(1 / 3, abs=0.1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_noise_is_even_and_differs_between_sites_and_calls(tiny_model, dtype):
+    sites = find_ffn_sites(tiny_model("llama"))
+    action = Windows(Rule("magnitude", 0.03, 1), noise=3)  # one unit is left out
+    h = torch.full((4, 100, 48), 1.5, dtype=dtype)
+    noisy = [action(site, h)[:, 1:] for site in (sites[0], sites[1], sites[0])]
+    for each in noisy:
+        steps = ((each[each != 0] - 1.5) / torch.finfo(dtype).eps).round()
+        for sign in (-1, 0, 1):
+            assert (steps == sign).float().mean() == pytest.approx(1 / 3, abs=0.03)
+    assert not torch.equal(noisy[0], noisy[1])
+    assert not torch.equal(noisy[0], noisy[2])
+
+
 def test_padding_changes_no_set(tiny_model):
     model = tiny_model("llama")
     sites = find_ffn_sites(model)
@@ -239,6 +228,42 @@ def test_impact_weighs_by_the_output_column(tiny_model):
     held = capture(model, [site], ids(), Windows(Rule("impact", 0.5, 1)))[site.key]
     mask = top_mask(dense.abs() * site.down_weight().norm(dim=1), n_kept(site.n_units, 0.5))
     assert torch.equal(held[:, 1:], (dense * mask)[:, 1:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["llama", "opt"])  # gated; flattened, and a ReLU's many zeros
+@pytest.mark.parametrize("score", ["magnitude", "impact", "random"])
+@pytest.mark.parametrize(("window", "choice"), [(1, "oracle"), (1, "causal"), (3, "causal")])
+def test_numba_holds_bit_for_bit_what_torch_holds(tiny_model, family, dtype, score, window, choice):
+    model = tiny_model(family).to(dtype)
+    rule = Rule(score, 0.7, window, choice)
+    held = []
+    for kernels in ("torch", "numba"):
+        action = Windows(rule, noise=2, selection=Selection(kernels))
+        action.valid = torch.tensor([[True] * 9, [True] * 5 + [False] * 4])
+        with watching(model, find_ffn_sites(model), action):
+            held.append(logits(model, ids()))
+    assert torch.equal(*held)
+
+
+@pytest.mark.parametrize("kernels", ["torch", "numba"])
+@pytest.mark.parametrize("window", [1, 3])
+def test_a_nan_names_its_site(tiny_model, kernels, window):
+    model = tiny_model("llama")
+    site = find_ffn_sites(model)[0]
+    action = Windows(Rule("magnitude", 0.5, window), selection=Selection(kernels))
+    h = torch.full((1, 4, site.n_units), torch.nan)
+    with pytest.raises(ModelError, match=f"NaN.*{site.name}.*try dtype: float32"):
+        action(site, h)
+
+
+def test_auto_is_torch_where_numba_is_absent_or_the_dtype_is_another(tiny_model, without_numba):
+    model = tiny_model("llama")
+    site = find_ffn_sites(model)[0]
+    rule = Rule("magnitude", 0.5, 1)
+    h = torch.randn(2, 5, site.n_units, generator=torch.Generator().manual_seed(0))
+    plain = Windows(rule)(site, h)
+    assert torch.equal(Windows(rule, selection=Selection("auto"))(site, h), plain)
 
 
 def test_a_static_rule_is_no_window():

@@ -8,7 +8,7 @@ from checks import DEVICE
 
 from keepset.errors import ConfigError, KernelError
 from keepset.kernels import dispatch, selection
-from keepset.kernels.selection import TRITON_DOWN, TRITON_FFN, Selection
+from keepset.kernels.selection import TRITON_DOWN, TRITON_FFN, Selection, why_not_numba
 from keepset.kernels.torch_ffn import DOWN_PATHS
 from keepset.settings import Kernels
 
@@ -26,7 +26,8 @@ def without_triton(monkeypatch):
 def test_a_word_stands_for_all():
     assert Selection("torch").wanted == Kernels(ffn="torch", scan="torch", state="torch")
     assert Selection("triton").wanted == Kernels(ffn="triton", scan="auto", state="triton")
-    with pytest.raises(ConfigError, match="'cuda' is not known; choose auto, torch, triton"):
+    assert Selection("numba").wanted == Kernels(ffn="numba", scan="numba", state="auto")
+    with pytest.raises(ConfigError, match="'cuda' is not known; choose auto, torch, numba, triton"):
         Selection("cuda")
 
 
@@ -50,6 +51,26 @@ def test_compiled_kernels_are_not_for_a_cpu(monkeypatch):
     with pytest.raises(ConfigError, match="CUDA GPUs, not on cpu"):
         Selection("triton").require(CPU)
     assert selection.why_not_triton(CUDA) is None
+
+
+def test_numba_runs_on_a_cpu_where_it_is_installed():
+    for key in ("ffn", "scan"):
+        assert Selection("auto").may_use_numba(key, CPU)
+        assert Selection(Kernels(**{key: "numba"})).may_use_numba(key, CPU)
+        assert not Selection("torch").may_use_numba(key, CPU)
+    assert not Selection(Kernels(ffn="triton")).may_use_numba("ffn", CPU)
+    assert not Selection(Kernels(ffn="triton")).may_use_numba("ffn", CUDA)
+    Selection("numba").require(CPU)
+
+
+@pytest.mark.parametrize("key", ["ffn", "scan"])
+def test_numba_by_name_says_why_it_cannot_run(key, without_numba):
+    chosen, auto = Selection(Kernels(**{key: "numba"})), Selection("auto")
+    for device, reason in ((CPU, "pip install numba==0.68.1"), (CUDA, "CPUs, not on cuda")):
+        assert reason in why_not_numba(device)
+        assert not auto.may_use_numba(key, device)
+        with pytest.raises(ConfigError, match=rf"kernels.{key}: .*{reason}.*: torch or auto"):
+            chosen.require(device)
 
 
 def test_paths_follow_the_choice(monkeypatch):

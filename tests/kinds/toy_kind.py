@@ -5,7 +5,8 @@ from __future__ import annotations
 from keepset.calibrate import activations
 from keepset.calibrate.sets import RankedSets
 from keepset.errors import ModelError
-from keepset.hold.inputs import hold_static, hold_windows, lead_in_scores  # noqa: F401
+from keepset.hold.inputs import hold_windows, lead_in_scores  # noqa: F401
+from keepset.hold.static import hold_static  # noqa: F401
 from keepset.rules.kinds import Kind
 from keepset.rules.scores import NEURON_SCORES
 from keepset.sites.ffn import Site

@@ -20,7 +20,7 @@ from keepset.calibrate import groups as document_groups
 from keepset.calibrate.groups import GroupSums
 from keepset.errors import ModelError
 from keepset.hold.contexts import with_bos
-from keepset.hold.recurrence import Recurrence, Scan
+from keepset.hold.recurrence import Scan, channel_sizes
 from keepset.hold.state import StateMask, Whole, scanning
 from keepset.models import check_ids, check_length
 from keepset.rules.masks import top_mask
@@ -57,9 +57,8 @@ class _Running:
 
     def add(self, scan: Scan, groups: Tensor, n_before: int) -> None:
         """Add a scan to the groups (batch,) of its rows; `n_before` tokens are not text."""
-        recurrence = Recurrence(scan)
-        sizes = recurrence.sizes(recurrence.empty(), 0, recurrence.tokens)[:, n_before:]
-        reads = recurrence.C[:, n_before:].square()
+        sizes = channel_sizes(scan)[:, n_before:]
+        reads = scan.C[:, n_before:].float().square()
         self._energy.add((sizes * reads).sum(dim=1, dtype=torch.float64), groups)
         self._size.add(sizes.sum(dim=1, dtype=torch.float64), groups)
         self._read.add(reads.sum(dim=1, dtype=torch.float64), groups)

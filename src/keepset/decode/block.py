@@ -7,21 +7,20 @@ projections (`StandIn`), and the block's module is left as it is.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
 from keepset.errors import KernelError
-from keepset.hold.inputs import sliceable
+from keepset.hold.slices import Forward, sliceable, standing_forward
 from keepset.kernels.weights import FfnWeights
 from keepset.sites.ffn import Projection, Site
 
-Forward = Callable[[Tensor], Tensor]
 PLAIN = "plain"
 """The path that computes every unit (or every unit that was not cut away), by torch."""
 
@@ -108,20 +107,6 @@ def _part(projection: Projection, start: int, n: int) -> tuple[Tensor, Tensor | 
         weight = weight[start : start + n]
     bias = getattr(module, "bias", None)
     return weight, None if bias is None else bias.detach()[start : start + n]
-
-
-@contextmanager
-def standing_forward(module: nn.Module, forward: Forward) -> Iterator[None]:
-    """Let `forward` stand in for a module's own; its hooks run as before."""
-    before = module.__dict__.get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if before is None:
-            del module.forward
-        else:
-            module.forward = before
 
 
 class StandIn(ABC):

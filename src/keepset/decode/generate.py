@@ -19,6 +19,7 @@ from keepset.decode import Session, sparse_decoding
 from keepset.errors import CacheError, ConfigError, ModelError
 from keepset.files import archive
 from keepset.hold.contexts import with_bos
+from keepset.hold.static import MASKED
 from keepset.kernels import clock
 from keepset.kernels.selection import Selection
 from keepset.measure.runner import Runner, refuse_infinite
@@ -327,7 +328,7 @@ def disagreement(
     kernels: Kernels | Selection | str | None = None,
     bos: int | None = None,
 ) -> Disagreement | None:
-    """Compare new tokens with those of the masked reference, `keepset.hold.inputs`.
+    """Compare new tokens with those of the masked reference, `keepset.hold`, in torch.
 
     One teacher-forced pass over prompt and new tokens, without a key-value cache, decides for all
     of them: keep sets and logits at a token depend on the tokens up to it alone, so as long as
@@ -351,8 +352,14 @@ def disagreement(
     """
     text = torch.cat([ids, new[None, :-1].to(ids.device)], dim=1)
     context = with_bos(text, bos)
-    keep_sets = RankedSets(moments or {})
-    runner = Runner(model, find_ffn_sites(model), keep_sets=keep_sets, kernels=kernels, bos=bos)
+    plain = Selection.of(kernels).wanted.model_copy(update={"ffn": "torch"})
+    runner = Runner(
+        model,
+        find_ffn_sites(model),
+        keep_sets=RankedSets(moments or {}),
+        kernels=Selection(plain, forced=[MASKED]),
+        bos=bos,
+    )
     with runner.holding(rule), torch.inference_mode():
         logits = model(input_ids=context, use_cache=False).logits[0, -len(new) :].cpu()
     if not bool(torch.isfinite(logits.amax(dim=-1)).all()):

@@ -8,10 +8,10 @@ from functools import partial
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from keepset.decode.block import Forward, ffn_weights, units_of
+from keepset.decode.block import ffn_weights, units_of
 from keepset.decode.down import SparseDown
 from keepset.decode.score import UnitScore
-from keepset.hold.inputs import Slices, in_place, slice_up
+from keepset.hold.slices import Forward, Slices, in_place, slice_up
 from keepset.kernels.weights import FfnWeights
 from keepset.rules.masks import top_mask
 from keepset.sites.ffn import Site

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from keepset.decode.block import separable
 from keepset.decode.position import Position
 from keepset.decode.whole import WholeBlock, WholeBlocks
-from keepset.hold.inputs import Static, cut_weights, in_place, sliceable, watching
+from keepset.hold.inputs import watching
+from keepset.hold.slices import cut_weights, in_place, sliceable
+from keepset.hold.static import Static
 from keepset.kernels.selection import Selection
 from keepset.kernels.torch_ffn import neuron_major
 from keepset.kernels.weights import FfnWeights

@@ -9,8 +9,9 @@ from functools import partial
 
 from torch import Tensor
 
-from keepset.decode.block import PLAIN, Forward, StandIn, ffn_weights, units_of
+from keepset.decode.block import PLAIN, StandIn, ffn_weights, units_of
 from keepset.decode.position import Position
+from keepset.hold.slices import Forward
 from keepset.kernels import dispatch
 from keepset.kernels.clock import taking_turns
 from keepset.kernels.selection import TRITON_FFN, Selection

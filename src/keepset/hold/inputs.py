@@ -1,21 +1,23 @@
-"""Hold a keep rule on the inputs of linear maps. Hooks and swapped weights are always removed."""
+"""Hold a keep rule on the inputs of linear maps. Hooks are always removed."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from keepset.errors import ModelError
-from keepset.hold.windows import Windowed
-from keepset.rules.masks import Masks, spread_windows, window_means
-from keepset.rules.rule import Rule, n_kept
+from keepset.hold.windows import Windowed, not_finite
+from keepset.kernels.selection import NUMBA, Selection
+from keepset.rules.masks import spread_windows, window_means, window_width
+from keepset.rules.rule import Rule, describe, n_kept
 from keepset.rules.scores import NEURON_SCORES, site_seed, token_score
-from keepset.sites.ffn import Projection, Site
+from keepset.sites.ffn import Site
 
 Action = Callable[[Site, Tensor], Tensor | None]
 """Sees h (batch, tokens, n_units) at a site; returns a replacement, or None to leave it alone."""
@@ -28,14 +30,14 @@ def watching(model: nn.Module, sites: Sequence[Site], action: Action) -> Iterato
     A module that is shared over depths is one site per call; calls are counted within a forward
     pass of `model`. All hooks are removed on exit, also after an exception.
     """
-    shape: list[int] = []
+    shape: tuple[int, ...] = ()
     calls: Counter[nn.Module] = Counter()
     by_call = {(site.down, site.call): site for site in sites}
 
     def on_forward(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal shape
         calls.clear()
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        shape[:] = list((kwargs["inputs_embeds"] if ids is None else ids).shape[:2])
+        shape = pass_shape(args, kwargs)
 
     def on_site(down: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         site = by_call.get((down, calls[down]))
@@ -52,6 +54,25 @@ def watching(model: nn.Module, sites: Sequence[Site], action: Action) -> Iterato
         for down in dict.fromkeys(site.down for site in sites):
             stack.enter_context(down.register_forward_pre_hook(on_site))
         yield
+
+
+def pass_shape(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, ...]:
+    """(batch, tokens) of a forward pass, from what the model is called with."""
+    ids = kwargs.get("input_ids", args[0] if args else None)
+    shape: tuple[int, ...] = (kwargs["inputs_embeds"] if ids is None else ids).shape[:2]
+    return shape
+
+
+def rules_run_by(
+    selection: Selection | None, device: torch.device, dtype: torch.dtype
+) -> Literal["torch", "numba"]:
+    """What runs rules on the inputs of linear maps; without a selection plain torch.
+
+    Raises:
+        ConfigError: numba is chosen by name and cannot run on the device.
+    """
+    numba = selection is not None and selection.may_use_numba("ffn", device)
+    return "numba" if numba and dtype in (torch.float32, torch.bfloat16) else "torch"
 
 
 def output_norms(site: Site) -> Tensor:
@@ -79,9 +100,10 @@ class Windows(Windowed):
         score = NEURON_SCORES.get(rule.score)
         self._seeded = score is not None and score.seeded
         self._needs_norms = score is not None and score.needs_norms
+        self._of_h_alone = rule.method == "dynamic" and score is not None and score.decodes
         self._norms: dict[str, Tensor] = {}
         self._noise = noise
-        self._noises: dict[str, torch.Generator] = {}
+        self._noises: dict[str, np.random.Generator] = {}
 
     def score(self, site: Site, h: Tensor) -> Tensor:
         """Score every unit at every token: (batch, tokens, n_units) float32."""
@@ -102,50 +124,61 @@ class Windows(Windowed):
             return None
         if self._noise is not None:
             h = self._rounded_elsewhere(site, h, self._noise)
+        path = rules_run_by(self.selection, h.device, h.dtype)
+        hold = self._held_by_numba if path == NUMBA else self._held
+        return hold(site, h, kept)
+
+    def _held(self, site: Site, h: Tensor, kept: int) -> Tensor:
+        """The plain reference: h times the masks of its windows."""
         text = h[:, self._n_bos :]
-        scores = self.score(site, text)
-        means = window_means(scores, self.valid, self.rule.window)
-        if self.rule.choice == "causal":
-            opening = self._opening(site, scores[:, 0])
-            before = torch.cat([opening[:, None], means[:, :-1]], dim=1)
-            mask = self._best(site, before, kept)
-        else:
-            # A zero |h| leaves nothing to choose; a random score says nothing about h.
-            mask = self._best(site, means, kept, zeros_matter=self._seeded)
+        # A zero |h| leaves nothing to choose; a random score, or what came before, says nothing
+        # about h.
+        zeros_matter = self._seeded or self.rule.choice == "causal"
+        mask = self._best(site, self._ranks(site, text), kept, zeros_matter=zeros_matter)
         masked = text * spread_windows(mask, text.shape[1], self.rule.window)
-        if not self._n_bos or self._opens_unchosen:
+        if self._n_dense > self._n_bos:
             masked[:, 0] = text[:, 0]
         return torch.cat([h[:, : self._n_bos], masked], dim=1) if self._n_bos else masked
+
+    def _ranks(self, site: Site, text: Tensor) -> Tensor:
+        """What each window of text (batch, tokens, units) chooses by: (batch, windows, units)."""
+        scores = self.score(site, text)
+        means = window_means(scores, self.valid, self.rule.window)
+        if self.rule.choice != "causal":
+            return means
+        opening = self._opening(site, scores[:, 0])
+        return torch.cat([opening[:, None], means[:, :-1]], dim=1)
+
+    @property
+    def _n_dense(self) -> int:
+        """How many of a row's tokens run dense: the first, and the first of text without a set."""
+        return self._n_bos + int(not self._n_bos or self._opens_unchosen)
+
+    def _held_by_numba(self, site: Site, h: Tensor, kept: int) -> Tensor:
+        """The same by `keepset.kernels.numba_ffn`, which chooses and masks in one go."""
+        from keepset.kernels import numba_ffn  # compiled at its first use
+
+        opening = (self._n_bos, self._n_dense)
+        try:
+            if self._of_h_alone:
+                return numba_ffn.keep_by_token(h, kept, self._output_norms(site), opening)
+            text = h[:, self._n_bos :]
+            width = window_width(self.rule.window, text.shape[1])
+            return numba_ffn.keep_by_window(h, self._ranks(site, text), kept, width, opening)
+        except ModelError:
+            raise not_finite(site.name, describe(self.rule)) from None
 
     def _rounded_elsewhere(self, site: Site, h: Tensor, noise: int) -> Tensor:
         """h with the last bit of each number one up, one down, or as it was."""
         if site.key not in self._noises:
-            seed = site_seed(noise, site.key)
-            self._noises[site.key] = torch.Generator(h.device).manual_seed(seed)
-        signs = torch.randint(-1, 2, h.shape, generator=self._noises[site.key], device=h.device)
+            self._noises[site.key] = np.random.Generator(
+                np.random.SFC64(site_seed(noise, site.key))
+            )
+        # A byte per number: drawing them is most of the work, and torch has none that is as fast.
+        signs = self._noises[site.key].integers(-1, 2, size=h.shape, dtype=np.int8)
         # Half an epsilon of h is at least half, and less than one, of its last bit.
-        return h + h * (signs * (torch.finfo(h.dtype).eps / 2)).to(h.dtype)
-
-
-class Static:
-    """The action of a static rule: one mask per site for every token but a row's first."""
-
-    def __init__(self, masks: Masks) -> None:
-        """Keep the units that `masks` marks."""
-        self._masks = masks
-
-    def __call__(self, site: Site, h: Tensor) -> Tensor:
-        """Mask h (batch, tokens, n_units)."""
-        masked = h * self._masks[site.key].to(h.device)
-        masked[:, 0] = h[:, 0]
-        return masked
-
-
-@contextmanager
-def hold_static(model: nn.Module, sites: Sequence[Site], masks: Masks) -> Iterator[None]:
-    """Hold one keep set for every token but the first of each row, which is run dense."""
-    with watching(model, sites, Static(masks)):
-        yield
+        half = torch.finfo(h.dtype).eps / 2
+        return h.addcmul(h, torch.from_numpy(signs).to(h.device, h.dtype), value=half)
 
 
 @contextmanager
@@ -176,74 +209,3 @@ def lead_in_scores(
     with watching(model, sites, action), torch.inference_mode():
         model(input_ids=lead_in, use_cache=False)
     return scores
-
-
-Slices = Sequence[tuple[Any, Mapping[str, Tensor]]]
-"""Modules, each with the parameters of kept units alone."""
-
-
-def cut_weights(sites: Sequence[Site], masks: Masks) -> Slices:
-    """The weights of the kept units of every site, copied together.
-
-    Raises:
-        ModelError: a site's projections cannot be sliced (see `sliceable`).
-    """
-    slices: list[tuple[Any, Mapping[str, Tensor]]] = []
-    for site in sites:
-        if not sliceable(site):
-            raise ModelError(f"{site.name}: the units of this site cannot be sliced")
-        units = masks[site.key].nonzero()[:, 0].to(site.down_weight().device)
-        if len(units) == site.n_units:
-            continue
-        slices += [(part.module, slice_up(part, units)) for part in site.up]
-        slices.append((site.down, {"weight": _slice_down(site, units)}))
-    return slices
-
-
-@contextmanager
-def in_place(slices: Slices) -> Iterator[None]:
-    """Let the model run with parts of its weights; the dense ones are put back on exit."""
-    with ExitStack() as stack:
-        for module, tensors in slices:
-            stack.enter_context(swapped(module, tensors))
-        yield
-
-
-def sliceable(site: Site) -> bool:
-    """Whether a site's units can be cut out of the weights without touching another site."""
-    return bool(site.up) and site.n_calls == 1
-
-
-def slice_up(projection: Projection, units: Tensor) -> dict[str, Tensor]:
-    """The weight, and the bias if any, of `units` alone, in the module's own layout."""
-    module: Any = projection.module
-    rows = torch.cat([units + offset for offset in projection.offsets])
-    out_dim = 0 if isinstance(module, nn.Linear) else 1
-    parts = {"weight": module.weight.index_select(out_dim, rows)}
-    if getattr(module, "bias", None) is not None:
-        parts["bias"] = module.bias.index_select(0, rows)
-    return parts
-
-
-def _slice_down(site: Site, units: Tensor) -> Tensor:
-    module: Any = site.down
-    return module.weight.index_select(1 if isinstance(module, nn.Linear) else 0, units)
-
-
-@contextmanager
-def swapped(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Replace parameters of `module` by `tensors`; sizes that forward reads follow."""
-    dense = {name: getattr(module, name) for name in tensors}
-    width = getattr(module, "nf", None)
-    try:
-        for name, tensor in tensors.items():
-            setattr(module, name, nn.Parameter(tensor, requires_grad=False))
-        if width is not None and "bias" in tensors:
-            # Conv1D shapes its output by `nf`, not by its weight.
-            module.nf = tensors["bias"].shape[0]  # type: ignore[assignment]
-        yield
-    finally:
-        for name, parameter in dense.items():
-            setattr(module, name, parameter)
-        if width is not None:
-            module.nf = width

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from keepset.kernels.naive import time_steps
+
+if TYPE_CHECKING:
+    from keepset.kernels.numba_scan import Inputs
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Scan:
     C: Tensor  # (batch, tokens, groups, n_state), what is read
     D: Tensor | None  # (heads,) skip connection
     rest: dict[str, Any]  # the other arguments: dt_bias, dt_softplus, dt_limit, ...
+    compiled: bool = False  # whether numba runs the recurrence, else torch
 
     def run(self, function: Callable[..., Any]) -> Any:
         """Call transformers' own scan, or one of the same arguments."""
@@ -34,11 +38,40 @@ class Scan:
         chunk = rest.pop("chunk_size")
         return function(self.x, self.dt, self.A, self.B, self.C, chunk, D=self.D, **rest)
 
+    def inputs(self) -> Inputs:
+        """What the kernels that numba compiles read."""
+        from keepset.kernels.numba_scan import Inputs  # imported at its first use
+
+        return Inputs.of(self.x, self.dt, self.A, self.B, self.C, self.D, **self.rest)
+
     def masked(self, write: Tensor | None = None, read: Tensor | None = None) -> Scan:
         """With B multiplied by `write` and C by `read`: ([batch, tokens,] groups, n_state)."""
         B = self.B if write is None else self.B * write.to(self.B.dtype)
         C = self.C if read is None else self.C * read.to(self.C.dtype)
         return replace(self, B=B, C=C)
+
+    def taken(self, kept: Tensor) -> Scan:
+        """The channels `kept` (groups, n_state) bool alone: as if the state had no others.
+
+        B and C have as many channels as the group that keeps the most; the rest are zero there.
+        """
+        n_most = int(kept.sum(dim=1).max())
+        marks, channels = kept.to(torch.int8).sort(dim=1, descending=True, stable=True)
+        marks, channels = marks[:, :n_most], channels[:, :n_most]
+        shape = (*self.B.shape[:3], n_most)
+        B, C = (values.gather(3, channels.expand(shape)) for values in (self.B, self.C))
+        part = replace(self, B=B, C=C)
+        return part if bool(marks.all()) else part.masked(marks, marks)
+
+
+def channel_sizes(scan: Scan) -> Tensor:
+    """The sum of H^2 over heads and head dims of each group: (batch, tokens, groups, n) float32."""
+    if scan.compiled:
+        from keepset.kernels import numba_scan
+
+        return numba_scan.channel_sizes(scan.inputs())
+    recurrence = Recurrence(scan)
+    return recurrence.sizes(recurrence.empty(), 0, recurrence.tokens)
 
 
 class Recurrence:

@@ -10,13 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from keepset.errors import ConfigError, ModelError
-from keepset.hold.recurrence import Recurrence, Scan
-from keepset.hold.windows import Windowed
-from keepset.kernels.dispatch import SCAN, STEP, mixer_modules, standing_in
+from keepset.hold.recurrence import Recurrence, Scan, channel_sizes
+from keepset.hold.windows import Windowed, not_finite
+from keepset.kernels.dispatch import NUMBA_SCAN, SCAN, STEP, mixer_modules, standing_in
+from keepset.kernels.selection import Selection
 from keepset.rules.masks import Masks, spread_windows, window_means, window_width
-from keepset.rules.rule import Rule, Window, n_kept
+from keepset.rules.rule import Rule, Window, describe, n_kept
 from keepset.rules.scores import CHANNEL_SCORES, token_names
 from keepset.sites.state import StateSite
+
+SCORES_BY_SIZE = ("magnitude", "impact")
+"""Scores of a token that are a channel's size times what does not depend on it."""
 
 
 class Action(Protocol):
@@ -75,8 +79,10 @@ def scanning(model: nn.Module, sites: Sequence[StateSite], action: Action) -> It
 def _seen_scan(
     original: Callable[..., Any], running: Sequence[StateSite | None], action: Action
 ) -> Callable[..., Any]:
+    compiled = original.__module__ == NUMBA_SCAN
+
     def seen(x, dt, A, B, C, chunk_size, D=None, **rest):  # type: ignore[no-untyped-def]
-        scan = Scan(x, dt, A, B, C, D, {"chunk_size": chunk_size, **rest})
+        scan = Scan(x, dt, A, B, C, D, {"chunk_size": chunk_size, **rest}, compiled)
         site = running[0]
         result = scan if site is None else action.scan(site, scan)
         if isinstance(result, Scan):
@@ -107,9 +113,11 @@ class StateMask:
         self._masks = masks
 
     def scan(self, site: StateSite, scan: Scan) -> Scan:
-        """Mask B and C of all tokens."""
+        """Mask B and C of all tokens; leave out what is masked where no state is wanted."""
         mask = self._masks[site.key].to(scan.B.device)
-        return scan.masked(mask, mask)
+        if scan.rest.get("return_final_states") or scan.rest.get("initial_states") is not None:
+            return scan.masked(mask, mask)
+        return scan.taken(mask)
 
     def step(self, site: StateSite, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
         """Mask B and C of one token."""
@@ -149,11 +157,30 @@ class StateWindows(Windowed, Whole):
         kept = n_kept(site.n_state, self.rule.sparsity)
         if kept == site.n_state or scan.x.shape[1] == self._n_bos:
             return scan
+        if scan.compiled and (self._seeded or self.rule.score in SCORES_BY_SIZE):
+            return self._compiled(site, scan, kept)
         recurrence = Recurrence(scan)
         if self.rule.access == "read":
             return scan.masked(read=self._reading(site, recurrence, kept))
         y = self._forgetting(site, recurrence, kept)
         return y if scan.D is None else y + scan.x.float() * scan.D[:, None]
+
+    def _compiled(self, site: StateSite, scan: Scan, kept: int) -> Tensor:
+        """`_reading`, or `_forgetting`, with numba: the same channels, chosen in the kernel."""
+        from keepset.kernels.numba_scan import Choice, held_windows  # imported at its first use
+
+        C = scan.C[:, self._n_bos :].float()
+        width, forget = window_width(self.rule.window, C.shape[1]), self.rule.access == "write"
+        # Random numbers are drawn where the torch path draws them.
+        draws = C.split(width, dim=1) if self._seeded and forget else [C]
+        weights = torch.cat([self._scores(site, torch.ones_like(part), part) for part in draws], 1)
+        causal = self.rule.choice == "causal"
+        opening = self._opening(site, weights[:, 0]) if causal and self.before else None
+        choice = Choice(kept, width, self._n_bos, causal, forget, by_size=not self._seeded)
+        try:
+            return held_windows(scan.inputs(), weights, choice, self.valid, opening)
+        except ModelError:
+            raise not_finite(site.name, describe(self.rule)) from None
 
     def _reading(self, site: StateSite, recurrence: Recurrence, kept: int) -> Tensor:
         """What is read of a state that keeps everything: (batch, tokens, groups, n) bool."""
@@ -171,13 +198,11 @@ class StateWindows(Windowed, Whole):
         read[:, n_bos + first :] = spread.view_as(scores)[:, first:]
         return read
 
-    def last_window(self, site: StateSite, recurrence: Recurrence, width: int) -> Tensor:
+    def last_window(self, site: StateSite, scan: Scan, width: int) -> Tensor:
         """Scores over the last `width` tokens, of a state that keeps everything: (batch, ...)."""
-        state, tokens = recurrence.empty(), recurrence.tokens
-        start = tokens - width
-        recurrence.sizes(state, 0, start)
-        sizes = recurrence.sizes(state, start, tokens)
-        return self._scores(site, sizes, recurrence.C[:, start:]).mean(dim=1)
+        start = scan.x.shape[1] - width
+        sizes = channel_sizes(scan)[:, start:]
+        return self._scores(site, sizes, scan.C[:, start:].float()).mean(dim=1)
 
     def _scores(self, site: StateSite, sizes: Tensor, C: Tensor) -> Tensor:
         """Scores of tokens: (batch, tokens, groups, n)."""
@@ -230,13 +255,19 @@ class _LastWindow(Whole):
         """Site key -> (batch, n_groups, n_state)."""
 
     def scan(self, site: StateSite, scan: Scan) -> Scan:
-        self.scores[site.key] = self._windows.last_window(site, Recurrence(scan), self._width)
+        self.scores[site.key] = self._windows.last_window(site, scan, self._width)
         return scan
 
 
 @contextmanager
-def hold_static(model: nn.Module, sites: Sequence[StateSite], masks: Masks) -> Iterator[None]:
+def hold_static(
+    model: nn.Module,
+    sites: Sequence[StateSite],
+    masks: Masks,
+    selection: Selection | None = None,
+) -> Iterator[None]:
     """Hold one keep set: its channels alone are written and read."""
+    del selection  # what runs the mixers is in place already
     with scanning(model, sites, StateMask(masks)):
         yield
 

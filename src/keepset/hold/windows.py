@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from keepset.errors import ConfigError, ModelError
+from keepset.kernels.selection import Selection
 from keepset.rules.masks import top_mask
 from keepset.rules.rule import Rule, describe
 from keepset.rules.scores import site_seed
@@ -35,8 +36,15 @@ class Windowed:
     before: Mapping[str, Tensor] | None = None
     """Site key -> (batch, ...) mean scores over the last window of the text before each row."""
 
-    def __init__(self, rule: Rule, *, bos: bool = False) -> None:
-        """Prepare the rule; `bos` says whether rows start with a BOS token.
+    def __init__(
+        self, rule: Rule, *, bos: bool = False, selection: Selection | None = None
+    ) -> None:
+        """Prepare the rule.
+
+        Args:
+            rule: The rule.
+            bos: Whether rows start with a BOS token.
+            selection: Which kernels may run; plain torch if left out.
 
         Raises:
             ConfigError: the rule is static.
@@ -44,6 +52,7 @@ class Windowed:
         if rule.window == "corpus":
             raise ConfigError("a rule with window: corpus is static, and holds one keep set")
         self.rule = rule
+        self.selection = selection
         self._n_bos = int(bos)
         self._generators: dict[str, torch.Generator] = {}
 

@@ -29,6 +29,8 @@ from keepset.sites.state import SCAN, STEP
 CONV = "causal_conv1d_fn"
 UPDATE = "causal_conv1d_update"
 FUSED = "mamba2_split_conv1d_scan_combined"
+NUMBA_SCAN = "keepset.kernels.numba_scan"
+"""The module whose scan numba compiles; named, since importing it needs numba."""
 
 
 def mixer_modules(model: nn.Module) -> list[ModuleType]:

@@ -29,7 +29,7 @@ from keepset.kernels.dispatch import (
     standing_in,
 )
 from keepset.kernels.scan import causal_conv, chunk_scan
-from keepset.kernels.selection import Selection
+from keepset.kernels.selection import NUMBA, Selection
 
 TORCH, TRITON, MAMBA_SSM = "torch", "triton", "mamba-ssm"
 _HOW = (
@@ -53,7 +53,7 @@ def provider_for(model: nn.Module, key: Literal["scan", "state"], selection: Sel
     """Whose scans, or steps, may run in the model: "torch", or the name of a package.
 
     Raises:
-        ConfigError: mamba-ssm is chosen by name and cannot run.
+        ConfigError: mamba-ssm or numba is chosen by name and cannot run.
     """
     wanted = getattr(selection.wanted, key)
     modules = mixer_modules(model)
@@ -65,6 +65,8 @@ def provider_for(model: nn.Module, key: Literal["scan", "state"], selection: Sel
             f"kernels.{key}: mamba-ssm runs on CUDA GPUs, not on {device.type}; choose torch or"
             " auto there"
         )
+    if key == "scan" and selection.may_use_numba(key, device):
+        return NUMBA
     if wanted == TORCH or device.type == "cpu":
         return TORCH
     package = provider(modules[0], SCAN if key == "scan" else STEP)
@@ -80,9 +82,10 @@ def provider_for(model: nn.Module, key: Literal["scan", "state"], selection: Sel
 def mixer_kernels(model: nn.Module, selection: Selection) -> Iterator[dict[str, str]]:
     """Run the mixers of `model` with the implementations that are chosen.
 
-    What already stands in for transformers' functions, such as a keep rule, stays. In torch, scan
-    and convolution are those of `keepset.kernels.scan`. transformers binds these functions once
-    for all models of a family: within another `mixer_kernels` of the same family, that one holds.
+    What already stands in for transformers' functions, such as a keep rule, stays. On a CPU, scan
+    and convolution are those of `keepset.kernels.scan`, or the scan is numba's. transformers binds
+    these functions once for all models of a family: within another `mixer_kernels` of the same
+    family, that one holds.
 
     Returns:
         scan and state -> what runs them; `state` is there once a step has run. Empty for a model
@@ -102,15 +105,24 @@ def mixer_kernels(model: nn.Module, selection: Selection) -> Iterator[dict[str, 
     theirs = provider_for(model, "state", selection)
     with ExitStack() as stack:
         for module in modules:
-            functions = dict(_torch_functions(module)) if ran["scan"] == TORCH else {}
+            functions = dict(_functions(module, ran["scan"]))
             functions[STEP] = _Stepper(getattr(module, STEP), theirs, selection, ran)
             stack.enter_context(standing_in([module], functions, free_only=True))
         yield ran
 
 
-def _torch_functions(module: ModuleType) -> Iterator[tuple[str, Callable[..., Any]]]:
-    yield SCAN, chunk_scan
-    yield CONV, causal_conv
+def _functions(module: ModuleType, scans: str) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """What runs in place of transformers' functions, where `scans` are not those it has bound."""
+    if scans == NUMBA:
+        from keepset.kernels import numba_scan  # imported at its first use
+
+        yield SCAN, numba_scan.scan
+        yield CONV, numba_scan.convolution
+    elif scans == TORCH:
+        yield SCAN, chunk_scan
+        yield CONV, causal_conv
+    else:
+        return
     for name in (UPDATE, FUSED):  # transformers' own, where a package's is bound
         if hasattr(module, name) and provider(module, name) != TORCH:
             yield name, getattr(module, name).__wrapped__

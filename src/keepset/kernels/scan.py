@@ -136,8 +136,17 @@ def causal_conv(
         y = torch.addcmul(y, x[:, tap : tap + tokens], taps[:, tap])
     if bias is not None:
         y = y + bias.to(y.dtype)
+    return activated(y, activation).transpose(1, 2)
+
+
+def activated(y: Tensor, activation: str | None) -> Tensor:
+    """What follows a convolution: nothing, or SiLU.
+
+    Raises:
+        ValueError: another activation.
+    """
     if activation in ("silu", "swish"):
-        y = F.silu(y)
-    elif activation is not None:
+        return F.silu(y)
+    if activation is not None:
         raise ValueError(f"activation must be None, 'silu' or 'swish', got {activation!r}")
-    return y.transpose(1, 2)
+    return y

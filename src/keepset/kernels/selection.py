@@ -27,8 +27,11 @@ logger = logging.getLogger("keepset")
 TRITON_FFN, TRITON_DOWN = "triton-ffn", "triton-down"
 """Paths by Triton kernels: of a whole feed-forward block, and of its down projection."""
 
-WORDS = ("auto", "torch", "triton")
+WORDS = ("auto", "torch", "numba", "triton")
 """Choices that one word stands for."""
+
+NUMBA = "numba"
+"""The choice of kernels that numba compiles, for the CPU."""
 
 Key = tuple[Hashable, ...]
 """What times hold for: shape, rows, share kept, dtype, device, threads."""
@@ -41,7 +44,7 @@ _AGREES_LOW_PRECISION = 0.3
 
 
 def as_kernels(kernels: Kernels | str) -> Kernels:
-    """A choice from one of `WORDS`; scans have no Triton kernel here, and stay auto then.
+    """A choice from one of `WORDS`; what it has no kernel for stays auto.
 
     Raises:
         ConfigError: another word.
@@ -51,7 +54,8 @@ def as_kernels(kernels: Kernels | str) -> Kernels:
     if kernels not in WORDS:
         raise ConfigError(f"kernels: {kernels!r} is not known; choose {', '.join(WORDS)}")
     scan = "auto" if kernels == "triton" else kernels
-    return Kernels.model_validate({"ffn": kernels, "scan": scan, "state": kernels})
+    state = "auto" if kernels == NUMBA else kernels
+    return Kernels.model_validate({"ffn": kernels, "scan": scan, "state": state})
 
 
 class Selection:
@@ -74,8 +78,8 @@ class Selection:
         """
         self.wanted = as_kernels(kernels)
         # A path that is chosen by name is taken wherever it works, untimed.
-        by_name = (TRITON_FFN, TRITON_DOWN) if self.wanted.ffn == "triton" else ()
-        self.forced = (*forced, *by_name)
+        by_name = {"triton": (TRITON_FFN, TRITON_DOWN), "numba": (NUMBA,)}
+        self.forced = (*forced, *by_name.get(self.wanted.ffn, ()))
         self.timing_s = 0.0
         self.refusals: list[str] = []
         self._rounds = rounds
@@ -87,11 +91,13 @@ class Selection:
         return kernels if isinstance(kernels, Selection) else cls(kernels or "auto")
 
     def require(self, device: torch.device) -> None:
-        """Check that Triton can run on `device` where it is chosen by name.
+        """Check that Triton and numba can run on `device` where they are chosen by name.
 
         Raises:
             ConfigError: names the key and what to install.
         """
+        self.may_use_numba("ffn", device)
+        self.may_use_numba("scan", device)
         for key in ("ffn", "state"):
             if getattr(self.wanted, key) == "triton" and (reason := why_not_triton(device)):
                 raise ConfigError(
@@ -103,6 +109,20 @@ class Selection:
         wanted = getattr(self.wanted, key)
         chosen = wanted == "triton" or (wanted == "auto" and device.type == "cuda")
         return chosen and why_not_triton(device) is None
+
+    def may_use_numba(self, key: Literal["ffn", "scan"], device: torch.device) -> bool:
+        """Whether numba's kernels for `key` run on `device`; auto takes them where they can.
+
+        Raises:
+            ConfigError: they are chosen by name and cannot; names the key and what to do.
+        """
+        wanted = getattr(self.wanted, key)
+        if wanted not in ("auto", NUMBA):
+            return False
+        reason = why_not_numba(device)
+        if reason and wanted == NUMBA:
+            raise ConfigError(f"kernels.{key}: {reason}; or choose kernels.{key}: torch or auto")
+        return reason is None
 
     def forced_among(self, candidates: Collection[str]) -> str | None:
         """The candidate that is forced, if any."""
@@ -175,6 +195,17 @@ class Selection:
         if text not in self.refusals:
             logger.warning("%s; torch runs in its place", text)
             self.refusals.append(text)
+
+
+def why_not_numba(device: torch.device) -> str | None:
+    """Why numba's kernels cannot run on `device`; None where they can."""
+    if device.type != "cpu":
+        return f"numba's kernels run on CPUs, not on {device.type}"
+    try:
+        import keepset.kernels.numba_jit  # noqa: F401  (imported at its first use)
+    except KernelError as error:
+        return str(error)
+    return None
 
 
 def why_not_triton(device: torch.device) -> str | None:

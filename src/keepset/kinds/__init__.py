@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from keepset.errors import ConfigError
 from keepset.hold.windows import Windowed
+from keepset.kernels.selection import Selection
 from keepset.rules.kinds import KINDS
 from keepset.rules.masks import KeepSets, Masks
 from keepset.rules.rule import Rule
@@ -35,12 +36,17 @@ class SiteKind(Protocol):
         """
 
     def hold_static(
-        self, model: nn.Module, sites: Sequence[Any], masks: Masks
+        self,
+        model: nn.Module,
+        sites: Sequence[Any],
+        masks: Masks,
+        selection: Selection | None = None,
     ) -> AbstractContextManager[None]:
         """Hold one keep set, from each row's first token or from its second.
 
         What is masked holds from the second, as the first is the attention sink; what is cut for
-        good holds from the first. Everything is put back on exit.
+        good holds from the first. `selection` says which implementations may run. Everything is
+        put back on exit.
         """
 
     def hold_windows(

@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 
 from keepset.calibrate.sets import rank_file as load_sets  # noqa: F401
 from keepset.errors import ModelError
-from keepset.hold.inputs import hold_static, hold_windows, lead_in_scores  # noqa: F401
+from keepset.hold.inputs import hold_windows, lead_in_scores  # noqa: F401
+from keepset.hold.static import hold_static  # noqa: F401
 from keepset.rules.masks import Masks
 from keepset.sites.ffn import find_ffn_sites as find  # noqa: F401
 

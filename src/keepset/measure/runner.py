@@ -18,6 +18,7 @@ from keepset.hold.contexts import with_bos
 from keepset.hold.windows import Windowed, not_finite
 from keepset.kernels.mixers import mixer_kernels
 from keepset.kernels.selection import Selection
+from keepset.measure.loss import token_nll
 from keepset.models import check_ids, check_length
 from keepset.rules.kinds import KINDS
 from keepset.rules.masks import KeepSets, Masks, window_width
@@ -28,8 +29,6 @@ from keepset.sites import AnySite
 from keepset.text import Encoded
 
 _BLOCK = "text.block (on the command line --block)"
-# Rows of logits turned into float32 at a time: small enough to stay in the last-level cache.
-_LOGIT_ROWS = 128
 
 
 class Runner:
@@ -107,13 +106,13 @@ class Runner:
         if key not in self._lead_ins:
             check_length(self.model, lead_in.shape[1] + self._n_bos, "lead-ins", _BLOCK)
             check_ids(self.model, lead_in, "lead-ins")
-            # No logits are needed, so the head is left out where transformers names the body.
-            body = getattr(self.model, "base_model", self.model)
+            body = getattr(self.model, "base_model", self.model)  # no logits are needed
             kind, sites = kinds.of(rule.site), self.sites_of(rule.site)
-            parts = [
-                kind.lead_in_scores(body, sites, rule, self._contexts(rows), width)
-                for rows in self._batches(lead_in)
-            ]
+            with mixer_kernels(self.model, self.selection):
+                parts = [
+                    kind.lead_in_scores(body, sites, rule, self._contexts(rows), width)
+                    for rows in self._batches(lead_in)
+                ]
             scores = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
             self._lead_ins = {key: scores}
         return self._lead_ins[key]
@@ -146,9 +145,10 @@ class Runner:
         if not sites:
             raise ModelError(f"{describe(rule)}: the model has no {KINDS[rule.site].units}")
         if rule.window == "corpus":
-            return kind.hold_static(self.model, sites, self._masks(rule))
-        options = {} if noise is None else {"noise": noise}
-        return kind.hold_windows(self.model, sites, rule, bos=self.bos is not None, **options)
+            return kind.hold_static(self.model, sites, self._masks(rule), self.selection)
+        options: dict[str, Any] = {} if noise is None else {"noise": noise}
+        options |= {"bos": self.bos is not None, "selection": self.selection}
+        return kind.hold_windows(self.model, sites, rule, **options)
 
     def _masks(self, rule: Rule) -> Masks:
         try:
@@ -209,7 +209,7 @@ class Runner:
                     rows = slice(start, start + len(batch))
                     windows.before = {key: scores[rows] for key, scores in before.items()}
                 logits = self.model(input_ids=ids, use_cache=False).logits
-                parts.append(_nll(logits, ids).sum(dim=1))
+                parts.append(token_nll(logits, ids, self.selection).sum(dim=1))
                 start += len(batch)
                 if progress is not None:
                     progress.advance(batch.numel(), label)
@@ -366,22 +366,6 @@ def _batches(
         batch.append(number)
     if batch:
         yield batch
-
-
-def _nll(logits: Tensor, ids: Tensor) -> Tensor:
-    """Per-token negative log-likelihood in nats: (batch, tokens - 1) float64."""
-    rows = []
-    targets = ids[:, 1:]
-    for row in range(logits.shape[0]):
-        parts = []
-        for chunk, target in zip(
-            logits[row, :-1].split(_LOGIT_ROWS), targets[row].split(_LOGIT_ROWS), strict=True
-        ):
-            scores = chunk.float()
-            picked = scores.gather(1, target[:, None])[:, 0]
-            parts.append(torch.logsumexp(scores, dim=1).double() - picked.double())
-        rows.append(torch.cat(parts))
-    return torch.stack(rows)
 
 
 def perplexity(runner: Runner, blocks: Tensor, rule: Rule | None = None) -> float:

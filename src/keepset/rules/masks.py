@@ -13,7 +13,7 @@ from torch import Tensor
 from keepset.errors import ConfigError, ModelError
 from keepset.rules.rule import Rule, Window
 
-_NOT_A_NUMBER = "NaN among the scores of units: nothing can be chosen; try dtype: float32"
+NOT_A_NUMBER = "NaN among the scores of units: nothing can be chosen; try dtype: float32"
 
 Masks = Mapping[str, Tensor]
 """Site key -> bool, True where a unit is kept: (n_units,), or (n_groups, n_state) of a state."""
@@ -37,7 +37,7 @@ def rank_units(score: Tensor) -> Tensor:
         ModelError: a score is NaN.
     """
     if bool(score.isnan().any()):
-        raise ModelError(_NOT_A_NUMBER)
+        raise ModelError(NOT_A_NUMBER)
     return torch.argsort(score, descending=True, stable=True)
 
 
@@ -71,7 +71,7 @@ def top_mask(score: Tensor, k: int, *, zeros_matter: bool = True) -> Tensor:
     if not 1 <= k <= n:
         raise ConfigError(f"cannot keep {k} of {n} units")
     if bool(score.isnan().any()):
-        raise ModelError(_NOT_A_NUMBER)
+        raise ModelError(NOT_A_NUMBER)
     if k == n:
         return torch.ones_like(score, dtype=torch.bool)
     rows = score.reshape(-1, n)
@@ -116,7 +116,7 @@ def top_units(score: Tensor, k: int, *, zeros: bool = True) -> Tensor:
     best, units = score.topk(min(k + 1, n))
     last, *next_best, first = [*best[k - 1 :].tolist(), float(best[0])]
     if math.isnan(first):
-        raise ModelError(_NOT_A_NUMBER)
+        raise ModelError(NOT_A_NUMBER)
     if not zeros and last == 0:
         return units[best > 0]
     if next_best == [last]:

@@ -37,7 +37,8 @@ class Score:
             (h (..., n_units), norms (n_units,), generator) -> (..., n_units) float32, never
             negative. Of state channels: (sizes, C, generator), both (..., groups, n_state).
         gradients: Whether the static form needs the gradient of the loss.
-        decodes: Whether the form per token can choose while a model decodes.
+        decodes: Whether the form per token can choose while a model decodes. It is |h|, times the
+            norms where it needs them: kernels take it from h themselves.
         seeded: Whether it depends on a seed, so that several are run.
         needs_norms: Whether the form per token needs the norms of the output columns.
         in_order: Whether it is taken again after every layer that was pruned, as GHOST does.

@@ -16,11 +16,13 @@ class Kernels(Strict):
     there. A name that is not installed is an error.
     """
 
-    ffn: Literal["auto", "torch", "triton"] = Field(
-        "auto", description="Feed-forward blocks under a keep rule, while decoding."
+    ffn: Literal["auto", "torch", "numba", "triton"] = Field(
+        "auto",
+        description="Feed-forward blocks under a keep rule: decoding by all, whole passages by"
+        " torch or, on a CPU, numba.",
     )
-    scan: Literal["auto", "torch", "mamba-ssm"] = Field(
-        "auto", description="The scan of Mamba-2 mixers, and its convolution."
+    scan: Literal["auto", "torch", "numba", "mamba-ssm"] = Field(
+        "auto", description="The scan of Mamba-2 mixers, under rules too, and its convolution."
     )
     state: Literal["auto", "torch", "triton", "mamba-ssm"] = Field(
         "auto", description="A token's step through the state of Mamba-2 mixers, while decoding."

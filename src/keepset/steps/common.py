@@ -12,6 +12,7 @@ from keepset import kinds, models, text
 from keepset.calibrate import activations
 from keepset.files import store
 from keepset.files.store import PathLike as PathLike
+from keepset.hold.inputs import rules_run_by
 from keepset.kernels.mixers import provider_for
 from keepset.measure.runner import Runner
 from keepset.rules.masks import KeepSets
@@ -67,8 +68,7 @@ def load(model: PathLike, run: Run, keep_sets: KeepSets | None = None) -> Loaded
         "bos": info["bos"],
         "device": str(device),
         "dtype": str(dtype),
-        # Whole passages under a rule are masked, or cut, in torch; only decoding has other paths.
-        "kernels": {"ffn": "torch", "scan": scan},
+        "kernels": {"ffn": rules_run_by(runner.selection, device, dtype), "scan": scan},
     }
     return Loaded(runner, tokenizer, info, facts, str(dtype))
 

@@ -1,11 +1,11 @@
 """How often the 95% interval of a ratio of perplexities holds the true ratio.
 
-    python benchmarks/coverage.py
+    python benchmarks/interval_coverage.py
 
 Made-up text: documents of one length, or of one to three blocks. What a setting costs differs from
 document to document: normal, with long tails (Student's t, 4 degrees of freedom), or skewed
 (log-normal). The interval is that of `keepset.analyse.effects.log_ratio`; beside it, a BCa
-bootstrap over the same documents. Written to benchmarks/coverage.csv.
+bootstrap over the same documents. Written to benchmarks/interval_coverage.csv.
 """
 
 from __future__ import annotations

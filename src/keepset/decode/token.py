@@ -1,0 +1,113 @@
+"""One token through a linear map of a feed-forward block, on a CPU: by torch or by one kernel."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from keepset.decode.position import Position
+from keepset.decode.whole import uncounted
+from keepset.hold.inputs import rules_run_by
+from keepset.hold.slices import Forward
+from keepset.kernels import dispatch
+from keepset.kernels.clock import taking_turns
+from keepset.kernels.selection import NUMBA, Selection
+from keepset.kernels.torch_ffn import DOWN_PATHS
+
+
+class TokenMap(ABC):
+    """A linear map that one token can take by either path.
+
+    Attributes:
+        rows: The weights, as the kernel reads them; maps of one shape share a path.
+        peers: The other maps of the model that do the same.
+    """
+
+    def __init__(self, rows: Tensor, peers: TokenPaths) -> None:
+        self.rows, self.peers = rows, peers
+        peers.members.append(self)
+
+    @abstractmethod
+    def by_torch(self, x: Tensor) -> Tensor:
+        """One token x (..., ins) -> (..., outs), by torch."""
+
+    @abstractmethod
+    def by_numba(self, x: Tensor) -> Tensor:
+        """The same by a kernel."""
+
+
+class TokenProjection(TokenMap):
+    """Stands in for the forward of an `nn.Linear` that makes h."""
+
+    def __init__(self, module: nn.Linear, position: Position, peers: TokenPaths) -> None:
+        """`position` will follow the passes of the model."""
+        super().__init__(module.weight.detach(), peers)
+        self._module, self._forward, self._position = module, module.forward, position
+        self._by_numba: Forward | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x (..., ins) -> (..., outs)."""
+        if x.numel() == self._module.in_features and not self._position.opens:
+            return self.peers.run(self, x)
+        return self._forward(x)
+
+    def by_torch(self, x: Tensor) -> Tensor:
+        """The module's own forward."""
+        return self._forward(x)
+
+    def by_numba(self, x: Tensor) -> Tensor:
+        """The same, with the weights read in the order of memory."""
+        if self._by_numba is None:
+            from keepset.kernels.numba_ffn import TokenLinear  # compiled at its first use
+
+            self._by_numba = TokenLinear(self.rows, self._module.bias)
+        return self._by_numba(x)
+
+
+class TokenPaths:
+    """Which path the maps of a model take at one token, by their shape.
+
+    Attributes:
+        paths: Counts tokens x sites by path.
+        members: All of the maps.
+    """
+
+    def __init__(self, label: str, paths: Counter[str], selection: Selection) -> None:
+        """Start without members; `label` says what they do, for the record of times."""
+        self.paths = paths
+        self.members: list[TokenMap] = []
+        self._label, self._selection = label, selection
+        self._path_of: dict[torch.Size, Callable[..., Tensor]] = {}
+
+    def run(self, member: TokenMap, x: Tensor) -> Tensor:
+        """One token x of `member`, by the fastest path for its shape, which is timed once."""
+        call = self._path_of.get(member.rows.shape)
+        if call is None:
+            with uncounted(self.paths):
+                call = self._path_of[member.rows.shape] = self._fastest(member, x)
+        return call(member, x)
+
+    def take_numba(self, x: Tensor) -> bool:
+        """Whether kernels may run for x: they can, and no path of torch is forced."""
+        if rules_run_by(self._selection, x.device, x.dtype) != NUMBA:
+            return False
+        return self._selection.forced_among((NUMBA, *DOWN_PATHS)) in (None, NUMBA)
+
+    def _fastest(self, member: TokenMap, x: Tensor) -> Callable[..., Tensor]:
+        calls: dict[str, Callable[..., Tensor]] = {
+            "torch": lambda one, x: one.by_torch(x),
+            NUMBA: lambda one, x: one.by_numba(x),
+        }
+        if not self.take_numba(x):
+            return calls["torch"]
+        if self._selection.forced_among([NUMBA]):
+            return calls[NUMBA]
+        alike = [other for other in self.members if other.rows.shape == member.rows.shape]
+        runs = {name: taking_turns(alike, partial(call, x=x)) for name, call in calls.items()}
+        shape = "x".join(map(str, member.rows.shape))
+        return calls[self._selection.fastest((self._label, shape, *dispatch.setting(x)), runs)]
