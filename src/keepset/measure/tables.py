@@ -118,9 +118,10 @@ def _perplexities(
         )
     progress = Progress(label, sum(sizes) * blocks.evaluation.shape[1])
     tables = []
-    for rule, size in zip(rules, sizes, strict=True):
+    for place, (rule, size) in enumerate(zip(rules, sizes, strict=True)):
         ids, lead_in = blocks.evaluation[:size], blocks.lead_in[:size]
-        nll = runner.block_nll(ids, rule, lead_in, progress, noise=noise)
+        coming = rules[place + 1 :]
+        nll = runner.block_nll(ids, rule, lead_in, progress, noise=noise, coming=coming)
         tables.append(
             pd.DataFrame(
                 {

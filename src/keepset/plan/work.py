@@ -159,11 +159,10 @@ def _evaluation(
     again = study.rounding if evaluation.rounding else 0
     for group in _by_access(rules):
         yield study.under(kind, group, study.evaluation, dynamic=study.sameness + again)
-        if choice == "causal":
-            # What the text before gives serves all sparsities.
-            lead_ins = len({(rule.score, rule.seed, rule.window) for rule in group})
-            tokens = lead_ins * study.evaluation
-            yield study.run(tokens, stepped=tokens if kind.steps(group[0].access, choice) else 0)
+    if choice == "causal" and rules:
+        # The text before is scored once for all rules.
+        stepped = study.evaluation if kind.steps(rules[0].access, choice) else 0
+        yield study.run(study.evaluation, stepped=stepped)
 
 
 def _by_access(rules: Iterable[Rule]) -> list[list[Rule]]:

@@ -51,7 +51,7 @@ def evaluate_dynamic(
     output: PathLike,
     rounding: PathLike,
     rules: Mapping[str, Any],
-    noise: Mapping[str, int | None],
+    noise: Mapping[str, Any],
 ) -> None:
     """Perplexity per block under dynamic rules, and how much of it is rounding.
 
