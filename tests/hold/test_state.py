@@ -184,8 +184,10 @@ def test_a_lead_in_is_scored_on_its_last_tokens(tiny_model: Factory) -> None:
 
     logits(model, Spy(1, "read"))
     sites = find_state_sites(model)
-    scores = lead_in_scores(model, sites, rule(5, "read", choice="causal"), IDS, 5)
-    torch.testing.assert_close(scores["state.000"], seen[0][:, -5:].mean(dim=1))
+    rules = [rule(width, "read", choice="causal") for width in (5, 1, 9)]
+    scores = lead_in_scores(model, sites, rules, [5, 1, 9], IDS)
+    for width, means in zip((5, 1, 9), scores, strict=True):
+        torch.testing.assert_close(means["state.000"], seen[0][:, -width:].mean(dim=1))
 
 
 def test_padding_does_not_choose(tiny_model: Factory) -> None:

@@ -106,6 +106,20 @@ def test_draws_are_seeded_runs_of_the_same_rules(run):
     assert (table["nll"] != other["nll"]).any()
 
 
+@pytest.mark.parametrize(("tokens", "n_blocks"), [(1, 1), (12, 1), (13, 2), (36, 3), (60, 3)])
+def test_draws_on_a_part_of_the_text_are_those_of_its_first_blocks(run, tokens, n_blocks):
+    words = {"draws": 2, "seed": 7}
+    whole = rounding_table(run, passages(), DYNAMIC, IDENTITY, "toy", **words)
+    part = rounding_table(run, passages(), DYNAMIC, IDENTITY, "toy", tokens=tokens, **words)
+    expected = whole[whole["block"] < n_blocks].reset_index(drop=True)
+    keys = [name for name in whole.columns if name != "nll"]
+    pd.testing.assert_frame_equal(part[keys], expected[keys])
+    first = part["draw"] == 1
+    # Noise is drawn batch by batch: three blocks are the first batch of every draw.
+    if n_blocks == 3:
+        pd.testing.assert_series_equal(part.loc[first, "nll"], expected.loc[first, "nll"])
+
+
 def test_no_draws_give_an_empty_table_with_its_types(run):
     for rules, draws in ((DYNAMIC, 0), ([], 3)):
         table = rounding_table(run, passages(), rules, IDENTITY, "toy", draws=draws, seed=7)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from keepset import kinds
 from keepset.calibrate import activations
 from keepset.calibrate.sets import RankedSets
 from keepset.errors import ConfigError, ModelError
@@ -160,6 +161,37 @@ def test_lead_ins_belong_to_their_blocks(tiny_model):
     assert (one != other).tolist() == [False, True, False]
     with pytest.raises(ConfigError, match="3 blocks need as many lead-ins, got 1"):
         run.block_nll(blocks(), rule, blocks(1))
+
+
+@pytest.mark.parametrize(("family", "kind"), [("llama", "ffn"), ("mamba2", "state")])
+@pytest.mark.parametrize("bos", [None, 7], ids=["text", "bos"])
+@pytest.mark.parametrize(("most", "passes"), [(2**28, 1), (1, 6)], ids=["room", "no room"])
+def test_one_pass_scores_lead_ins_for_all_rules(
+    tiny_model, monkeypatch, family, kind, bos, most, passes
+):
+    model, texts = tiny_model(family), blocks(seed=9)
+    names = ["magnitude", "impact"] if kind == "ffn" else ["magnitude", "random"]
+    access = "none" if kind == "ffn" else "read"
+    words = {"choice": "causal", "site": kind, "access": access}
+    rules = [Rule(names[0], 0.5, window, **words) for window in (1, 4, "sequence", 12)]
+    rules += [Rule(names[0], 0.8, 4, **words), Rule(names[1], 0.5, 4, **words)]
+    oracle = Rule(names[0], 0.5, 2, site=kind, access=access)
+    rules += [Rule(names[1], 0.5, 3, **words), None, oracle]
+    run = Runner(model, kinds.find_sites(model), batch_tokens=30, bos=bos)
+    alone = [run.block_nll(blocks(), rule, texts) for rule in rules]
+    monkeypatch.setattr("keepset.measure.runner._LEAD_IN_BYTES", most)
+    seen, module = [], kinds.of(kind)
+    original = module.lead_in_scores
+    count = lambda *args: seen.append(len(args[2])) or original(*args)  # noqa: E731
+    monkeypatch.setattr(module, "lead_in_scores", count)
+    run = Runner(model, kinds.find_sites(model), batch_tokens=30, bos=bos)
+    for place, (rule, nll) in enumerate(zip(rules, alone, strict=True)):
+        assert torch.equal(nll, run.block_nll(blocks(), rule, texts, coming=rules[place + 1 :]))
+    # Two batches a pass; the fourth window is the third. Another sparsity is no other score,
+    # but where there is no room, its scores are gone.
+    n_batches = 2
+    assert len(seen) == passes * n_batches
+    assert max(seen) == (5 if passes == 1 else 1)
 
 
 def test_noise_changes_dynamic_rules_a_little(tiny_model):

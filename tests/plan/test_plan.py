@@ -44,13 +44,16 @@ def test_tokens_by_hand(paper):
     assert tokens(paper, "evaluate_static") == (4 + 5) * 5 * 65536
     # and three times with noise, on the blocks of every rule
     assert tokens(paper, "evaluate_dynamic") == 2 * 5 * (131072 + 3 * 65536)
+    few_blocks = paper.statistics.model_copy(update={"rounding_tokens": 5000})
+    few = paper.model_copy(update={"statistics": few_blocks})
+    assert tokens(few, "evaluate_dynamic") == 2 * 5 * (131072 + 3 * 5 * 1024)
     no_draws = paper.statistics.model_copy(update={"rounding_draws": 0})
     without = paper.model_copy(update={"statistics": no_draws})
     assert tokens(without, "evaluate_dynamic") == 2 * 5 * 131072
     # 11 windows at 5 sparsities; the oracle at W = 1 is the dynamic rule.
     assert tokens(paper, "evaluate_windowed", choice="oracle") == 10 * 5 * 65536
-    # The text before every block is run once for each window.
-    assert tokens(paper, "evaluate_windowed", choice="causal") == 11 * (5 + 1) * 65536
+    # The text before every block is run once.
+    assert tokens(paper, "evaluate_windowed", choice="causal") == (11 * 5 + 1) * 65536
     assert tokens(paper, "cache_activations") == 131072
     # 8 blocks; of each, 8 rows are run dense and then with 256 units left out, 8 at a time.
     assert tokens(paper, "correlate_size_impact") == 8 * (1 + 32) * 8 * 1024
@@ -85,11 +88,11 @@ def test_tokens_of_states_by_hand(paper, embedded):
     parts = work(paper, job, size)
     assert [part.tokens for part in parts] == 2 * [2 * 2 * (3 + 2) * 65536]
     assert [part.stepped / part.tokens for part in parts] == [1, 2]
-    # Causal rules also run the text before every block, for each score and window of four.
+    # Causal rules also run the text before every block, once.
     job = Job("evaluate_state_windowed", {**WIKI, **mamba, "choice": "causal"})
     parts = work(paper, job, size)
-    assert [part.tokens for part in parts] == 2 * [2 * 2 * 4 * 65536, 2 * 4 * 65536]
-    assert [part.stepped / part.tokens for part in parts] == [1, 1, 2, 1]
+    assert [part.tokens for part in parts] == [*2 * [2 * 2 * 4 * 65536], 65536]
+    assert [part.stepped / part.tokens for part in parts] == [1, 2, 1]
 
 
 def test_operations_and_bytes_by_hand(paper):

@@ -96,12 +96,12 @@ def test_bad_keys_are_named(path, value, message):
 
 
 def test_sameness_takes_no_less_text_than_everything_else():
-    config = settings.from_mapping(changed("text.sameness_tokens", 4096))
-    assert config.sameness_tokens("smollm2-135m") == 4096
+    config = settings.from_mapping(changed("text.sameness_tokens", 8192))
+    assert config.sameness_tokens("smollm2-135m") == 8192
     left_out = settings.from_mapping(changed("text.sameness_tokens", None))
-    assert left_out.sameness_tokens("smollm2-135m") == 2048
+    assert left_out.sameness_tokens("smollm2-135m") == 4096
     with pytest.raises(ConfigError, match="text: sameness_tokens is less than evaluation_tokens"):
-        settings.from_mapping(changed("text.sameness_tokens", 2047))
+        settings.from_mapping(changed("text.sameness_tokens", 4095))
 
 
 def test_all_problems_are_listed_at_once():
@@ -131,7 +131,7 @@ def test_specimens_join_under_their_folders_names(tmp_path):
     assert list(models) == ["smollm2-135m", "relu", "swiglu"]
     assert models["relu"].origin == "specimen"
     assert config.evaluation_tokens("relu") == 8192
-    assert config.evaluation_tokens("smollm2-135m") == 2048
+    assert config.evaluation_tokens("smollm2-135m") == 4096
 
 
 def test_models_stand_in_the_order_that_tells_the_story(tmp_path):

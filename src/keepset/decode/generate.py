@@ -22,7 +22,8 @@ from keepset.hold.contexts import with_bos
 from keepset.hold.static import MASKED
 from keepset.kernels import clock
 from keepset.kernels.selection import Selection
-from keepset.measure.runner import Runner, refuse_infinite
+from keepset.measure.finite import refuse_infinite
+from keepset.measure.runner import Runner
 from keepset.models import check_ids, check_length
 from keepset.rules.rule import Rule, describe
 from keepset.rules.scores import Moments

@@ -192,14 +192,19 @@ def hold_windows(
 
 
 def lead_in_scores(
-    model: nn.Module, sites: Sequence[Site], rule: Rule, lead_in: Tensor, width: int
-) -> dict[str, Tensor]:
+    model: nn.Module,
+    sites: Sequence[Site],
+    rules: Sequence[Rule],
+    widths: Sequence[int],
+    lead_in: Tensor,
+) -> list[dict[str, Tensor]]:
     """See `keepset.kinds.SiteKind`."""
-    windows = Windows(rule)
-    scores: dict[str, Tensor] = {}
+    windows = [Windows(rule) for rule in rules]
+    scores: list[dict[str, Tensor]] = [{} for _ in rules]
 
     def action(site: Site, h: Tensor) -> None:
-        scores[site.key] = windows.score(site, h[:, -width:]).mean(dim=1)
+        for window, width, means in zip(windows, widths, scores, strict=True):
+            means[site.key] = window.score(site, h[:, -width:]).mean(dim=1)
 
     with watching(model, sites, action), torch.inference_mode():
         model(input_ids=lead_in, use_cache=False)

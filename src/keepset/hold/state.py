@@ -198,11 +198,9 @@ class StateWindows(Windowed, Whole):
         read[:, n_bos + first :] = spread.view_as(scores)[:, first:]
         return read
 
-    def last_window(self, site: StateSite, scan: Scan, width: int) -> Tensor:
-        """Scores over the last `width` tokens, of a state that keeps everything: (batch, ...)."""
-        start = scan.x.shape[1] - width
-        sizes = channel_sizes(scan)[:, start:]
-        return self._scores(site, sizes, scan.C[:, start:].float()).mean(dim=1)
+    def mean(self, site: StateSite, sizes: Tensor, C: Tensor) -> Tensor:
+        """Scores over some tokens of a state that keeps everything: (batch, groups, n)."""
+        return self._scores(site, sizes, C).mean(dim=1)
 
     def _scores(self, site: StateSite, sizes: Tensor, C: Tensor) -> Tensor:
         """Scores of tokens: (batch, tokens, groups, n)."""
@@ -246,16 +244,18 @@ class StateWindows(Windowed, Whole):
         return torch.cat(parts, dim=1)
 
 
-class _LastWindow(Whole):
-    """Scores the last `width` tokens of every row; the scan itself is left alone."""
+class _LastWindows(Whole):
+    """Scores the last tokens of every row, of several widths; the scan itself is left alone."""
 
-    def __init__(self, rule: Rule, width: int) -> None:
-        self._windows, self._width = StateWindows(rule), width
-        self.scores: dict[str, Tensor] = {}
-        """Site key -> (batch, n_groups, n_state)."""
+    def __init__(self, rules: Sequence[Rule], widths: Sequence[int]) -> None:
+        self._windows, self._widths = [StateWindows(rule) for rule in rules], widths
+        self.scores: list[dict[str, Tensor]] = [{} for _ in rules]
+        """For each rule, site key -> (batch, n_groups, n_state)."""
 
     def scan(self, site: StateSite, scan: Scan) -> Scan:
-        self.scores[site.key] = self._windows.last_window(site, scan, self._width)
+        sizes, C = channel_sizes(scan), scan.C.float()
+        for windows, width, scores in zip(self._windows, self._widths, self.scores, strict=True):
+            scores[site.key] = windows.mean(site, sizes[:, -width:], C[:, -width:])
         return scan
 
 
@@ -283,10 +283,14 @@ def hold_windows(
 
 
 def lead_in_scores(
-    model: nn.Module, sites: Sequence[StateSite], rule: Rule, lead_in: Tensor, width: int
-) -> dict[str, Tensor]:
+    model: nn.Module,
+    sites: Sequence[StateSite],
+    rules: Sequence[Rule],
+    widths: Sequence[int],
+    lead_in: Tensor,
+) -> list[dict[str, Tensor]]:
     """See `keepset.kinds.SiteKind`."""
-    action = _LastWindow(rule, width)
+    action = _LastWindows(rules, widths)
     with scanning(model, sites, action), torch.inference_mode():
         model(input_ids=lead_in, use_cache=False)
     return action.scores

@@ -66,19 +66,25 @@ class SiteKind(Protocol):
         """
 
     def lead_in_scores(
-        self, model: nn.Module, sites: Sequence[Any], rule: Rule, lead_in: Tensor, width: int
-    ) -> dict[str, Tensor]:
-        """Score the end of the text before each of some rows, run dense, for a causal rule.
+        self,
+        model: nn.Module,
+        sites: Sequence[Any],
+        rules: Sequence[Rule],
+        widths: Sequence[int],
+        lead_in: Tensor,
+    ) -> list[dict[str, Tensor]]:
+        """Score the end of the text before each of some rows, run dense once, for causal rules.
 
         Args:
             model: The model, or its body: no logits are needed.
             sites: The sites to score.
-            rule: A causal rule; gives the score and its seed.
+            rules: Causal rules; they give the scores and their seeds.
+            widths: For each rule, how many of a row's last tokens are scored; the BOS token is
+                not among them.
             lead_in: (rows, tokens) int64, with a BOS token where the model has one.
-            width: How many of each row's last tokens are scored; the BOS token is not among them.
 
         Returns:
-            Site key -> mean score per unit, (rows, ...) float32.
+            For each rule, site key -> mean score per unit, (rows, ...) float32.
         """
 
     def sets_owner(self, owner: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

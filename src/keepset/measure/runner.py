@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NoReturn
 
 import pandas as pd
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from keepset import kinds
 from keepset.errors import ConfigError, ModelError
 from keepset.hold.contexts import with_bos
-from keepset.hold.windows import Windowed, not_finite
+from keepset.hold.windows import Windowed
 from keepset.kernels.mixers import mixer_kernels
 from keepset.kernels.selection import Selection
+from keepset.measure.finite import refuse_infinite
 from keepset.measure.loss import token_nll
 from keepset.models import check_ids, check_length
 from keepset.rules.kinds import KINDS
@@ -29,6 +30,12 @@ from keepset.sites import AnySite
 from keepset.text import Encoded
 
 _BLOCK = "text.block (on the command line --block)"
+
+
+_LEAD_IN_BYTES = 2**28
+"""Most that scores of lead-ins take, beyond those of one rule."""
+_LeadInKey = tuple[str, str, int, int, bytes]
+"""Kind of site, score, its seed, tokens of the window, text."""
 
 
 class Runner:
@@ -73,7 +80,7 @@ class Runner:
         self._keep_sets = keep_sets
         check_ids(model, [] if bos is None else [bos], "the BOS token")
         self._device = next(model.parameters()).device
-        self._lead_ins: dict[Hashable, dict[str, Tensor]] = {}
+        self._lead_ins: dict[_LeadInKey, dict[str, Tensor]] = {}
 
     @property
     def _n_bos(self) -> int:
@@ -90,31 +97,42 @@ class Runner:
         """The sites of one kind."""
         return [site for site in self.sites if site.kind == kind]
 
-    def lead_in_scores(self, rule: Rule, lead_in: Tensor) -> dict[str, Tensor]:
+    def lead_in_scores(
+        self, rule: Rule, lead_in: Tensor, coming: Iterable[Rule | None] = ()
+    ) -> dict[str, Tensor]:
         """Mean token scores over the last window of the texts before some blocks, run dense.
 
         Args:
             rule: A causal rule; gives the kind of site, the score, its seed and the window.
             lead_in: (n_blocks, tokens) int64, the text before each block.
+            coming: Rules that will ask for the same text: the same pass scores it for as many as
+                `_LEAD_IN_BYTES` hold.
 
         Returns:
             Site key -> mean score per unit, (n_blocks, ...) float32. They are kept for the next
-            rule.
+            rules.
         """
-        width = window_width(rule.window, lead_in.shape[1])
-        key = (rule.site, rule.score, rule.seed, width, lead_in.numpy().tobytes())
+        key = _lead_in_key(rule, lead_in)
         if key not in self._lead_ins:
             check_length(self.model, lead_in.shape[1] + self._n_bos, "lead-ins", _BLOCK)
             check_ids(self.model, lead_in, "lead-ins")
             body = getattr(self.model, "base_model", self.model)  # no logits are needed
             kind, sites = kinds.of(rule.site), self.sites_of(rule.site)
+            causal = [one for one in coming if one is not None and one.choice == "causal"]
+            alike = [rule, *(one for one in causal if one.site == rule.site)]
+            by_key = {_lead_in_key(one, lead_in): one for one in alike}
+            size = 4 * len(lead_in) * sum(site.n_units for site in sites)
+            keys = [*by_key][: max(1, _LEAD_IN_BYTES // size)]
+            rules, widths = [by_key[one] for one in keys], [one[3] for one in keys]
             with mixer_kernels(self.model, self.selection):
                 parts = [
-                    kind.lead_in_scores(body, sites, rule, self._contexts(rows), width)
+                    kind.lead_in_scores(body, sites, rules, widths, self._contexts(rows))
                     for rows in self._batches(lead_in)
                 ]
-            scores = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-            self._lead_ins = {key: scores}
+            self._lead_ins = {
+                one: {name: torch.cat([part[place][name] for part in parts]) for name in scores}
+                for place, (one, scores) in enumerate(zip(keys, parts[0], strict=True))
+            }
         return self._lead_ins[key]
 
     def _batches(self, rows: Tensor) -> tuple[Tensor, ...]:
@@ -168,6 +186,7 @@ class Runner:
         progress: Progress | None = None,
         *,
         noise: int | None = None,
+        coming: Iterable[Rule | None] = (),
     ) -> Tensor:
         """Summed negative log-likelihood of each block under a rule.
 
@@ -178,6 +197,7 @@ class Runner:
                 nothing stands before a block.
             progress: Told of every batch.
             noise: Seed of noise in the last bit of what a dynamic rule holds; none if left out.
+            coming: Rules that are run next on the same blocks, see `lead_in_scores`.
 
         Returns:
             (n_blocks,) float64, nats over the predictions of each (`n_predicted`).
@@ -199,7 +219,7 @@ class Runner:
                     f"{len(blocks)} blocks need as many lead-ins, got {len(lead_in)} of"
                     f" {lead_in.shape[1]} tokens: give the text before each block"
                 )
-            before = self.lead_in_scores(rule, lead_in)
+            before = self.lead_in_scores(rule, lead_in, coming)
         parts: list[Tensor] = []
         with self.holding(rule, noise=noise) as windows, torch.inference_mode():
             start = 0
@@ -314,39 +334,9 @@ class Runner:
         return self.model(input_ids=ids, use_cache=False).logits[:, first:]
 
 
-def refuse_infinite(
-    model: Any, sites: Sequence[AnySite], contexts: Iterable[Tensor], what: str, label: str
-) -> NoReturn:
-    """Refuse a result that is NaN or infinite, and name the first site of `model` at fault.
-
-    Args:
-        model: The model, under whatever it ran under.
-        sites: Its sites.
-        contexts: The token ids that gave the result, each (1, tokens).
-        what: The result and its verb, and `label`: the rule; both for the message.
-
-    Raises:
-        ModelError: always.
-    """
-    with ExitStack() as hooks, torch.inference_mode():
-        for site in sites:
-            module = model.get_submodule(site.name)
-            check = _finite_check(site.name, label)
-            hooks.enter_context(module.register_forward_pre_hook(check, with_kwargs=True))
-        for ids in contexts:
-            model(input_ids=ids, use_cache=False)
-    raise ModelError(f"{what} not finite under {label}; try dtype: float32")
-
-
-def _finite_check(name: str, label: str) -> Callable[..., None]:
-    """A hook that refuses NaN and infinity in what the module at `name` is given."""
-
-    def check(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        tensors = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-        if not bool(torch.isfinite(next(tensors)).all()):
-            raise not_finite(name, label)
-
-    return check
+def _lead_in_key(rule: Rule, lead_in: Tensor) -> _LeadInKey:
+    width = window_width(rule.window, lead_in.shape[1])
+    return rule.site, rule.score, rule.seed, width, lead_in.numpy().tobytes()
 
 
 def _contiguous(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

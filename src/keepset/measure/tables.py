@@ -59,7 +59,8 @@ def perplexity_table(
         ModelError: the predicted tokens of the blocks were counted with a BOS token that the model
             does not get, or without one that it gets.
     """
-    parts = _perplexities(runner, blocks, rules, identity, label)
+    sizes = [_n_blocks(blocks, rule) for rule in rules]
+    parts = _perplexities(runner, blocks, rules, sizes, identity, label)
     return _joined(parts, [*identity, *_PERPLEXITY])
 
 
@@ -71,26 +72,31 @@ def rounding_table(
     label: str,
     draws: int,
     seed: int,
+    tokens: int | None = None,
 ) -> pd.DataFrame:
     """Run dynamic rules again and again, each time with other noise in the last bit of every h.
 
     Which units are the largest depends on the last bits, and other kernels round these otherwise.
-    Blocks are run by themselves, so what rounding does to the first `n_core` tells what it does to
-    more.
+    Blocks are run by themselves, so what rounding does to some of them tells what it does to more.
 
     Args:
         runner, blocks, rules, identity, label: As in `perplexity_table`; all rules are dynamic.
         draws: How often.
         seed: Decides the noise, together with the number of the draw.
+        tokens: The first blocks that hold as many are run, `n_core` at most, or if left out.
 
     Returns:
         The columns of `perplexity_table`, and `draw`, from 1.
     """
+    size = blocks.n_core
+    if tokens is not None:
+        size = min(size, -(-tokens // blocks.evaluation.shape[1]))
     tables = []
     for draw in range(1, draws + 1):
         noise = site_seed(seed, f"rounding.{draw}")
         said = f"{label} rounding {draw}"
-        parts = _perplexities(runner, blocks, rules, identity, said, noise)
+        sizes = [size] * len(rules)
+        parts = _perplexities(runner, blocks, rules, sizes, identity, said, noise)
         tables += [part.assign(draw=draw) for part in parts]
     return _joined(tables, [*identity, *_PERPLEXITY, "draw"])
 
@@ -99,22 +105,23 @@ def _perplexities(
     runner: Runner,
     blocks: Passages,
     rules: Sequence[Rule | None],
+    sizes: Sequence[int],
     identity: Mapping[str, Any],
     label: str,
     noise: int | None = None,
 ) -> list[pd.DataFrame]:
-    """A table for each rule."""
+    """A table for each rule, of as many of the first blocks as `sizes` says."""
     if int(blocks.n_tokens.sum()) != runner.n_predicted(blocks.evaluation):
         raise ModelError(
             f"{label}: the blocks' predicted tokens were not counted for a model with"
             f" {'a' if runner.bos is not None else 'no'} BOS token; make the blocks again"
         )
-    sizes = [blocks.n_core if noise is not None else _n_blocks(blocks, rule) for rule in rules]
     progress = Progress(label, sum(sizes) * blocks.evaluation.shape[1])
     tables = []
-    for rule, size in zip(rules, sizes, strict=True):
+    for place, (rule, size) in enumerate(zip(rules, sizes, strict=True)):
         ids, lead_in = blocks.evaluation[:size], blocks.lead_in[:size]
-        nll = runner.block_nll(ids, rule, lead_in, progress, noise=noise)
+        coming = rules[place + 1 :]
+        nll = runner.block_nll(ids, rule, lead_in, progress, noise=noise, coming=coming)
         tables.append(
             pd.DataFrame(
                 {

@@ -90,6 +90,9 @@ class _Study:
         self.calibration = self._in_blocks(config.text.calibration_tokens)
         self.evaluation = self._in_blocks(config.evaluation_tokens(model))
         self.sameness = self._in_blocks(config.sameness_tokens(model))
+        statistics = config.statistics
+        again = self._in_blocks(statistics.rounding_tokens or self.evaluation)
+        self.rounding = statistics.rounding_draws * min(again, self.evaluation)
         self.model = model
 
     def _in_blocks(self, tokens: int) -> int:
@@ -153,15 +156,13 @@ def _evaluation(
     grid = part_settings(study.config, kind.name, evaluation.part, names["corpus"])
     choice = cast(Choice, names.get("choice", "oracle"))
     rules = part_rules(kind.name, evaluation.part, grid, study.config.seeds(), choice)
-    draws = study.config.statistics.rounding_draws if evaluation.rounding else 0
+    again = study.rounding if evaluation.rounding else 0
     for group in _by_access(rules):
-        dynamic = study.sameness + draws * study.evaluation
-        yield study.under(kind, group, study.evaluation, dynamic=dynamic)
-        if choice == "causal":
-            # What the text before gives serves all sparsities.
-            lead_ins = len({(rule.score, rule.seed, rule.window) for rule in group})
-            tokens = lead_ins * study.evaluation
-            yield study.run(tokens, stepped=tokens if kind.steps(group[0].access, choice) else 0)
+        yield study.under(kind, group, study.evaluation, dynamic=study.sameness + again)
+    if choice == "causal" and rules:
+        # The text before is scored once for all rules.
+        stepped = study.evaluation if kind.steps(rules[0].access, choice) else 0
+        yield study.run(study.evaluation, stepped=stepped)
 
 
 def _by_access(rules: Iterable[Rule]) -> list[list[Rule]]:

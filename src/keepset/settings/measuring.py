@@ -75,3 +75,9 @@ class Statistics(Strict):
     rounding_draws: Literal[0] | Annotated[int, Field(ge=2, strict=True)] = Field(
         3, description="Runs of dynamic rules with noise in the last bit of h; 0 for none."
     )
+    rounding_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Evaluation tokens of these runs, rounded up to whole blocks;"
+        " text.evaluation_tokens at most, and if left out.",
+    )

@@ -70,8 +70,9 @@ def _model_run(config: Config, wildcards: Wildcards) -> Settings:
 
 
 def _levels(config: Config, _: Wildcards) -> Settings:
-    """Levels and margins; how often dynamic rules are run again concerns their tables alone."""
-    return {"statistics": config.statistics.model_dump(exclude={"rounding_draws"})}
+    """Levels and margins; what dynamic rules are run again on concerns their tables alone."""
+    runs = {"rounding_draws", "rounding_tokens"}
+    return {"statistics": config.statistics.model_dump(exclude=runs)}
 
 
 def _model(config: Config, wildcards: Wildcards) -> Settings:
@@ -141,7 +142,8 @@ def _evaluation(
     if part == "static":
         settings["chosen"] = chosen_by(config, kind.name, corpus)
     if part == "dynamic":
-        settings["noise"] = {"draws": config.statistics.rounding_draws, "seed": config.seed}
+        draws, tokens = config.statistics.rounding_draws, config.statistics.rounding_tokens
+        settings["noise"] = {"draws": draws, "tokens": tokens, "seed": config.seed}
     return settings
 
 

@@ -51,14 +51,14 @@ def evaluate_dynamic(
     output: PathLike,
     rounding: PathLike,
     rules: Mapping[str, Any],
-    noise: Mapping[str, int],
+    noise: Mapping[str, Any],
 ) -> None:
     """Perplexity per block under dynamic rules, and how much of it is rounding.
 
     Args:
         rounding: Where the table of `rounding_table` goes.
         rules: The arguments of `part_rules`.
-        noise: draws and seed, as in `rounding_table`.
+        noise: draws, seed and tokens, as in `rounding_table`.
     """
     tokens = text.load_blocks(blocks)
     loaded = load(model, Run(**run))
