@@ -55,7 +55,7 @@ class Scan:
 
         B and C have as many channels as the group that keeps the most; the rest are zero there.
         """
-        n_most = int(kept.sum(dim=1).max())
+        n_most = max(1, int(kept.sum(dim=1).max()))  # scans do not take a state of no channels
         marks, channels = kept.to(torch.int8).sort(dim=1, descending=True, stable=True)
         marks, channels = marks[:, :n_most], channels[:, :n_most]
         shape = (*self.B.shape[:3], n_most)
