@@ -1,3 +1,5 @@
+import gc
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -98,8 +100,24 @@ def test_more_documents_than_groups_are_dealt_round_robin():
     assert document_groups.count(groups) == 16
     assert groups[:2].tolist() == [0, 0]
     assert groups[32:].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert document_groups.first(groups, 5) == [0, 1]  # four blocks in the first, and more
-    assert document_groups.first(groups, 999) == list(range(16))
+    # Four blocks are in each of the first four groups, two in each of the others.
+    assert document_groups.holding(groups, 1) == [4]
+    assert document_groups.holding(groups, 5) == [4, 5, 6]
+    assert document_groups.holding(groups, 25) == [0, *range(4, 16)]
+    assert document_groups.holding(groups, 999) == list(range(16))
+
+
+def test_no_pass_is_kept_after_its_gradient(tiny_model):
+    model = tiny_model("llama")
+    gc.collect()
+    gc.disable()  # what only a search for circles would free counts as kept
+    try:
+        activations.collect_moments(model, find_ffn_sites(model), blocks(), gradients=True)
+        tensors = (each for each in gc.get_objects() if isinstance(each, torch.Tensor))
+        kept = [tensor for tensor in tensors if tensor.grad_fn is not None]
+    finally:
+        gc.enable()
+    assert not kept
 
 
 def test_a_bos_is_read_and_in_no_sum(tiny_model):

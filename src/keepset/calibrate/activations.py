@@ -80,9 +80,9 @@ class _Sums:
             self._samples.append(h.flatten(0, 1)[:missing].float().cpu())
 
     def add_gradient(self, h: Tensor, gradient: Tensor, groups: Tensor) -> None:
-        """Add the first-order terms of h and dL/dh, both (batch, tokens, n_units)."""
+        """Add the first-order terms of h, detached, and dL/dh: (batch, tokens, n_units)."""
         # A product of two halves can overflow where both are finite.
-        product = h.detach()[:, self._text].double() * gradient[:, self._text].double()
+        product = h[:, self._text].double() * gradient[:, self._text].double()
         self._add("taylor_sum", product.sum(dim=1), groups)
         self._add("taylor_abs_sum", product.abs().sum(dim=1), groups)
 
@@ -161,9 +161,11 @@ def collect_moments(
         sums[site.key].add_activations(h, rows)
         if not gradients:
             return None
-        # The hook frees each gradient as soon as it is used. Returning h puts this very tensor,
-        # which may be a reshaped view, on the path of the gradient.
-        h.register_hook(lambda gradient: sums[site.key].add_gradient(h, gradient, rows))
+        # The hook frees each gradient as soon as it is used. It must not hold h itself: h holds the
+        # hook, and the pass's memory would stay until Python looks for such circles. Returning h
+        # puts this very tensor, which may be a reshaped view, on the path of the gradient.
+        values = h.detach()
+        h.register_hook(lambda gradient: sums[site.key].add_gradient(values, gradient, rows))
         return h
 
     def require_gradients(_module: nn.Module, _args: Any, embedded: Tensor) -> None:

@@ -45,13 +45,15 @@ def left_outs(n_groups: int) -> range:
     return range(-1, n_groups if n_groups > 1 else 0)
 
 
-def first(groups: Tensor, n_blocks: int) -> list[int]:
-    """The first groups that hold `n_blocks` blocks together; all where there are no more.
+def holding(groups: Tensor, n_blocks: int) -> list[int]:
+    """The smallest groups that hold `n_blocks` blocks together; all where there are no more.
 
     `groups` (n_blocks,) is what `deal` returned.
     """
-    sizes = torch.bincount(groups).cumsum(0).tolist()
-    return list(range(1 + sum(size < n_blocks for size in sizes)))[: len(sizes)]
+    sizes = torch.bincount(groups)
+    order = sizes.argsort(stable=True)
+    before = sizes[order].cumsum(0) - sizes[order]
+    return sorted(order[before < n_blocks].tolist())
 
 
 class GroupSums:

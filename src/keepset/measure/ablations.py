@@ -37,7 +37,7 @@ def ablation_table(
 ) -> pd.DataFrame:
     """Leave a sample of units out, one at a time, and set beside it how they were scored.
 
-    The text is that of the first groups of calibration documents that hold `ablation.tokens`
+    The text is that of the smallest groups of calibration documents that hold `ablation.tokens`
     tokens, whole, so that scores on it are sums that the cache has.
 
     Args:
@@ -57,7 +57,7 @@ def ablation_table(
     """
     calibration, documents = blocks.calibration, blocks.calibration_document
     groups = document_groups.deal(documents)
-    chosen = document_groups.first(groups, -(-ablation.tokens // calibration.shape[1]))
+    chosen = document_groups.holding(groups, -(-ablation.tokens // calibration.shape[1]))
     rest = [group for group in range(document_groups.count(groups)) if group not in chosen]
     sample = sample_units(unit_table(sites, moments), ablation.units, seed).index
     own_text = torch.isin(groups, torch.tensor(chosen))
