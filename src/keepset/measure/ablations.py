@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from keepset.calibrate import groups as document_groups
 from keepset.calibrate.units import unit_table
 from keepset.hold.inputs import watching
+from keepset.hold.replay import recording, replaying
 from keepset.measure.runner import Runner
 from keepset.rules.scores import Moments
 from keepset.run.progress import Progress
 from keepset.settings import Ablation
-from keepset.sites.ffn import Site
+from keepset.sites.families import FAMILIES
+from keepset.sites.ffn import Site, decoder_layers
 from keepset.text import Blocks
 
 # Units per layer in the ablation sample: one from each sixteenth of the layer's size order.
 _STRATA = 16
+# Tokens that tell whether a model can be run again from a layer on.
+_TRIAL = 16
 _OF_TEXT = ["magnitude", "output", "taylor"]
 """The scores of a unit that depend on text."""
 
@@ -121,26 +125,55 @@ def measure_ablations(
     rows = max(1, runner.batch_tokens // (blocks.shape[1] + n_before))
     progress = Progress(label, (len(sample) + rows) * blocks.numel())
     total = pd.Series(0.0, index=sample.index)
-    layers = {site.layer: site for site in sites}
+    site_of = {site.layer: site for site in sites}
+    before = _layers_before(runner, sites, sample["layer"], blocks[:1, :_TRIAL])
     for block in blocks:
         # Every row of a batch is the same text with another unit left out. The dense loss is
         # taken in a batch of the same shape, so that a change is not one of rounding.
         batch = block.expand(rows, -1)
-        dense = runner.block_nll(batch, progress=progress)[0]
+        with recording(before) as outputs:
+            dense = runner.block_nll(batch, progress=progress)[0]
         for start in range(0, len(sample), rows):
             part = sample.iloc[start : start + rows]
             left_out = list(zip(part["layer"], part["unit"], strict=True))
 
             def leave_out(site: Site, h: Tensor, units: list[Any] = left_out) -> Tensor | None:
-                rows = [row for row, (layer, _) in enumerate(units) if layers[layer] is site]
+                rows = [row for row, (layer, _) in enumerate(units) if site_of[layer] is site]
                 if not rows:
                     return None
                 h = h.clone()
                 h[rows, n_before:, [units[row][1] for row in rows]] = 0
                 return h
 
-            with watching(runner.model, sites, leave_out), torch.inference_mode():
+            # What is left out changes nothing in earlier layers.
+            first = min(part["layer"])
+            with (
+                replaying(before[:first], outputs[:first]),
+                watching(runner.model, sites, leave_out),
+            ):
                 nll = runner.block_nll(batch, progress=progress)[: len(part)]
             total[part.index] += (nll - dense).numpy()
     progress.close()
     return total / runner.n_predicted(blocks)
+
+
+def _layers_before(
+    runner: Runner, sites: Sequence[Site], ablated: Iterable[int], text: Tensor
+) -> list[nn.Module]:
+    """The decoder layers before the last of `ablated`, if what they return can be used again.
+
+    That it can is tried on `text` (1, tokens), for each of `ablated`: the loss is the same to the
+    bit. No layers where layers may pass on more than they return: in families that keepset has no
+    record of, and where depths share a down projection, whose calls are counted.
+    """
+    known = runner.model.config.get_text_config().model_type in FAMILIES
+    if not known or any(site.n_calls > 1 for site in sites):
+        return []
+    layers = list(decoder_layers(runner.model)[1])[: max(ablated)]
+    with recording(layers) as outputs:
+        dense = runner.block_nll(text)
+    for first in set(ablated):
+        with replaying(layers[:first], outputs[:first]):
+            if not torch.equal(runner.block_nll(text), dense):
+                return []
+    return layers

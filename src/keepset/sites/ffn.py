@@ -96,7 +96,7 @@ def find_ffn_sites(model: PreTrainedModel) -> list[Site]:
     family = FAMILIES.get(config.model_type)
     if family is not None and family.architecture == "recurrent":
         return []
-    prefix, layers = _decoder_layers(model, config)
+    prefix, layers = decoder_layers(model)
     layouts = _layouts(config, layers)
     if not layouts:
         raise _unknown(config, layers[0])
@@ -124,8 +124,13 @@ def find_ffn_sites(model: PreTrainedModel) -> list[Site]:
     return sites
 
 
-def _decoder_layers(model: PreTrainedModel, config: Any) -> tuple[str, nn.ModuleList]:
-    """The module path and the list of the decoder layers."""
+def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """The module path and the list of the decoder layers.
+
+    Raises:
+        ModelError: there is not exactly one list of as many modules as the configuration says.
+    """
+    config = model.config.get_text_config()
     lists = [
         child
         for child in model.get_decoder().children()
