@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import time
 from types import SimpleNamespace
 
@@ -37,6 +38,16 @@ def test_a_job_writes_what_it_took(tmp_path, monkeypatch):
     assert 2 <= row["s"] < 60
     assert 1000 + before - 1e-3 <= row["startup_s"] < row["cpu_s"]
     assert row["max_rss_mb"] > 10
+
+
+def test_where_the_system_tells_no_memory_the_rest_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(timing, "resource", None)
+    run("evaluate", model="m", corpus="c")
+    (row,) = timing.read("results/s").to_dict("records")
+    assert math.isnan(row["max_rss_mb"])
+    assert row["s"] >= 2
+    assert "1 jobs" in timing.text(timing.read("results/s"))
 
 
 def test_a_job_that_fails_writes_none(tmp_path, monkeypatch):

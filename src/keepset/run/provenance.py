@@ -20,7 +20,10 @@ ROOT = Path(__file__).parents[1]
 # Conditions under which only type checkers read a block: no result depends on it.
 _TYPING_ONLY = ("TYPE_CHECKING", "typing.TYPE_CHECKING")
 _FILE_NAME = re.compile(r"[\w-]+\.\w+")
-_PACKAGES = ("torch", "transformers", "datasets", "numpy", "pandas", "scipy", "statsmodels")
+_PACKAGES = (
+    *("torch", "transformers", "datasets", "numba"),
+    *("numpy", "pandas", "scipy", "statsmodels"),
+)
 
 
 def _source(module: str) -> Path | None:

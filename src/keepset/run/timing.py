@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
-import resource
+import math
+import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
 
 from keepset.errors import RecordError
 from keepset.files import store
@@ -20,7 +27,7 @@ FOLDER = "benchmarks"
 """Where the timings of a study are, inside its folder of results."""
 
 _MEASURED = ["s", "cpu_s", "startup_s", "max_rss_mb"]
-_MB = 1024  # of what the system counts in
+_MB = 1024**2 if sys.platform == "darwin" else 1024  # of what the system counts memory in
 
 
 @dataclass(frozen=True)
@@ -41,21 +48,28 @@ def timed(work: Work, start: Start) -> Iterator[None]:
     """Time a job whose work begins now, and write `timing_path` if it succeeds."""
     startup_s = start.cpu_s + time.process_time()
     yield
-    ended = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    cpu_s = start.cpu_s + sum(usage.ru_utime + usage.ru_stime for usage in ended)
-    memory = max(usage.ru_maxrss for usage in ended) / _MB
+    times = os.times()
+    cpu_s = start.cpu_s + time.process_time() + times.children_user + times.children_system
     row = {
         "rule": work.rule,
         **dict(work.wildcards.items()),
         "s": f"{time.monotonic() - start.clock_s:.3f}",
         "cpu_s": f"{cpu_s:.3f}",
         "startup_s": f"{startup_s:.3f}",
-        "max_rss_mb": f"{memory:.1f}",
+        "max_rss_mb": f"{_largest_memory_mb():.1f}",
     }
     with store.replacing(timing_path(work)) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(row), delimiter="\t", lineterminator="\n")
         writer.writeheader()
         writer.writerow(row)
+
+
+def _largest_memory_mb() -> float:
+    """Of this process or one of its children; NaN where the system does not tell."""
+    if resource is None:
+        return math.nan
+    whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return max(resource.getrusage(who).ru_maxrss for who in whose) / _MB
 
 
 def timing_path(work: Work) -> Path:
