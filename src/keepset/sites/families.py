@@ -56,6 +56,8 @@ class Family:
         start: The function that starts a training near an induction circuit, as "module:name". It
             sets the weights of (model without output layer, config, generator).
         activation: The activation of the FFN, where the configuration has no key for it.
+        memory: What kind of state it has, e.g. mamba2; None where it has none that is read.
+        experts: Whether its FFNs are routed: mixtures of experts.
     """
 
     model_types: str
@@ -65,6 +67,8 @@ class Family:
     size: sizes.Formula | None = None
     start: str | None = None
     activation: str | None = None
+    memory: str | None = None
+    experts: bool = False
 
     @property
     def sites(self) -> tuple[Literal["ffn", "state"], ...]:
@@ -145,12 +149,30 @@ register(
     Family("bloom", _bloom, activation="gelu_pytorch_tanh"),
     Family("mpt", Layout("ffn.down_proj", ("ffn.up_proj",)), activation="gelu"),
     # Attention, FFNs and recurrent states.
-    Family("bamba falcon_h1", _FEED_FORWARD, "hybrid", "mamba_d_state"),
-    Family("granitemoehybrid", _granite_hybrid, "hybrid", "mamba_d_state"),
+    Family("bamba falcon_h1", _FEED_FORWARD, "hybrid", "mamba_d_state", memory="mamba2"),
+    Family("granitemoehybrid", _granite_hybrid, "hybrid", "mamba_d_state", memory="mamba2"),
     Family("jamba", None, "hybrid"),
-    Family("nemotron_h", _nemotron_h, "hybrid", "ssm_state_size", activation="relu2"),
-    Family("zamba2", _zamba2, "hybrid", "mamba_d_state", sizes.zamba2, f"{_INDUCTION}zamba2"),
+    Family(
+        "nemotron_h", _nemotron_h, "hybrid", "ssm_state_size", activation="relu2", memory="mamba2"
+    ),
+    Family(
+        "zamba2",
+        _zamba2,
+        "hybrid",
+        "mamba_d_state",
+        sizes.zamba2,
+        f"{_INDUCTION}zamba2",
+        memory="mamba2",
+    ),
     # Recurrent states alone.
     Family("falcon_mamba mamba", None, "recurrent"),
-    Family("mamba2", None, "recurrent", "state_size", sizes.mamba2, f"{_INDUCTION}mamba2"),
+    Family(
+        "mamba2",
+        None,
+        "recurrent",
+        "state_size",
+        sizes.mamba2,
+        f"{_INDUCTION}mamba2",
+        memory="mamba2",
+    ),
 )
