@@ -45,6 +45,14 @@ _MAMBA: dict[str, Any] = {
     "mamba_expand": 2,
     "mamba_chunk_size": 16,
 }
+_MAMBA1: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "expand": 2,
+    "state_size": 8,
+    "time_step_rank": 4,
+}
+_INNER_MAMBA1: dict[str, Any] = {"mamba_d_state": 8, "mamba_expand": 2, "mamba_dt_rank": 4}
 _SHAPES: dict[str, dict[str, Any]] = {
     "bamba": {**_COMMON, **_MAMBA, "attn_layer_indices": [1]},
     "falcon_h1": {**_COMMON, **_MAMBA, "mamba_d_ssm": 64, "mlp_multipliers": [0.7, 0.9]},
@@ -96,6 +104,25 @@ _SHAPES: dict[str, dict[str, Any]] = {
         "state_size": 8,
         "chunk_size": 16,
     },
+    "falcon_mamba": _MAMBA1,
+    "jamba": {
+        **_COMMON,
+        **_INNER_MAMBA1,
+        "num_hidden_layers": 4,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+    },
+    "mamba": _MAMBA1,
+    "minimax": {
+        **_COMMON,
+        "num_hidden_layers": 4,
+        "head_dim": 8,
+        "block_size": 8,
+        "num_local_experts": 2,
+        "num_experts_per_tok": 1,
+    },
     "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 512},
     "opt": {
         "hidden_size": 32,
@@ -105,7 +132,19 @@ _SHAPES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 512,
         "word_embed_proj_dim": 32,
     },
+    "recurrent_gemma": {**_COMMON, "num_hidden_layers": 3, "head_dim": 8, "lru_width": 32},
     "xglm": {"d_model": 32, "ffn_dim": 48, "num_layers": 2, "attention_heads": 4},
+    "zamba": {
+        **_COMMON,
+        **_INNER_MAMBA1,
+        "num_hidden_layers": 6,
+        "num_key_value_heads": 4,
+        "n_mamba_heads": 2,
+        "attention_head_dim": 16,
+        "attention_hidden_size": 64,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+    },
     "zamba2": {
         "hidden_size": 32,
         "intermediate_size": 48,

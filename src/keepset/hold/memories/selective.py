@@ -1,0 +1,300 @@
+"""The memory of Mamba-1 (Gu and Dao 2023, algorithm 2): mamba, falcon_mamba, jamba and zamba.
+
+H(t) = exp(dt(t) A) H(t-1) + dt(t) x(t) B(t)^T and y(t) = H(t) C(t) + D x(t), as in Mamba-2, but with
+a decay of its own for every entry of H, and heads of one row each. Channels of H do not influence
+one another. All heads of a group share B and C; Zamba scans one group after the other.
+
+Falcon-Mamba and Jamba normalise B and C over the channels. A mixer of fewer channels takes the mean
+square over these alone, and so does a mixer from which channels are left out for good. Windows leave
+channels out behind the norm.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from keepset.hold.memories import Action, refuse_carried
+from keepset.hold.recurrence import AdditiveRecurrence, Recurrence, Scan
+from keepset.kernels.dispatch import standing_in
+from keepset.kernels.naive import time_steps
+from keepset.sites.memories.selective import NORMS, SCAN, STEP
+from keepset.sites.state import StateSite
+
+Results = tuple[Tensor, ...]
+"""What a scan gives: y (batch, heads, tokens), and the last state where it is wanted."""
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of transformers' scan, for one group of heads."""
+
+    run: Callable[..., Any]
+    """Scans with B and C, and all else as it was but for what is named."""
+    x: Tensor  # (batch, heads, tokens)
+    dt: Tensor  # the same, before bias and softplus
+    A: Tensor  # (heads, n_state), negative
+    B: Tensor  # (batch, n_state, tokens)
+    C: Tensor  # the same
+    D: Tensor | None  # (heads,)
+    z: Tensor | None  # as x; y is multiplied by silu(z)
+    rest: dict[str, Any]
+    promise: Results
+    """Empty tensors of the shape of its results."""
+
+    @property
+    def carries(self) -> bool:
+        return bool(self.rest.get("return_last_state"))
+
+
+Narrow = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""kept (1, n_state) -> B and C (batch, tokens, 1, n_state) of a mixer of these channels alone."""
+
+
+@dataclass(frozen=True)
+class SelectiveScan(Scan):
+    """The scans of all groups of a mixer.
+
+    Attributes:
+        calls: One of each group.
+        B, C: (batch, tokens, groups, n_state), what is written and read.
+        narrow: Where B and C are normalised over the channels, what gives them for fewer.
+        changed: Whether B and C are others than those of the calls.
+    """
+
+    calls: Sequence[_Call]
+    B: Tensor  # type: ignore[assignment]  # fields of a frozen dataclass are properties
+    C: Tensor  # type: ignore[assignment]
+    narrow: Narrow | None
+    changed: bool = False
+
+    @property
+    def tokens(self) -> int:
+        return self.B.shape[1]
+
+    @property
+    def carries(self) -> bool:
+        return self.calls[0].carries
+
+    def run(self) -> list[Results]:
+        """The results of all groups."""
+        results = (call.run(B, C) for call, B, C in self._groups())
+        return [result if self.carries else (result,) for result in results]
+
+    def output(self) -> Tensor:
+        """See `Scan.output`; before the gate."""
+        changes = {"z": None, "return_last_state": False}
+        parts = [call.run(B, C, **changes) for call, B, C in self._groups()]
+        return torch.cat(parts, dim=1).transpose(1, 2)[..., None]
+
+    def _groups(self) -> Iterator[tuple[_Call, Tensor, Tensor]]:
+        for group, call in enumerate(self.calls):
+            if self.changed:
+                B, C = (values[:, :, group].transpose(1, 2) for values in (self.B, self.C))
+                yield call, B, C
+            else:
+                yield call, call.B, call.C
+
+    def masked(self, write: Tensor | None = None, read: Tensor | None = None) -> SelectiveScan:
+        B = self.B if write is None else self.B * write.to(self.B.dtype)
+        C = self.C if read is None else self.C * read.to(self.C.dtype)
+        return replace(self, B=B, C=C, changed=True)
+
+    def pruned(self, kept: Tensor) -> SelectiveScan:
+        """See `Scan.pruned`; no narrower: the time of the scan hardly depends on n_state."""
+        if self.narrow is None:
+            return self.masked(kept, kept)
+        B, C = self.narrow(kept)
+        return replace(self, B=B.to(self.B.dtype), C=C.to(self.C.dtype), changed=True)
+
+    def recurrence(self) -> Recurrence:
+        """See `Scan.recurrence`."""
+        dt, bias = self._joined("dt", 1), self.calls[0].rest.get("delta_bias")
+        if bias is not None:
+            bias = torch.cat([call.rest["delta_bias"] for call in self.calls])
+        softplus = self.calls[0].rest.get("delta_softplus", False)
+        step = time_steps(dt.transpose(1, 2), bias, softplus, (0.0, float("inf")))
+        grouped = (*step.shape[:2], len(self.calls), -1)
+        A = self._joined("A", 0).float()
+        decay = (step[..., None] * A).exp()
+        gain = (self._x() * step).view(*grouped, 1, 1)
+        return AdditiveRecurrence(
+            decay.view(*grouped, 1, A.shape[1]), gain, self.B.float(), self.C.float()
+        )
+
+    def with_skip(self, y: Tensor) -> Tensor:
+        """See `Scan.with_skip`; before the gate."""
+        if self.calls[0].D is None:
+            return y
+        return y + (self._x() * self._joined("D", 0))[..., None]
+
+    def _x(self) -> Tensor:
+        return self._joined("x", 1).transpose(1, 2).float()
+
+    def _joined(self, name: str, dim: int) -> Tensor:
+        return torch.cat([getattr(call, name) for call in self.calls], dim)
+
+
+class _Pass:
+    """One forward pass of a mixer.
+
+    A rule sees all groups at once. Of a mixer that scans group after group, the results of all but
+    the last are promised, and filled in when the last is called.
+    """
+
+    def __init__(self, site: StateSite, action: Action) -> None:
+        self._site, self._action = site, action
+        self.normed: dict[str, Tensor] = {}
+        """What the norms of B and C were given, where there are some: (batch, tokens, n_state)."""
+        self._calls: list[_Call] = []
+        self._steps = 0
+
+    def scan(self, call: _Call) -> Results:
+        """What `call` gives under the rule."""
+        self._calls.append(call)
+        if len(self._calls) < self._site.n_groups:
+            return call.promise
+        B, C = (
+            torch.stack([getattr(one, name).transpose(1, 2) for one in self._calls], dim=2)
+            for name in ("B", "C")
+        )
+        scan = SelectiveScan(self._calls, B, C, self.narrow if self.normed else None)
+        held = self._action.scan(self._site, scan)
+        results = held.run() if isinstance(held, Scan) else self._gated(held)
+        for earlier, parts in zip(self._calls, results[:-1], strict=False):
+            for promised, part in zip(earlier.promise, parts, strict=True):
+                promised.copy_(part)
+        return results[-1]
+
+    def _gated(self, y: Tensor) -> list[Results]:
+        """The results of all groups whose y (batch, tokens, heads, 1) a rule has computed."""
+        if self._calls[0].carries:
+            refuse_carried(self._site)
+        parts = y[..., 0].transpose(1, 2).chunk(self._site.n_groups, dim=1)
+        return [
+            (part if call.z is None else part * F.silu(call.z),)
+            for part, call in zip(parts, self._calls, strict=True)
+        ]
+
+    def step(self, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+        """B and C (batch, n_state) of one token and of the next group, under the rule."""
+        kept = self._action.step(self._site).to(B.device)
+        if self.normed:
+            narrow_B, narrow_C = self.narrow(kept)
+            return narrow_B[:, 0, 0].to(B.dtype), narrow_C[:, 0, 0].to(C.dtype)
+        mask = kept[self._steps].to(B.dtype)
+        self._steps += 1
+        return B * mask, C * mask
+
+    def narrow(self, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Narrow`: the norms' own mean over all channels becomes that over what is kept."""
+        scale = (kept.numel() / kept.sum().clamp(min=1)).sqrt()
+        mixer: Any = self._site.mixer
+        B, C = (
+            getattr(mixer, name).forward(self.normed[which].float() * kept * scale) / scale
+            for which, name in NORMS.items()
+        )
+        return B[:, :, None], C[:, :, None]
+
+
+@contextmanager
+def seeing(model: nn.Module, sites: Sequence[StateSite], action: Action) -> Iterator[None]:
+    """See `keepset.hold.memories.Memory`. Functions of transformers are replaced, not its layers."""
+    del model
+    running: list[_Pass | None] = [None]
+    by_mixer = {site.mixer: site for site in sites}
+
+    def enter(mixer: nn.Module, *_: Any) -> None:
+        running[0] = _Pass(by_mixer[mixer], action)
+
+    def leave(*_: Any) -> None:
+        running[0] = None
+
+    def remembered(which: str) -> Callable[..., None]:
+        def remember(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if running[0] is not None:
+                running[0].normed[which] = args[0]
+
+        return remember
+
+    with ExitStack() as stack:
+        for site in sites:
+            stack.enter_context(site.mixer.register_forward_pre_hook(enter))
+            stack.enter_context(site.mixer.register_forward_hook(leave, always_call=True))
+            for which, name in NORMS.items():
+                if (norm := getattr(site.mixer, name, None)) is not None:
+                    stack.enter_context(norm.register_forward_pre_hook(remembered(which)))
+        for name in sorted({type(site.mixer).__module__ for site in sites}):
+            module = sys.modules[name]
+            functions = {
+                SCAN: _seen_scan(getattr(module, SCAN), running),
+                STEP: _seen_step(getattr(module, STEP), running),
+            }
+            stack.enter_context(standing_in([module], functions))
+        yield
+
+
+def _seen_scan(
+    original: Callable[..., Any], running: Sequence[_Pass | None]
+) -> Callable[..., Any]:
+    def seen(x, dt, A, B, C, D=None, z=None, **rest):  # type: ignore[no-untyped-def]
+        if running[0] is None:
+            return original(x, dt, A, B, C, D=D, z=z, **rest)
+
+        def run(B: Tensor, C: Tensor, **changes: Any) -> Any:
+            return original(x, dt, A, B, C, **{"D": D, "z": z, **rest, **changes})
+
+        shapes = [x.shape, (len(x), *A.shape)] if rest.get("return_last_state") else [x.shape]
+        wide = torch.promote_types(x.dtype, torch.float32)
+        promise = tuple(x.new_empty(shape, dtype=wide) for shape in shapes)
+        results = running[0].scan(_Call(run, x, dt, A, B, C, D, z, rest, promise))
+        return results if len(results) > 1 else results[0]
+
+    return seen
+
+
+def _seen_step(
+    original: Callable[..., Any], running: Sequence[_Pass | None]
+) -> Callable[..., Any]:
+    def seen(state, x, dt, A, B, C, *rest, **options):  # type: ignore[no-untyped-def]
+        if running[0] is not None:
+            B, C = running[0].step(B, C)
+        return original(state, x, dt, A, B, C, *rest, **options)
+
+    return seen
+
+
+def cut(site: StateSite, units: Tensor, n_state: int) -> None:
+    """Leave the rows that make these channels' B and C, their decays, and their norms' weights."""
+    mixer: Any = site.mixer
+    rank = mixer.time_step_rank
+    channels = (units % site.n_state).view(site.n_groups, n_state).to(mixer.A_log.device)
+    first = torch.arange(rank, device=channels.device).expand(site.n_groups, -1)
+    rows = torch.cat([first, rank + channels, rank + site.n_state + channels], dim=1)
+    if hasattr(mixer, "x_proj_weight"):  # Zamba's, one for each group
+        _set(mixer, "x_proj_weight", mixer.x_proj_weight.take_along_dim(rows[..., None], dim=1))
+        _set(mixer, "A_log", mixer.A_log.take_along_dim(channels[:, None], dim=2))
+    else:
+        _set(mixer.x_proj, "weight", mixer.x_proj.weight[rows[0]])
+        mixer.x_proj.out_features = rows.shape[1]
+        _set(mixer, "A_log", mixer.A_log[:, channels[0]])
+    for name in NORMS.values():
+        if (norm := getattr(mixer, name, None)) is not None:
+            _set(norm, "weight", norm.weight[channels[0]])
+    mixer.ssm_state_size = n_state
+
+
+def _set(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Replace a parameter or a buffer by a copy of `tensor`."""
+    tensor = tensor.detach().clone()
+    if name in dict(module.named_parameters(recurse=False)):
+        setattr(module, name, nn.Parameter(tensor, requires_grad=False))
+    else:
+        setattr(module, name, tensor)
