@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 
 from keepset.calibrate.channels import Scorer
 from keepset.errors import ModelError
-from keepset.hold.recurrence import Recurrence, Scan
-from keepset.hold.state import StateMask, scanning
-from keepset.kernels.scan import chunk_scan
+from keepset.hold.memories import scanning
+from keepset.hold.recurrence import Scan
+from keepset.hold.state import StateMask
 from keepset.rules.rule import n_kept
 from keepset.rules.scores import CHANNEL_SCORES, ghost
 from keepset.sites.state import StateSite, find_state_sites
@@ -34,12 +34,12 @@ class Outputs:
     def scan(self, site: StateSite, scan: Scan) -> Scan | Tensor:
         if site is not self.site:
             return scan
-        y = scan.masked(self.kept, self.kept).run(chunk_scan)
+        y = scan.masked(self.kept, self.kept).run()
         self.y = y.double()
         return y
 
-    def step(self, site: StateSite, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
-        return B, C
+    def step(self, site: StateSite) -> Tensor:
+        return torch.ones(site.n_groups, site.n_state, dtype=torch.bool)
 
 
 @pytest.mark.parametrize("groups", [1, 4])
@@ -182,7 +182,7 @@ def test_a_bos_is_read_and_in_no_sum(tiny_model: Factory) -> None:
 
     class Watch(StateMask):
         def scan(self, site: StateSite, scan: Scan) -> Scan:
-            recurrence = Recurrence(scan)
+            recurrence = scan.recurrence()
             sizes = recurrence.sizes(recurrence.empty(), 0, recurrence.tokens)
             heads = site.n_heads // site.n_groups * site.head_dim
             product = (sizes * recurrence.C.square())[:, 1:] / heads

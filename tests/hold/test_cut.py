@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from keepset.errors import ModelError
 from keepset.hold.cut import load_pruned, prune_states, save_pruned
-from keepset.hold.state import StateMask, scanning
+from keepset.hold.memories import scanning
+from keepset.hold.state import StateMask
 from keepset.sites.state import find_state_sites
 from state_models import FAMILIES, shape
 

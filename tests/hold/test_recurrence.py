@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from keepset.hold.recurrence import Recurrence, Scan
-from keepset.hold.state import scanning
+from keepset.hold.memories import scanning
+from keepset.hold.recurrence import Scan
 from keepset.kernels import naive
 from keepset.sites.state import StateSite, find_state_sites
 from state_models import FAMILIES, shape
@@ -30,13 +30,13 @@ class Collect:
         self.scans[site.key] = scan
         if not self._replace:
             return scan
-        recurrence = Recurrence(scan)
+        recurrence = scan.recurrence()
         everything = torch.ones(recurrence.C.shape[0], site.n_groups, site.n_state)
         y = recurrence.read(recurrence.empty(), 0, recurrence.tokens, everything)
         return y if scan.D is None else y + scan.x * scan.D[:, None]
 
-    def step(self, site: StateSite, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
-        return B, C
+    def step(self, site: StateSite) -> Tensor:
+        return torch.ones(site.n_groups, site.n_state, dtype=torch.bool)
 
 
 def logits(model: PreTrainedModel, ids: Tensor, **more: Any) -> Tensor:
@@ -94,7 +94,7 @@ def test_sizes_are_those_of_the_plain_recurrence(tiny_model: Factory, groups: in
         step = naive.time_steps(scan.dt, scan.rest["dt_bias"], True, scan.rest["dt_limit"])
         states = naive.scan(scan.x, step, scan.A, scan.B, scan.C)[1]
         squares = states.square().sum(dim=3).unflatten(2, (groups, -1)).sum(dim=3)
-        recurrence = Recurrence(scan)
+        recurrence = scan.recurrence()
         state = recurrence.empty()
         first = recurrence.sizes(state, 0, 5)
         found = torch.cat([first, recurrence.sizes(state, 5, 13)], dim=1)

@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 from transformers.models.mamba2 import modeling_mamba2
 
 from keepset.errors import ConfigError, ModelError
+from keepset.hold.memories import scanning
 from keepset.hold.recurrence import Scan
-from keepset.hold.state import StateMask, StateWindows, lead_in_scores, scanning
+from keepset.hold.state import StateMask, StateWindows, lead_in_scores
 from keepset.kernels import naive, numba_scan
 from keepset.kernels.dispatch import SCAN, standing_in
 from keepset.rules.masks import top_mask

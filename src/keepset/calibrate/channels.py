@@ -20,8 +20,9 @@ from keepset.calibrate import groups as document_groups
 from keepset.calibrate.groups import GroupSums
 from keepset.errors import ModelError
 from keepset.hold.contexts import with_bos
-from keepset.hold.recurrence import Scan, channel_sizes
-from keepset.hold.state import StateMask, Whole, scanning
+from keepset.hold.memories import scanning
+from keepset.hold.recurrence import Scan
+from keepset.hold.state import StateMask, Whole
 from keepset.models import check_ids, check_length
 from keepset.rules.masks import top_mask
 from keepset.rules.rule import n_kept
@@ -57,12 +58,12 @@ class _Running:
 
     def add(self, scan: Scan, groups: Tensor, n_before: int) -> None:
         """Add a scan to the groups (batch,) of its rows; `n_before` tokens are not text."""
-        sizes = channel_sizes(scan)[:, n_before:]
+        sizes = scan.sizes()[:, n_before:]
         reads = scan.C[:, n_before:].float().square()
         self._energy.add((sizes * reads).sum(dim=1, dtype=torch.float64), groups)
         self._size.add(sizes.sum(dim=1, dtype=torch.float64), groups)
         self._read.add(reads.sum(dim=1, dtype=torch.float64), groups)
-        tokens = scan.x.new_full((len(groups),), sizes.shape[1], dtype=torch.float64)
+        tokens = scan.C.new_full((len(groups),), sizes.shape[1], dtype=torch.float64)
         self._tokens.add(tokens, groups)
 
     def result(self, site: StateSite) -> Sums:

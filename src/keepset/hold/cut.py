@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from keepset import models
 from keepset.errors import ModelError
+from keepset.hold import memories
 from keepset.models import checkpoint
 from keepset.rules.masks import Masks
 from keepset.sites.families import FAMILIES
@@ -51,7 +52,7 @@ def prune_states(model: PreTrainedModel, masks: Masks) -> None:
         _check(site, masks.get(site.key))
     for site in sites:
         mask = masks[site.key]
-        _slice(site, mask.flatten().nonzero()[:, 0], int(mask[0].sum()))
+        memories.of(site).cut(site, mask.flatten().nonzero()[:, 0], int(mask[0].sum()))
     _configure(model, find_state_sites(model))
 
 
@@ -67,35 +68,6 @@ def _check(site: StateSite, mask: Tensor | None) -> None:
             f"{site.name}: every group must keep the same number of channels, at least one;"
             f" got {counts.tolist()}"
         )
-
-
-def _slice(site: StateSite, units: Tensor, n_state: int) -> None:
-    mixer: Any = site.mixer
-    inner, n_units = mixer.intermediate_size, site.n_units
-    units = units.to(mixer.in_proj.weight.device)
-    first, heads = (torch.arange(n, device=units.device) for n in (inner, site.n_heads))
-    # in_proj makes gate, x, B, C and dt, in this order; the convolution sees x, B and C.
-    channels = torch.cat([first, inner + units, inner + n_units + units])
-    rows = torch.cat([first, inner + channels, 2 * (inner + n_units) + heads])
-    _select(mixer.in_proj, rows)
-    mixer.in_proj.out_features = len(rows)
-    _select(mixer.conv1d, channels)
-    for size in ("in_channels", "out_channels", "groups"):
-        setattr(mixer.conv1d, size, len(channels))
-    mixer.conv_dim = len(channels)
-    mixer.ssm_state_size = n_state
-    if hasattr(mixer, "groups_time_state_size"):
-        mixer.groups_time_state_size = site.n_groups * n_state
-    if isinstance(getattr(mixer, "mup_vector", None), Tensor):
-        mixer.mup_vector = mixer.mup_vector[..., rows]
-
-
-def _select(module: nn.Module, rows: Tensor) -> None:
-    for name in ("weight", "bias"):
-        tensor = getattr(module, name, None)
-        if tensor is not None:
-            parameter = nn.Parameter(tensor.detach()[rows].clone(), requires_grad=False)
-            setattr(module, name, parameter)
 
 
 def _configure(model: PreTrainedModel, sites: list[StateSite]) -> None:
@@ -174,7 +146,7 @@ def _read_layers(
             raise ModelError(f"{folder}: {PER_LAYER} of config.json has no layer {site.layer}")
         first = torch.zeros(site.n_groups, site.n_state, dtype=torch.bool)
         first[:, : sizes[site.layer]] = True
-        _slice(site, first.flatten().nonzero()[:, 0], sizes[site.layer])
+        memories.of(site).cut(site, first.flatten().nonzero()[:, 0], sizes[site.layer])
     state: dict[str, Tensor] = {}
     for file in checkpoint.weight_files(str(folder), folder):
         state |= load_file(file)

@@ -1,108 +1,98 @@
-"""The state itself, one token at a time: only one H is ever held.
+"""What a mixer hands to its scan, and the state itself, one token at a time.
 
-H of a group is (batch, heads of the group, head_dim, n_state). Scoring needs no more of it than
-its squared size in every channel, so a pass over any number of tokens holds the state of one.
+Only one state H is ever held: (batch, groups, heads of the group, head_dim, n_state). Scoring needs
+no more of it than its squared size in every channel, so a pass over any number of tokens holds the
+state of one. Each kind of memory (`keepset.hold.memories`) defines a `Scan` and a `Recurrence`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from keepset.kernels.naive import time_steps
 
-if TYPE_CHECKING:
-    from keepset.kernels.numba_scan import Inputs
+class Scan(ABC):
+    """What a mixer hands to its scan.
 
+    Attributes:
+        compiled: Whether numba runs the recurrence, else torch.
+        C: What is read of each channel, (batch, tokens, groups, n_state).
+    """
 
-@dataclass(frozen=True)
-class Scan:
-    """What a mixer hands to its scan."""
+    C: Tensor
+    compiled: bool = False
 
-    x: Tensor  # (batch, tokens, heads, head_dim)
-    dt: Tensor  # (batch, tokens, heads), before bias and softplus
-    A: Tensor  # (heads,) negative
-    B: Tensor  # (batch, tokens, groups, n_state), what is written
-    C: Tensor  # (batch, tokens, groups, n_state), what is read
-    D: Tensor | None  # (heads,) skip connection
-    rest: dict[str, Any]  # the other arguments: dt_bias, dt_softplus, dt_limit, ...
-    compiled: bool = False  # whether numba runs the recurrence, else torch
+    @property
+    @abstractmethod
+    def tokens(self) -> int:
+        """Tokens of each row."""
 
-    def run(self, function: Callable[..., Any]) -> Any:
-        """Call transformers' own scan, or one of the same arguments."""
-        rest = dict(self.rest)
-        chunk = rest.pop("chunk_size")
-        return function(self.x, self.dt, self.A, self.B, self.C, chunk, D=self.D, **rest)
+    @property
+    @abstractmethod
+    def carries(self) -> bool:
+        """Whether a state comes from before or is wanted for later."""
 
-    def inputs(self) -> Inputs:
-        """What the kernels that numba compiles read."""
-        from keepset.kernels.numba_scan import Inputs  # imported at its first use
+    @abstractmethod
+    def run(self) -> Any:
+        """What the mixer's own function returns."""
 
-        return Inputs.of(self.x, self.dt, self.A, self.B, self.C, self.D, **self.rest)
+    @abstractmethod
+    def output(self) -> Tensor:
+        """y alone, without a state: (batch, tokens, heads, head_dim)."""
 
+    @abstractmethod
     def masked(self, write: Tensor | None = None, read: Tensor | None = None) -> Scan:
-        """With B multiplied by `write` and C by `read`: ([batch, tokens,] groups, n_state)."""
-        B = self.B if write is None else self.B * write.to(self.B.dtype)
-        C = self.C if read is None else self.C * read.to(self.C.dtype)
-        return replace(self, B=B, C=C)
+        """With what is written multiplied by `write`, and what is read by `read`.
 
-    def taken(self, kept: Tensor) -> Scan:
-        """The channels `kept` (groups, n_state) bool alone: as if the state had no others.
-
-        B and C have as many channels as the group that keeps the most; the rest are zero there.
+        Both ([batch, tokens,] groups, n_state).
         """
-        n_most = max(1, int(kept.sum(dim=1).max()))  # scans do not take a state of no channels
-        marks, channels = kept.to(torch.int8).sort(dim=1, descending=True, stable=True)
-        marks, channels = marks[:, :n_most], channels[:, :n_most]
-        shape = (*self.B.shape[:3], n_most)
-        B, C = (values.gather(3, channels.expand(shape)) for values in (self.B, self.C))
-        part = replace(self, B=B, C=C)
-        return part if bool(marks.all()) else part.masked(marks, marks)
+
+    @abstractmethod
+    def pruned(self, kept: Tensor) -> Scan:
+        """What a mixer with the channels `kept` (groups, n_state) bool alone runs.
+
+        Where no state is carried it may be narrower, and so faster.
+        """
+
+    @abstractmethod
+    def recurrence(self) -> Recurrence:
+        """The recurrence in float32."""
+
+    @abstractmethod
+    def with_skip(self, y: Tensor) -> Tensor:
+        """y in float32, with what the mixer adds to what was read."""
+
+    def sizes(self) -> Tensor:
+        """The sum of H^2 over heads and head dims of each group: (batch, tokens, groups, n)."""
+        recurrence = self.recurrence()
+        return recurrence.sizes(recurrence.empty(), 0, recurrence.tokens)
 
 
-def channel_sizes(scan: Scan) -> Tensor:
-    """The sum of H^2 over heads and head dims of each group: (batch, tokens, groups, n) float32."""
-    if scan.compiled:
-        from keepset.kernels import numba_scan
+class Recurrence(ABC):
+    """A state that is run token by token, in float32.
 
-        return numba_scan.channel_sizes(scan.inputs())
-    recurrence = Recurrence(scan)
-    return recurrence.sizes(recurrence.empty(), 0, recurrence.tokens)
+    Attributes:
+        C: What is read of each channel, (batch, tokens, groups, n_state).
+        tokens: Of each row.
+    """
 
-
-class Recurrence:
-    """H(t) = exp(dt(t) A) H(t-1) + dt(t) x(t) B(t)^T, in float32."""
-
-    def __init__(self, scan: Scan) -> None:
-        batch, tokens, heads, head_dim = scan.x.shape
-        groups, n = scan.B.shape[2:]
-        step = time_steps(
-            scan.dt,
-            scan.rest.get("dt_bias"),
-            scan.rest.get("dt_softplus", False),
-            scan.rest.get("dt_limit", (0.0, float("inf"))),
-        )
-        grouped = (batch, tokens, groups, heads // groups)
-        self._decay = (step * scan.A.float()).exp().view(*grouped, 1, 1)
-        self._write = (scan.x.float() * step[..., None]).view(*grouped, head_dim, 1)
-        self._B = scan.B.float()[:, :, :, None, None]
-        self.C = scan.C.float()
-        """(batch, tokens, groups, n_state)."""
-        self.tokens = tokens
-        self._shape = (*self._write.shape[:1], *self._write.shape[2:5], n)
+    C: Tensor
+    tokens: int
+    _shape: tuple[int, ...]
 
     def empty(self) -> Tensor:
         """The state before the first token: (batch, groups, heads per group, head_dim, n_state)."""
-        return self._write.new_zeros(self._shape)
+        return self.C.new_zeros(self._shape)
 
+    @abstractmethod
     def advance(self, state: Tensor, t: int, write: Tensor | None = None) -> Tensor:
-        """Advance `state` to token t, in place; B is multiplied by `write` (batch, groups, n)."""
-        B = self._B[:, t] if write is None else self._B[:, t] * write[:, :, None, None]
-        return state.mul_(self._decay[:, t]).addcmul_(self._write[:, t], B)
+        """Advance `state` to token t, in place; what is written is multiplied by `write`.
+
+        (batch, groups, n).
+        """
 
     def sizes(self, state: Tensor, start: int, stop: int) -> Tensor:
         """Run tokens start..stop, and advance `state` in place.

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from keepset.errors import ConfigError, ModelError
-from keepset.hold.recurrence import Recurrence, Scan, channel_sizes
+from keepset.hold.memories import refuse_carried, scanning
+from keepset.hold.memories.mamba2 import Mamba2Scan
+from keepset.hold.recurrence import Recurrence, Scan
 from keepset.hold.windows import Windowed, not_finite
-from keepset.kernels.dispatch import NUMBA_SCAN, SCAN, STEP, mixer_modules, standing_in
 from keepset.kernels.selection import Selection
 from keepset.rules.masks import Masks, spread_windows, window_means, window_width
 from keepset.rules.rule import Rule, Window, describe, n_kept
@@ -23,86 +24,16 @@ SCORES_BY_SIZE = ("magnitude", "impact")
 """Scores of a token that are a channel's size times what does not depend on it."""
 
 
-class Action(Protocol):
-    """Sees every scan of a mixer, and decides what runs."""
-
-    def scan(self, site: StateSite, scan: Scan) -> Scan | Tensor:
-        """A scan to run in its place, or its result y (batch, tokens, heads, head_dim)."""
-        ...
-
-    def step(self, site: StateSite, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
-        """B and C (batch, groups, n_state) to use in a single cached step."""
-        ...
-
-
 class Whole:
     """Base of actions that need whole passages: they cannot run single cached steps."""
 
-    def step(self, site: StateSite, *_: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, site: StateSite) -> Tensor:
         """Refuse.
 
         Raises:
             ModelError: always.
         """
-        raise ModelError(f"{site.name}: this rule runs on whole passages: give use_cache=False")
-
-
-@contextmanager
-def scanning(model: nn.Module, sites: Sequence[StateSite], action: Action) -> Iterator[None]:
-    """Have `action` see the scans of every site; other mixers run as they are.
-
-    Functions of transformers are replaced, not its layers. Everything is put back on exit, also
-    after an exception.
-    """
-    running: list[StateSite | None] = [None]
-    by_mixer = {site.mixer: site for site in sites}
-
-    def enter(mixer: nn.Module, *_: Any) -> None:
-        running[0] = by_mixer[mixer]
-
-    def leave(*_: Any) -> None:
-        running[0] = None
-
-    with ExitStack() as stack:
-        for site in sites:
-            stack.enter_context(site.mixer.register_forward_pre_hook(enter))
-            stack.enter_context(site.mixer.register_forward_hook(leave, always_call=True))
-        for module in mixer_modules(model):
-            functions = {
-                SCAN: _seen_scan(getattr(module, SCAN), running, action),
-                STEP: _seen_step(getattr(module, STEP), running, action),
-            }
-            stack.enter_context(standing_in([module], functions))
-        yield
-
-
-def _seen_scan(
-    original: Callable[..., Any], running: Sequence[StateSite | None], action: Action
-) -> Callable[..., Any]:
-    compiled = original.__module__ == NUMBA_SCAN
-
-    def seen(x, dt, A, B, C, chunk_size, D=None, **rest):  # type: ignore[no-untyped-def]
-        scan = Scan(x, dt, A, B, C, D, {"chunk_size": chunk_size, **rest}, compiled)
-        site = running[0]
-        result = scan if site is None else action.scan(site, scan)
-        if isinstance(result, Scan):
-            return result.run(original)
-        if rest.get("return_final_states"):
-            raise ModelError("this rule runs on whole passages: give use_cache=False")
-        return result.to(x.dtype)
-
-    return seen
-
-
-def _seen_step(
-    original: Callable[..., Any], running: Sequence[StateSite | None], action: Action
-) -> Callable[..., Any]:
-    def seen(state, x, dt, A, B, C, *rest, **options):  # type: ignore[no-untyped-def]
-        if running[0] is not None:
-            B, C = action.step(running[0], B, C)
-        return original(state, x, dt, A, B, C, *rest, **options)
-
-    return seen
+        refuse_carried(site)
 
 
 class StateMask:
@@ -113,16 +44,12 @@ class StateMask:
         self._masks = masks
 
     def scan(self, site: StateSite, scan: Scan) -> Scan:
-        """Mask B and C of all tokens; leave out what is masked where no state is wanted."""
-        mask = self._masks[site.key].to(scan.B.device)
-        if scan.rest.get("return_final_states") or scan.rest.get("initial_states") is not None:
-            return scan.masked(mask, mask)
-        return scan.taken(mask)
+        """Run what is kept alone; where no state is carried, as if there were nothing else."""
+        return scan.pruned(self._masks[site.key].to(scan.C.device))
 
-    def step(self, site: StateSite, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
-        """Mask B and C of one token."""
-        mask = self._masks[site.key].to(B.device)
-        return B * mask.to(B.dtype), C * mask.to(C.dtype)
+    def step(self, site: StateSite) -> Tensor:
+        """The channels of the site that are kept."""
+        return self._masks[site.key]
 
 
 class StateWindows(Windowed, Whole):
@@ -155,17 +82,17 @@ class StateWindows(Windowed, Whole):
     def scan(self, site: StateSite, scan: Scan) -> Scan | Tensor:
         """Mask what is read, or run the recurrence with what is forgotten."""
         kept = n_kept(site.n_state, self.rule.sparsity)
-        if kept == site.n_state or scan.x.shape[1] == self._n_bos:
+        if kept == site.n_state or scan.tokens == self._n_bos:
             return scan
-        if scan.compiled and (self._seeded or self.rule.score in SCORES_BY_SIZE):
+        by_size = self._seeded or self.rule.score in SCORES_BY_SIZE
+        if isinstance(scan, Mamba2Scan) and scan.compiled and by_size:
             return self._compiled(site, scan, kept)
-        recurrence = Recurrence(scan)
+        recurrence = scan.recurrence()
         if self.rule.access == "read":
             return scan.masked(read=self._reading(site, recurrence, kept))
-        y = self._forgetting(site, recurrence, kept)
-        return y if scan.D is None else y + scan.x.float() * scan.D[:, None]
+        return scan.with_skip(self._forgetting(site, recurrence, kept))
 
-    def _compiled(self, site: StateSite, scan: Scan, kept: int) -> Tensor:
+    def _compiled(self, site: StateSite, scan: Mamba2Scan, kept: int) -> Tensor:
         """`_reading`, or `_forgetting`, with numba: the same channels, chosen in the kernel."""
         from keepset.kernels.numba_scan import Choice, held_windows  # imported at its first use
 
@@ -225,8 +152,7 @@ class StateWindows(Windowed, Whole):
             valid = None
             if self.valid is not None:
                 valid = self.valid[:, start - n_bos : stop - n_bos]
-            # Channels do not influence one another: each is scored by what it would hold if it
-            # were kept.
+            # Each channel is scored by what it would hold if all were kept in this window.
             sizes = recurrence.sizes(state.clone(), start, stop)
             scores = self._scores(site, sizes, recurrence.C[:, start:stop])
             chosen = self._best(site, self._means(scores, valid, "sequence")[:, 0], kept)
@@ -253,7 +179,7 @@ class _LastWindows(Whole):
         """For each rule, site key -> (batch, n_groups, n_state)."""
 
     def scan(self, site: StateSite, scan: Scan) -> Scan:
-        sizes, C = channel_sizes(scan), scan.C.float()
+        sizes, C = scan.sizes(), scan.C.float()
         for windows, width, scores in zip(self._windows, self._widths, self.scores, strict=True):
             scores[site.key] = windows.mean(site, sizes[:, -width:], C[:, -width:])
         return scan

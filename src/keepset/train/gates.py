@@ -16,7 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from keepset.errors import TextError
 from keepset.hold.inputs import watching
-from keepset.hold.state import StateMask, scanning
+from keepset.hold.memories import scanning
+from keepset.hold.state import StateMask
 from keepset.measure.runner import Runner, perplexity
 from keepset.sites.ffn import Site, find_ffn_sites
 from keepset.sites.state import find_state_sites
