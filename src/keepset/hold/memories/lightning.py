@@ -1,7 +1,7 @@
 """The memory of lightning attention (Qin et al. 2024, arXiv:2405.17381): minimax.
 
-H(t) = exp(-s) H(t-1) + v(t) k(t)^T and y(t) = H(t) q(t), per head, with a fixed slope s. A channel is an
-entry of a head's key: k is what is written, q what is read, and channels do not influence one
+H(t) = exp(-s) H(t-1) + v(t) k(t)^T and y(t) = H(t) q(t), per head, with a fixed slope s. A channel
+is an entry of the key: k is what is written, q what is read, and channels do not influence one
 another.
 
 transformers computes it within the layer. A function that the layer looks up right before is given
@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,58 +22,47 @@ from torch import Tensor, nn
 
 from keepset.errors import ModelError
 from keepset.hold.memories import Action, refuse_carried
-from keepset.hold.recurrence import AdditiveRecurrence, Recurrence, Scan
+from keepset.hold.recurrence import AdditiveRecurrence, AdditiveScan, Recurrence, Scan
 from keepset.kernels.dispatch import standing_in
 from keepset.sites.memories.lightning import PADDING
 from keepset.sites.state import StateSite
 
 
 @dataclass(frozen=True)
-class LightningScan(Scan):
-    """What a layer hands to its recurrence.
+class LightningScan(AdditiveScan):
+    """What a layer hands to its recurrence: B is k, and C is q.
 
     Attributes:
-        B, C: k and q, (batch, tokens, heads, head_dim).
-        v: The same.
+        v: (batch, tokens, heads, head_dim).
         slope: s, (heads,).
-        carries: Whether a state comes from before or is wanted for later.
+        cached: Whether the last state is wanted.
     """
 
-    B: Tensor  # type: ignore[assignment]  # fields of a frozen dataclass are properties
-    C: Tensor  # type: ignore[assignment]
     v: Tensor
     slope: Tensor
-    carries: bool  # type: ignore[assignment]
+    cached: bool
 
     @property
-    def tokens(self) -> int:
-        return self.B.shape[1]
+    def carries(self) -> bool:
+        """See `Scan`."""
+        return self.cached
 
     def run(self) -> Tensor:
         """q, k and v of every head in turn, as the layer goes on with them."""
         return torch.stack([self.C, self.B, self.v], dim=3).flatten(2)
 
     def output(self) -> Tensor:
+        """See `Scan`."""
         recurrence = self.recurrence()
         every = torch.ones_like(recurrence.C[:, 0], dtype=torch.bool)
         return recurrence.read(recurrence.empty(), 0, self.tokens, every)
 
-    def masked(self, write: Tensor | None = None, read: Tensor | None = None) -> LightningScan:
-        B = self.B if write is None else self.B * write.to(self.B.dtype)
-        C = self.C if read is None else self.C * read.to(self.C.dtype)
-        return replace(self, B=B, C=C)
-
-    def pruned(self, kept: Tensor) -> LightningScan:
-        return self.masked(kept, kept)
-
     def recurrence(self) -> Recurrence:
+        """See `Scan`."""
         decay = (-self.slope.float()).exp().view(-1, 1, 1, 1)
         decay = decay.expand(*self.v.shape[:2], -1, -1, -1, -1)
         gain = self.v.float()[:, :, :, None, :, None]
-        return AdditiveRecurrence(decay, gain, self.B.float(), self.C.float())
-
-    def with_skip(self, y: Tensor) -> Tensor:
-        return y
+        return AdditiveRecurrence(decay, gain, self)
 
 
 class _Pass:
@@ -86,7 +75,8 @@ class _Pass:
 
     def held(self, qkv: Tensor, action: Action) -> Tensor:
         """q, k and v (batch, tokens, heads * 3 * head_dim) under a rule."""
-        site, mixer = self._site, self._site.mixer
+        site = self._site
+        mixer: Any = site.mixer
         q, k, v = qkv.unflatten(2, (site.n_heads, 3, site.head_dim)).unbind(3)
         cached = self._cache is not None
         scan = LightningScan(k, q, v, mixer.slope_rate.flatten(), cached)
@@ -107,7 +97,7 @@ class _Pass:
 
 @contextmanager
 def seeing(model: nn.Module, sites: Sequence[StateSite], action: Action) -> Iterator[None]:
-    """See `keepset.hold.memories.Memory`."""
+    """See `Memory`. A function of transformers is replaced, and what the norm is given."""
     del model
     running: list[_Pass | None] = [None]
     by_mixer = {site.mixer: site for site in sites}

@@ -1,18 +1,18 @@
 """The memory of Griffin's real-gated linear recurrent unit (De et al. 2024, arXiv:2402.19427).
 
-h(t) = a(t) h(t-1) + b(t), entry by entry (equation 4), and y(t) = h(t) c(t) goes to the output projection:
-b is the gated input, and c the gelu of the block's second branch. A channel is an entry of h,
-written by b and read by c. Nothing is summed over channels: y has one entry for each.
+h(t) = a(t) h(t-1) + b(t), entry by entry (equation 4), and y(t) = h(t) c(t) goes to the output
+projection: b is the gated input, and c the gelu of the block's second branch. A channel is an entry
+of h, written by b and read by c. Nothing is summed over channels: y has one entry for each.
 
-The gates in a and b read x of a whole block of entries. So x stays when a channel is left out of the
-state, and a channel cannot be cut out of the weights.
+The gates in a and b read the input of a whole block of entries. So it stays when a channel is left
+out of the state, and a channel cannot be cut out of the weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,32 +20,26 @@ from torch import Tensor, nn
 
 from keepset.errors import ModelError
 from keepset.hold.memories import Action, refuse_carried
-from keepset.hold.recurrence import AdditiveRecurrence, Recurrence, Scan
+from keepset.hold.recurrence import AdditiveRecurrence, AdditiveScan, Recurrence, Scan
 from keepset.sites.memories.rglru import SCAN
 from keepset.sites.state import StateSite
 
 
 @dataclass(frozen=True)
-class RgLruScan(Scan):
-    """What a unit hands to its recurrence.
+class RgLruScan(AdditiveScan):
+    """What a unit hands to its recurrence: B is b, and C is c.
 
     Attributes:
-        function: transformers' own: the inputs -> h (batch, tokens, n_state) and the last state.
+        function: transformers' own, which gives h (batch, tokens, n_state) and the last state.
         inputs: Its arguments by name.
-        B, C: b and c, (batch, tokens, 1, n_state).
     """
 
     function: Callable[..., tuple[Tensor, Any]]
     inputs: dict[str, Any]
-    B: Tensor  # type: ignore[assignment]  # fields of a frozen dataclass are properties
-    C: Tensor  # type: ignore[assignment]
-
-    @property
-    def tokens(self) -> int:
-        return self.B.shape[1]
 
     @property
     def carries(self) -> bool:
+        """See `Scan`."""
         return self.inputs["recurrent_states"] is not None
 
     def run(self) -> tuple[Tensor, Any]:
@@ -53,23 +47,14 @@ class RgLruScan(Scan):
         return self.function(**{**self.inputs, "hidden_states": self.B[:, :, 0]})
 
     def output(self) -> Tensor:
+        """See `Scan`."""
         return self.run()[0][:, :, None] * self.C
 
-    def masked(self, write: Tensor | None = None, read: Tensor | None = None) -> RgLruScan:
-        B = self.B if write is None else self.B * write.to(self.B.dtype)
-        C = self.C if read is None else self.C * read.to(self.C.dtype)
-        return replace(self, B=B, C=C)
-
-    def pruned(self, kept: Tensor) -> RgLruScan:
-        return self.masked(kept, kept)
-
     def recurrence(self) -> Recurrence:
+        """See `Scan`."""
         decay = (self.inputs["recurrent_gate"] * ~self.inputs["reset"]).float()
         ones = decay.new_ones(*decay.shape[:2], 1, 1, 1, 1)
-        return _Entries(decay[:, :, None, None, None], ones, self.B.float(), self.C.float())
-
-    def with_skip(self, y: Tensor) -> Tensor:
-        return y
+        return _Entries(decay[:, :, None, None, None], ones, self)
 
 
 class _Entries(AdditiveRecurrence):
@@ -78,9 +63,7 @@ class _Entries(AdditiveRecurrence):
     def read(self, state: Tensor, start: int, stop: int, kept: Tensor) -> Tensor:
         """See `Recurrence.read`; y is (batch, stop - start, 1, n_state)."""
         kept = kept.to(state.dtype)
-        rows = [
-            self.advance(state, t, kept)[:, :, 0, 0] * self.C[:, t] for t in range(start, stop)
-        ]
+        rows = [self.advance(state, t, kept)[:, :, 0, 0] * self.C[:, t] for t in range(start, stop)]
         return torch.stack(rows, dim=1)
 
 
@@ -100,7 +83,7 @@ class _Pass:
         """h and the last state, under a rule."""
         b = inputs["hidden_states"]
         assert self.c is not None
-        scan = RgLruScan(original, inputs, b[:, :, None], self.c[:, :, None])
+        scan = RgLruScan(b[:, :, None], self.c[:, :, None], original, inputs)
         if scan.carries and scan.tokens == 1:
             held: Scan | Tensor = scan.pruned(action.step(self._site).to(b.device))
         else:
@@ -119,7 +102,7 @@ class _Pass:
 
 @contextmanager
 def seeing(model: nn.Module, sites: Sequence[StateSite], action: Action) -> Iterator[None]:
-    """See `keepset.hold.memories.Memory`."""
+    """See `Memory`. The recurrence is replaced, and what the output projection is given."""
     del model
     running: list[_Pass | None] = [None]
     by_mixer = {site.mixer: site for site in sites}

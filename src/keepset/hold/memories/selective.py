@@ -1,12 +1,12 @@
 """The memory of Mamba-1 (Gu and Dao 2023, algorithm 2): mamba, falcon_mamba, jamba and zamba.
 
-H(t) = exp(dt(t) A) H(t-1) + dt(t) x(t) B(t)^T and y(t) = H(t) C(t) + D x(t), as in Mamba-2, but with
-a decay of its own for every entry of H, and heads of one row each. Channels of H do not influence
+H(t) = exp(dt(t) A) H(t-1) + dt(t) x(t) B(t)^T and y(t) = H(t) C(t) + D x(t), as in Mamba-2, but
+with a decay of its own for every entry of H, and heads of one row each. Channels do not influence
 one another. All heads of a group share B and C; Zamba scans one group after the other.
 
-Falcon-Mamba and Jamba normalise B and C over the channels. A mixer of fewer channels takes the mean
-square over these alone, and so does a mixer from which channels are left out for good. Windows leave
-channels out behind the norm.
+Falcon-Mamba and Jamba divide B and C by their root mean square over the channels. A smaller mixer
+takes it over its own, and so does a static rule over what it keeps. Windows leave channels out
+behind the norm.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from keepset.hold.memories import Action, refuse_carried
-from keepset.hold.recurrence import AdditiveRecurrence, Recurrence, Scan
+from keepset.hold.recurrence import AdditiveRecurrence, AdditiveScan, Recurrence, Scan
 from keepset.kernels.dispatch import standing_in
 from keepset.kernels.naive import time_steps
 from keepset.sites.memories.selective import NORMS, SCAN, STEP
@@ -51,7 +51,13 @@ class _Call:
 
     @property
     def carries(self) -> bool:
+        """Whether the last state is wanted."""
         return bool(self.rest.get("return_last_state"))
+
+    def results(self, B: Tensor, C: Tensor) -> Results:
+        """What it gives with B and C."""
+        results = self.run(B, C)
+        return results if self.carries else (results,)
 
 
 Narrow = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -59,34 +65,25 @@ Narrow = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class SelectiveScan(Scan):
+class SelectiveScan(AdditiveScan):
     """The scans of all groups of a mixer.
 
     Attributes:
         calls: One of each group.
-        B, C: (batch, tokens, groups, n_state), what is written and read.
         narrow: Where B and C are normalised over the channels, what gives them for fewer.
-        changed: Whether B and C are others than those of the calls.
     """
 
     calls: Sequence[_Call]
-    B: Tensor  # type: ignore[assignment]  # fields of a frozen dataclass are properties
-    C: Tensor  # type: ignore[assignment]
     narrow: Narrow | None
-    changed: bool = False
-
-    @property
-    def tokens(self) -> int:
-        return self.B.shape[1]
 
     @property
     def carries(self) -> bool:
+        """See `Scan`."""
         return self.calls[0].carries
 
     def run(self) -> list[Results]:
-        """The results of all groups."""
-        results = (call.run(B, C) for call, B, C in self._groups())
-        return [result if self.carries else (result,) for result in results]
+        """The results of each group."""
+        return [call.results(B, C) for call, B, C in self._groups()]
 
     def output(self) -> Tensor:
         """See `Scan.output`; before the gate."""
@@ -96,23 +93,15 @@ class SelectiveScan(Scan):
 
     def _groups(self) -> Iterator[tuple[_Call, Tensor, Tensor]]:
         for group, call in enumerate(self.calls):
-            if self.changed:
-                B, C = (values[:, :, group].transpose(1, 2) for values in (self.B, self.C))
-                yield call, B, C
-            else:
-                yield call, call.B, call.C
-
-    def masked(self, write: Tensor | None = None, read: Tensor | None = None) -> SelectiveScan:
-        B = self.B if write is None else self.B * write.to(self.B.dtype)
-        C = self.C if read is None else self.C * read.to(self.C.dtype)
-        return replace(self, B=B, C=C, changed=True)
+            B, C = (values[:, :, group].transpose(1, 2) for values in (self.B, self.C))
+            yield call, B, C
 
     def pruned(self, kept: Tensor) -> SelectiveScan:
         """See `Scan.pruned`; no narrower: the time of the scan hardly depends on n_state."""
         if self.narrow is None:
             return self.masked(kept, kept)
         B, C = self.narrow(kept)
-        return replace(self, B=B.to(self.B.dtype), C=C.to(self.C.dtype), changed=True)
+        return replace(self, B=B.to(self.B.dtype), C=C.to(self.C.dtype))
 
     def recurrence(self) -> Recurrence:
         """See `Scan.recurrence`."""
@@ -123,11 +112,9 @@ class SelectiveScan(Scan):
         step = time_steps(dt.transpose(1, 2), bias, softplus, (0.0, float("inf")))
         grouped = (*step.shape[:2], len(self.calls), -1)
         A = self._joined("A", 0).float()
-        decay = (step[..., None] * A).exp()
+        decay = (step[..., None] * A).exp().view(*grouped, 1, A.shape[1])
         gain = (self._x() * step).view(*grouped, 1, 1)
-        return AdditiveRecurrence(
-            decay.view(*grouped, 1, A.shape[1]), gain, self.B.float(), self.C.float()
-        )
+        return AdditiveRecurrence(decay, gain, self)
 
     def with_skip(self, y: Tensor) -> Tensor:
         """See `Scan.with_skip`; before the gate."""
@@ -165,9 +152,12 @@ class _Pass:
             torch.stack([getattr(one, name).transpose(1, 2) for one in self._calls], dim=2)
             for name in ("B", "C")
         )
-        scan = SelectiveScan(self._calls, B, C, self.narrow if self.normed else None)
+        scan = SelectiveScan(B, C, self._calls, self.narrow if self.normed else None)
         held = self._action.scan(self._site, scan)
-        results = held.run() if isinstance(held, Scan) else self._gated(held)
+        if held is scan:  # bit by bit what transformers does: B and C in its own layout
+            results = [one.results(one.B, one.C) for one in self._calls]
+        else:
+            results = held.run() if isinstance(held, Scan) else self._gated(held)
         for earlier, parts in zip(self._calls, results[:-1], strict=False):
             for promised, part in zip(earlier.promise, parts, strict=True):
                 promised.copy_(part)
@@ -206,7 +196,7 @@ class _Pass:
 
 @contextmanager
 def seeing(model: nn.Module, sites: Sequence[StateSite], action: Action) -> Iterator[None]:
-    """See `keepset.hold.memories.Memory`. Functions of transformers are replaced, not its layers."""
+    """See `Memory`. Functions of transformers are replaced, not its layers."""
     del model
     running: list[_Pass | None] = [None]
     by_mixer = {site.mixer: site for site in sites}
@@ -241,9 +231,7 @@ def seeing(model: nn.Module, sites: Sequence[StateSite], action: Action) -> Iter
         yield
 
 
-def _seen_scan(
-    original: Callable[..., Any], running: Sequence[_Pass | None]
-) -> Callable[..., Any]:
+def _seen_scan(original: Callable[..., Any], running: Sequence[_Pass | None]) -> Callable[..., Any]:
     def seen(x, dt, A, B, C, D=None, z=None, **rest):  # type: ignore[no-untyped-def]
         if running[0] is None:
             return original(x, dt, A, B, C, D=D, z=z, **rest)
@@ -260,9 +248,7 @@ def _seen_scan(
     return seen
 
 
-def _seen_step(
-    original: Callable[..., Any], running: Sequence[_Pass | None]
-) -> Callable[..., Any]:
+def _seen_step(original: Callable[..., Any], running: Sequence[_Pass | None]) -> Callable[..., Any]:
     def seen(state, x, dt, A, B, C, *rest, **options):  # type: ignore[no-untyped-def]
         if running[0] is not None:
             B, C = running[0].step(B, C)

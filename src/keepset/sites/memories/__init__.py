@@ -13,7 +13,7 @@ from torch import nn
 
 from keepset.sites.state import StateSite
 
-MEMORIES = ("mamba2", "delta")
+MEMORIES = ("mamba2", "delta", "selective", "lightning", "rglru")
 """Names of the kinds, as in `StateSite.memory`; each is a module here and in `hold.memories`."""
 
 

@@ -38,8 +38,9 @@ class SelectiveSite(StateSite):
     def weight(self) -> Tensor:
         """What makes dt, B and C, in this order, of each group: (n_groups, rank + 2 n_state, d)."""
         mixer: Any = self.mixer
-        weight: Tensor = getattr(mixer, "x_proj_weight", None)  # Zamba's
-        return mixer.x_proj.weight[None] if weight is None else weight
+        one = hasattr(mixer, "x_proj")  # Zamba has a tensor of all groups
+        rows: Tensor = mixer.x_proj.weight[None] if one else mixer.x_proj_weight
+        return rows
 
 
 def recognise(name: str, module: nn.Module) -> StateSite | None:
