@@ -16,8 +16,9 @@ from keepset.errors import ModelError
 from keepset.hold.cut import load_pruned, prune_states, save_pruned
 from keepset.hold.memories import scanning
 from keepset.hold.state import StateMask
+from keepset.sites import families
 from keepset.sites.state import find_state_sites
-from state_models import FAMILIES, shape
+from state_models import CASES, FAMILIES, UNCUT, shape
 
 Factory = Callable[..., PreTrainedModel]
 IDS = torch.randint(4, 260, (2, 17), generator=torch.Generator().manual_seed(4))
@@ -43,7 +44,7 @@ def prefill(model: PreTrainedModel) -> Tensor:
 def decoded(model: PreTrainedModel) -> Tensor:
     """Logits of a prefill of nine tokens and eight cached steps."""
     past, rows, name = None, [], "past_key_values"
-    if model.config.model_type == "mamba2":
+    if families.FAMILIES[model.config.model_type].architecture == "recurrent":
         name = "cache_params"
     for part in (IDS[:, :9], *IDS[:, 9:].split(1, dim=1)):
         more: dict[str, Any] = {} if past is None else {name: past}
@@ -57,8 +58,7 @@ def same(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "groups"), CASES)
 def test_masked_sliced_and_reloaded_are_one_model(
     tiny_model: Factory,
     tiny_tokenizer: PreTrainedTokenizerFast,

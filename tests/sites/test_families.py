@@ -120,7 +120,7 @@ def test_every_training_start_is_there() -> None:
     [
         ("llama", "transformer", ("ffn",)),
         ("zamba2", "hybrid", ("ffn", "state")),
-        ("jamba", "hybrid", ("ffn",)),  # its states are those of Mamba-1
+        ("jamba", "hybrid", ("ffn", "state")),
         ("mamba2", "recurrent", ("state",)),
     ],
 )

@@ -51,7 +51,8 @@ class Family:
         ffn: The layout of every layer, or a function where layers differ. None: the layers are
             compared with the layouts of all families.
         architecture: transformer (attention and FFNs), recurrent (states and no FFN) or hybrid.
-        state_size_key: The key of the configuration that holds the size of its Mamba-2 states.
+        state_size_key: The key of the configuration that holds the size of its states; None where
+            transformers has no layers of fewer channels.
         size: (content of config.json) -> size; None: the model is built to be counted.
         start: The function that starts a training near an induction circuit, as "module:name". It
             sets the weights of (model without output layer, config, generator).
@@ -71,7 +72,7 @@ class Family:
         """The kinds of sites that a model of this family can have."""
         if self.architecture == "recurrent":
             return ("state",)
-        return ("ffn", "state") if self.state_size_key else ("ffn",)
+        return ("ffn", "state") if self.architecture == "hybrid" else ("ffn",)
 
 
 FAMILIES: dict[str, Family] = {}
@@ -147,10 +148,11 @@ register(
     # Attention, FFNs and recurrent states.
     Family("bamba falcon_h1", _FEED_FORWARD, "hybrid", "mamba_d_state"),
     Family("granitemoehybrid", _granite_hybrid, "hybrid", "mamba_d_state"),
-    Family("jamba", None, "hybrid"),
+    Family("jamba zamba", None, "hybrid", "mamba_d_state"),
+    Family("minimax recurrent_gemma", None, "hybrid"),
     Family("nemotron_h", _nemotron_h, "hybrid", "ssm_state_size", activation="relu2"),
     Family("zamba2", _zamba2, "hybrid", "mamba_d_state", sizes.zamba2, f"{_INDUCTION}zamba2"),
     # Recurrent states alone.
-    Family("falcon_mamba mamba", None, "recurrent"),
+    Family("falcon_mamba mamba", None, "recurrent", "state_size"),
     Family("mamba2", None, "recurrent", "state_size", sizes.mamba2, f"{_INDUCTION}mamba2"),
 )
