@@ -14,7 +14,7 @@ from keepset.hold.memories import scanning
 from keepset.hold.recurrence import Scan
 from keepset.kernels import naive
 from keepset.sites.state import StateSite, find_state_sites
-from state_models import CASES, UNCUT, shape
+from state_models import FAMILIES, SELECTIVE, UNCUT, shape
 
 Factory = Callable[..., PreTrainedModel]
 
@@ -45,7 +45,10 @@ def logits(model: PreTrainedModel, ids: Tensor, **more: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("tokens", [1, 5, 16, 33])
-@pytest.mark.parametrize(("family", "groups"), CASES + UNCUT)
+@pytest.mark.parametrize(
+    ("family", "groups"),
+    [*((name, n) for name in FAMILIES for n in (1, 2)), *SELECTIVE.items(), *UNCUT.items()],
+)
 def test_recurrence_gives_transformers_logits(
     tiny_model: Factory, family: str, groups: int, tokens: int
 ) -> None:

@@ -51,12 +51,14 @@ class Family:
         ffn: The layout of every layer, or a function where layers differ. None: the layers are
             compared with the layouts of all families.
         architecture: transformer (attention and FFNs), recurrent (states and no FFN) or hybrid.
-        state_size_key: The key of the configuration that holds the size of its states; None where
-            transformers has no layers of fewer channels.
+        state_size_key: The key of the configuration that holds the number of its states' channels;
+            None: they cannot be cut.
         size: (content of config.json) -> size; None: the model is built to be counted.
         start: The function that starts a training near an induction circuit, as "module:name". It
             sets the weights of (model without output layer, config, generator).
         activation: The activation of the FFN, where the configuration has no key for it.
+        memory: What kind of state it has, e.g. mamba2; None where it has none that is read.
+        experts: Whether its FFNs are routed: mixtures of experts.
     """
 
     model_types: str
@@ -66,13 +68,15 @@ class Family:
     size: sizes.Formula | None = None
     start: str | None = None
     activation: str | None = None
+    memory: str | None = None
+    experts: bool = False
 
     @property
     def sites(self) -> tuple[Literal["ffn", "state"], ...]:
         """The kinds of sites that a model of this family can have."""
         if self.architecture == "recurrent":
             return ("state",)
-        return ("ffn", "state") if self.architecture == "hybrid" else ("ffn",)
+        return ("ffn", "state") if self.memory else ("ffn",)
 
 
 FAMILIES: dict[str, Family] = {}
@@ -146,13 +150,48 @@ register(
     Family("bloom", _bloom, activation="gelu_pytorch_tanh"),
     Family("mpt", Layout("ffn.down_proj", ("ffn.up_proj",)), activation="gelu"),
     # Attention, FFNs and recurrent states.
-    Family("bamba falcon_h1", _FEED_FORWARD, "hybrid", "mamba_d_state"),
-    Family("granitemoehybrid", _granite_hybrid, "hybrid", "mamba_d_state"),
-    Family("jamba zamba", None, "hybrid", "mamba_d_state"),
-    Family("minimax recurrent_gemma", None, "hybrid"),
-    Family("nemotron_h", _nemotron_h, "hybrid", "ssm_state_size", activation="relu2"),
-    Family("zamba2", _zamba2, "hybrid", "mamba_d_state", sizes.zamba2, f"{_INDUCTION}zamba2"),
+    Family("bamba falcon_h1", _FEED_FORWARD, "hybrid", "mamba_d_state", memory="mamba2"),
+    Family("granitemoehybrid", _granite_hybrid, "hybrid", "mamba_d_state", memory="mamba2"),
+    Family("jamba", None, "hybrid", "mamba_d_state", memory="selective", experts=True),
+    Family("zamba", None, "hybrid", "mamba_d_state", memory="selective"),
+    # Heads of attention have the size of keys there, so that channels cannot be cut.
+    Family("minimax", None, "hybrid", memory="lightning", experts=True),
+    # Gates read what is written to other channels.
+    Family("recurrent_gemma", None, "hybrid", memory="rglru"),
+    Family(
+        "nemotron_h", _nemotron_h, "hybrid", "ssm_state_size", activation="relu2", memory="mamba2"
+    ),
+    Family(
+        "zamba2",
+        _zamba2,
+        "hybrid",
+        "mamba_d_state",
+        sizes.zamba2,
+        f"{_INDUCTION}zamba2",
+        memory="mamba2",
+    ),
+    Family(
+        "olmo_hybrid qwen3_5 qwen3_5_text", _GATED, "hybrid", "linear_key_head_dim", memory="delta"
+    ),
+    Family(
+        "qwen3_next qwen3_5_moe qwen3_5_moe_text",
+        None,
+        "hybrid",
+        "linear_key_head_dim",
+        memory="delta",
+        experts=True,
+    ),
+    # Keys and values have one size there, so that channels cannot be cut.
+    Family("kimi_linear", None, "hybrid", memory="delta", experts=True),
     # Recurrent states alone.
-    Family("falcon_mamba mamba", None, "recurrent", "state_size"),
-    Family("mamba2", None, "recurrent", "state_size", sizes.mamba2, f"{_INDUCTION}mamba2"),
+    Family("falcon_mamba mamba", None, "recurrent", "state_size", memory="selective"),
+    Family(
+        "mamba2",
+        None,
+        "recurrent",
+        "state_size",
+        sizes.mamba2,
+        f"{_INDUCTION}mamba2",
+        memory="mamba2",
+    ),
 )

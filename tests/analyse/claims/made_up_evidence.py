@@ -24,16 +24,22 @@ MORE_BLOCKS = 36
 DRAWS = 3
 WINDOWS = ("8", "64", "sequence")
 NAMES = {
-    "pretrained": ("opt-1.3b", "opt-l1", "qwen2.5-1.5b", "mamba2-1.3b", "zamba2-1.2b"),
-    "specimen": ("relu", "relu-l1", "swiglu", "mamba2", "hybrid"),
+    "pretrained": (
+        *("opt-1.3b", "opt-l1", "qwen2.5-1.5b", "mamba2-1.3b", "zamba2-1.2b"),
+        *("olmoe-1b-7b", "qwen3.5-0.8b"),
+    ),
+    "specimen": ("relu", "relu-l1", "swiglu", "mamba2", "hybrid", "moe", "deltanet"),
 }
-KINDS = ("relu", "l1", "swiglu", "mamba", "hybrid")
+KINDS = ("relu", "l1", "swiglu", "mamba", "hybrid", "moe", "delta")
+WITH_STATE = ("mamba", "hybrid", "delta")
 TRAITS = {
-    "relu": ("transformer", "relu", False),
-    "l1": ("transformer", "relu", True),
-    "swiglu": ("transformer", "swiglu", False),
-    "mamba": ("recurrent", "none", False),
-    "hybrid": ("hybrid", "other", False),
+    "relu": ("transformer", "relu", "none", False),
+    "l1": ("transformer", "relu", "none", True),
+    "swiglu": ("transformer", "swiglu", "none", False),
+    "mamba": ("recurrent", "none", "mamba2", False),
+    "hybrid": ("hybrid", "other", "mamba2", False),
+    "moe": ("transformer", "experts", "none", False),
+    "delta": ("hybrid", "swiglu", "delta", False),
 }
 # Nats per token that a setting costs, by kind of model.
 STATIC = {0.5: 2.0, 0.9: np.log(300)}
@@ -42,6 +48,8 @@ DYNAMIC = {
     "l1": {0.5: 0.0, 0.9: 0.0, 0.95: 0.0, 0.99: 0.0},
     "swiglu": {0.5: 0.1, 0.9: 0.8, 0.95: 2.5, 0.99: 4.0},
     "hybrid": {0.5: 0.02, 0.9: 0.1, 0.95: 0.15, 0.99: 0.5},
+    "moe": {0.5: 0.1, 0.9: 0.8, 0.95: 2.5, 0.99: 4.0},
+    "delta": {0.5: 0.02, 0.9: 0.1, 0.95: 0.15, 0.99: 0.5},
 }
 GHOST = {0.5: 0.05, 0.7: 0.2, 0.9: 0.6}
 RIVALS = {"magnitude": 2.0, "random": 3.0}
@@ -49,13 +57,13 @@ RIVALS = {"magnitude": 2.0, "random": 3.0}
 
 def models(origin: str) -> pd.DataFrame:
     rows = [(name, origin, *TRAITS[kind]) for name, kind in zip(NAMES[origin], KINDS, strict=True)]
-    table = pd.DataFrame(rows, columns=["model", "origin", "architecture", "ffn", "l1"])
-    return table.assign(induction=False)
+    table = pd.DataFrame(rows, columns=["model", "origin", "architecture", "ffn", "state", "l1"])
+    return table.assign(induction=False, experts=table["ffn"] == "experts")
 
 
 def _ffn(kind: str):
     """(setting, nats) of every FFN run."""
-    static = {0.5: 0.1, 0.9: 0.3} if kind == "hybrid" else STATIC
+    static = {0.5: 0.1, 0.9: 0.3} if kind in ("hybrid", "delta") else STATIC
     for sparsity, nats in DYNAMIC[kind].items():
         yield ("dynamic", "magnitude", sparsity, "1", "oracle"), nats
     for sparsity, nats in static.items():
@@ -78,11 +86,20 @@ def _state():
         yield ("dynamic", score, 0.9, "1", "oracle", "write"), 1.5
 
 
+def _experts():
+    for sparsity, nats in ((0.5, 0.0), (0.875, 0.2)):
+        yield ("dynamic", "magnitude", sparsity, "1", "oracle", "none"), nats
+        for score in ("magnitude", "impact"):
+            yield ("static", score, sparsity, "corpus", "none", "none"), 1.0 + nats
+
+
 def _runs(kind: str):
     yield "none", ("dense", "none", 0.0, "none", "none", "none"), 0.0, 0
     if kind != "mamba":
         yield from (("ffn", (*setting, "none"), nats, 0) for setting, nats in _ffn(kind))
-    if kind in ("mamba", "hybrid"):
+    if kind == "moe":
+        yield from (("expert", setting, nats, 0) for setting, nats in _experts())
+    if kind in WITH_STATE:
         for setting, nats in _state():
             for seed in range(3 if setting[1] == "random" else 1):
                 yield "state", setting, nats * (1 + 0.1 * seed), seed
@@ -125,7 +142,7 @@ def rounding(table: pd.DataFrame, noise: float = 0.002, seed: int = 5) -> pd.Dat
 
 SETTING = ("method", "score", "sparsity", "window", "choice", "access")
 # Share of the items right dense that a setting gets wrong.
-LOST = {"relu": 0.005, "l1": 0.005, "swiglu": 0.4, "hybrid": 0.1}
+LOST = {"relu": 0.005, "l1": 0.005, "swiglu": 0.4, "hybrid": 0.1, "moe": 0.4, "delta": 0.1}
 
 
 def capability(origin: str, seed: int = 1) -> pd.DataFrame:
@@ -138,7 +155,7 @@ def capability(origin: str, seed: int = 1) -> pd.DataFrame:
             if kind != "mamba":
                 setting = ("dynamic", "magnitude", 0.9, "1", "oracle", "none")
                 runs += [("ffn", setting, LOST[kind])]
-            if kind in ("mamba", "hybrid"):
+            if kind in WITH_STATE:
                 held = [("static", "ghost", s, "corpus", "none", "both") for s in (0.5, 0.9)]
                 runs += [("state", setting, 0.2) for setting in held]
             for site, setting, lost in runs:
@@ -155,7 +172,7 @@ def correlation(origin: str, seed: int = 2) -> pd.DataFrame:
     rows = []
     for name, kind in zip(NAMES[origin], KINDS, strict=True):
         sites = [] if kind == "mamba" else [("ffn", "weight", 0.2)]
-        sites += [("state", "ghost", -0.25)] if kind in ("mamba", "hybrid") else []
+        sites += [("state", "ghost", -0.25)] if kind in WITH_STATE else []
         for site, impact, level in sites:
             own = level + rng.normal(0, 0.05, size=LAYERS)
             for corpus in CORPORA:
@@ -196,7 +213,7 @@ def channels(origin: str, quadrants: dict = QUADRANTS, seed: int = 4) -> pd.Data
     rng = np.random.default_rng(seed)
     parts = []
     for name, kind in zip(NAMES[origin], KINDS, strict=True):
-        if kind not in ("mamba", "hybrid"):
+        if kind not in WITH_STATE:
             continue
         for layer in range(LAYERS):
             shift = int(rng.integers(-2, 3))
@@ -224,7 +241,7 @@ def memory(origin: str) -> pd.DataFrame:
         {"model": name, "origin": origin, "corpus": "wiki", "method": method, "n_tokens": 512}
         | {"peak_bytes": peak}
         for name, kind in zip(NAMES[origin], KINDS, strict=True)
-        if kind in ("mamba", "hybrid")
+        if kind in WITH_STATE
         for method, peak in (("forward", 14_000), ("ghost", 15_000), ("taylor", 50_000))
     ]
     return pd.DataFrame(rows)
@@ -322,6 +339,9 @@ BREAK: dict[str, Callable[[Evidence], Evidence]] = {
     "D6": lambda e: shift(e, 4.0, **DYN, sparsity=0.95, model=named(e, "relu")),
     "D7": lambda e: shift(e, 3.0, **DYN, sparsity=0.99, model=named(e, "l1")),
     "D8": lambda e: answer(e, False, 0.8, **DYN90, model=named(e, "relu")),
+    "E1": lambda e: shift(e, 2.0, site="expert", method="dynamic", sparsity=0.875),
+    "E2": lambda e: correlate(e, 1.0, site="state", model=named(e, "delta")),
+    "E3": lambda e: shift(e, 1.0, **DYN90, model=named(e, "delta")),
     "D4": _swap_predictors,
     "D5": _swap_predictors,
 }

@@ -16,7 +16,7 @@ ORIGINS = ("pretrained", "specimen")
 # The last three compare specimens with each other.
 TESTED = [(o, c) for o in ORIGINS for c in IDS if o == "specimen" or c not in ("D6", "D7", "D8")]
 # What these say has no direction, so a specimen is held to the sentence itself.
-SAID_OF_ALL = ("C5", "C7", "C9", "C13")
+SAID_OF_ALL = ("C5", "C7", "C9", "C13", "E2")
 TABLES = ("perplexity", "rounding", "capability", "correlation", "ablations", "channels", "memory")
 
 
@@ -37,7 +37,11 @@ def one(evidence, claim: str) -> pd.Series:
 
 
 def test_every_claim_is_there():
-    assert [f"C{n}" for n in range(1, 17)] + [f"D{n}" for n in range(1, 9)] == IDS
+    assert [f"C{n}" for n in range(1, 17)] + [f"D{n}" for n in range(1, 9)] + [
+        "E1",
+        "E2",
+        "E3",
+    ] == IDS
 
 
 @pytest.mark.parametrize(("origin", "claim"), TESTED)
@@ -161,7 +165,7 @@ class TestScope:
         )
         row = one(failing, "C4")
         assert (row["verdict"], row["scope"]) == ("reproduced", "value")
-        assert "specimens, direction only: 0 of 6 hold, 6 fail" in row["note"]
+        assert "specimens, direction only: 0 of 8 hold, 8 fail" in row["note"]
         cases = claims.judge(failing)[1].query("claim == 'C4'")
         assert cases.groupby("origin")["counted"].unique().map(list).to_dict() == {
             "pretrained": [True],
@@ -208,10 +212,37 @@ class TestSpecimens:
         changed = table.assign(
             correct=np.where(same, ~lost & (table["item"] < 500), table["correct"])
         )
-        cases = claims.judge(replace(study, capability=changed), claims.CLAIMS[-1:])[1]
+        d8 = [claim for claim in claims.CLAIMS if claim.id == "D8"]
+        cases = claims.judge(replace(study, capability=changed), d8)[1]
         row = cases[cases["where"] == "recall"].iloc[0]
         assert row["compared"] == "accuracy kept under dynamic magnitude 90%: relu less swiglu"
         assert (row["estimate"], row["ci_low"], row["ci_high"]) == (0, 0, 0)
+
+    @pytest.mark.parametrize("part", ["ffn", "state"])
+    def test_a_model_with_an_idle_part_does_not_show_what_two_parts_want(self, studies, part):
+        study = studies["specimen"]
+        delta = replace(study, models=study.models.query("model == 'deltanet'"))
+        assert one(delta, "E3")["verdict"] == "reproduced"
+        cost = {"ffn": 0.3, "state": 1.2}[part]
+        idle = made_up.shift(
+            delta, -cost, site=part, method="static", score="magnitude", sparsity=0.9
+        )
+        row = one(idle, "E3")
+        name = {"ffn": "FFN", "state": "state"}[part]
+        assert row["verdict"] == "not tested here"
+        assert f"the {name} of deltanet is idle" in row["note"]
+
+    def test_experts_are_compared_where_both_rules_leave_something_out(self, studies):
+        cases = claims.judge(studies["specimen"], [c for c in claims.CLAIMS if c.id == "E1"])[1]
+        assert set(cases["model"]) == {"moe"}
+        assert set(cases["compared"]) == {
+            f"dynamic magnitude 87.5% / static {score} 87.5%" for score in ("magnitude", "impact")
+        }
+
+    @pytest.mark.parametrize("claim", ["C3", "C12", "C14", "C15", "C16", "D1", "D2"])
+    def test_a_delta_rule_is_no_evidence_about_mamba2(self, studies, claim):
+        cases = claims.judge(studies["specimen"], [c for c in claims.CLAIMS if c.id == claim])[1]
+        assert set(cases["model"]) <= {"mamba2", "hybrid"}
 
     @pytest.mark.parametrize("claim", ["C9", "C10", "D3"])
     def test_an_idle_ffn_is_no_evidence(self, studies, claim):
@@ -284,7 +315,7 @@ class TestCombining:
         )  # fmt: skip
         row = one(study, "C4")
         assert row["verdict"] == "contradicted"
-        assert (row["fail"], row["hold"], row["cases"]) == (1, 5, 6)
+        assert (row["fail"], row["hold"], row["cases"]) == (1, 7, 8)
         assert (row["model"], row["where"]) == ("opt-1.3b", "docs")
 
     def test_one_open_case_leaves_it_open(self, studies):
@@ -296,7 +327,7 @@ class TestCombining:
         table.loc[own, "nll"] += made_up.TOKENS * (-1.1 + 3 * (table["block"] % 2 - 0.5))
         row = one(replace(studies["pretrained"], perplexity=table), "C4")
         assert row["verdict"] == "inconclusive"
-        assert "5 of 6 cases hold, 0 fail, 1 open" in row["note"]
+        assert "7 of 8 cases hold, 0 fail, 1 open" in row["note"]
         assert (row["model"], row["where"]) == ("opt-1.3b", "docs")
 
     def test_p_values_of_a_family_are_adjusted_by_holm(self, judged):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from keepset.analyse.claims import dial, feedforward, skills, state
+from keepset.analyse.claims import dial, feedforward, modern, skills, state
 from keepset.analyse.claims.case import GHOST, OURS, STUDY, TWELL, Claim
 
 _UNASKED = "not in the papers"
@@ -288,5 +288,42 @@ CLAIMS: tuple[Claim, ...] = (
         " items; one training of each, so p is over items, not over trainings",
         "ReLU and SwiGLU models that differ in nothing else, several trainings of each",
         skills.relu_keeps_more,
+    ),
+    Claim(
+        "E1",
+        "A routed expert is scratch-work",
+        "As many experts cost less chosen at every token, by the router's weight, than chosen once,"
+        " by that weight or by measured impact.",
+        OURS,
+        _UNASKED,
+        "dynamic magnitude / static magnitude, and / static impact, < 1, at the largest sparsity of"
+        f" both; {_TEXT}",
+        "a model with routed experts",
+        modern.experts_are_scratch,
+    ),
+    Claim(
+        "E2",
+        "The delta rule's memory is like Mamba-2's",
+        "In the state of a gated delta rule, weight is no guide to energy, and what is re-chosen at"
+        " every token and forgotten where not kept costs more than one GHOST set for all text.",
+        OURS,
+        _UNASKED,
+        "mean over layers of Spearman(weight norm product, energy) < 0.5;"
+        f" {_CALIBRATION}; dynamic 90% (write), by size and by impact / static GHOST 90% > 1;"
+        f" {_TEXT}",
+        "a model with a gated delta rule, such as Qwen3.5-0.8B",
+        modern.delta_as_mamba,
+    ),
+    Claim(
+        "E3",
+        "In one model, two parts want opposites",
+        "In a model whose FFN and state are both in use, neurons are cheaper re-chosen at every"
+        " token, and state channels cheaper chosen once.",
+        OURS,
+        _UNASKED,
+        "dynamic / static at 90%: < 1 for neurons by size, > 1 for channels (by size, write; static"
+        f" by GHOST); {_TEXT}; not in a specimen that has one of them idle",
+        "a hybrid whose FFN and state are both in use",
+        modern.parts_want_opposites,
     ),
 )

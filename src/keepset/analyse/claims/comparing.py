@@ -6,22 +6,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 from keepset.analyse.bounds import Bounds
 from keepset.analyse.claims.case import Case, Findings, NoEvidence
 from keepset.analyse.claims.evidence import Evidence
-from keepset.analyse.claims.runs import Setting, ffn, setting_name
+from keepset.analyse.claims.runs import Setting, ffn, setting_name, state
 
 RISE = Bounds(low=0.0)
 FALL = Bounds(high=0.0)
 WITH_FFN = ["transformer", "hybrid"]
-WITH_STATE = ["recurrent", "hybrid"]
+MAMBA = "mamba2"
+"""The kind of state that GHOST's claims, the study's, and ours about the same, speak about."""
 NEARLY_ALL = 0.9
-"""Leaving out this share of an FFN, or more, shows whether the FFN does anything."""
+"""Leaving out this share of an FFN or state, or more, shows whether it does anything."""
 IDLE = math.log(1.05)
-"""An FFN is idle where that costs less than this, in nats per token."""
+"""A part is idle where that costs less than this, in nats per token."""
 
 
 def ratio_cases(
@@ -82,18 +84,19 @@ def specimens(evidence: Evidence, **traits: Any) -> list[str]:
     return [model for model, _ in models]
 
 
-def with_working_ffn(
-    evidence: Evidence, **traits: Any
+def with_working(
+    evidence: Evidence, site: Literal["ffn", "state"], **traits: Any
 ) -> tuple[list[tuple[str, str]], list[NoEvidence]]:
-    """Models with these traits, and a sentence for every specimen among them that has an idle FFN.
+    """Models with these traits, and a sentence for every specimen among them with an idle part.
 
-    A specimen's FFN is idle where leaving out nearly all of it, for good, costs nearly nothing.
-    Whatever is said of what its neurons cost cannot fail there, so it is no evidence.
+    A part (the FFN, or the state) of a specimen is idle where leaving out nearly all of it, for
+    good, costs nearly nothing. Whatever is said of what its units cost cannot fail there, so it is
+    no evidence.
     """
     working: list[tuple[str, str]] = []
     idle: list[NoEvidence] = []
     for model, origin in evidence.models_with(**traits):
-        reason = _idle(evidence, model) if origin == "specimen" else None
+        reason = _idle(evidence, model, site) if origin == "specimen" else None
         if reason is None:
             working.append((model, origin))
         else:
@@ -101,15 +104,17 @@ def with_working_ffn(
     return working, idle
 
 
-def _idle(evidence: Evidence, model: str) -> str | None:
-    """Why a model's FFN is no evidence; None where it is, or where that is not known."""
+def _idle(evidence: Evidence, model: str, site: Literal["ffn", "state"]) -> str | None:
+    """Why a part of a model is no evidence; None where it is, or where that is not known."""
     costs = {}
+    rules: dict[str, Callable[..., Setting]] = {"ffn": ffn, "state": state}
     for corpus in evidence.corpora(model):
-        sparsity = max(evidence.sparsities(model, corpus, "ffn", "static", "magnitude"), default=0)
-        cost = evidence.ratio(model, corpus, ffn("static", "magnitude", sparsity), None)
+        sparsity = max(evidence.sparsities(model, corpus, site, "static", "magnitude"), default=0)
+        cost = evidence.ratio(model, corpus, rules[site]("static", "magnitude", sparsity), None)
         if cost is not None and sparsity >= NEARLY_ALL:
             costs[cost.estimate] = f"{100 * sparsity:g}% of it left out for good"
     if not costs or max(costs) > IDLE:
         return None
     most = max(costs)
-    return f"the FFN of {model} is idle: {costs[most]} cost {100 * math.expm1(most):.1f}%"
+    part = {"ffn": "FFN", "state": "state"}[site]
+    return f"the {part} of {model} is idle: {costs[most]} cost {100 * math.expm1(most):.1f}%"

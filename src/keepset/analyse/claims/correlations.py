@@ -14,7 +14,7 @@ import pandas as pd
 
 from keepset.analyse.bounds import Bounds, Effect
 from keepset.analyse.claims.case import Case, Findings, NoEvidence
-from keepset.analyse.claims.comparing import WITH_STATE
+from keepset.analyse.claims.comparing import MAMBA
 from keepset.analyse.claims.evidence import Evidence, groups
 from keepset.analyse.correlation import NOTHING
 from keepset.analyse.effects import t_effect
@@ -92,7 +92,7 @@ def states_as_trained(evidence: Evidence) -> tuple[list[tuple[str, str]], Iterat
     Where training started from a hand-made circuit of the state, weight and energy of the channels
     were put there by hand.
     """
-    models = list(evidence.models_with(architecture=WITH_STATE, induction=False))
-    made = (model for model, _ in evidence.models_with(architecture=WITH_STATE, induction=True))
+    models = list(evidence.models_with(state=MAMBA, induction=False))
+    made = (model for model, _ in evidence.models_with(state=MAMBA, induction=True))
     why = "the training of {} started from a hand-made circuit of its state: no evidence here"
     return models, (NoEvidence(why.format(model)) for model in made)

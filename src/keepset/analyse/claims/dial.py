@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from keepset.analyse import effects
 from keepset.analyse.claims.case import Case, Findings
-from keepset.analyse.claims.comparing import RISE, WITH_FFN, with_working_ffn
+from keepset.analyse.claims.comparing import RISE, WITH_FFN, with_working
 from keepset.analyse.claims.evidence import Evidence, groups
 from keepset.analyse.claims.runs import Setting, ffn, setting_name
 from keepset.analyse.correlation import OTHER_TEXT
@@ -19,7 +19,7 @@ NOTIONS = ("magnitude", "weight", "output")
 
 def monotone(evidence: Evidence) -> Findings:
     """C10: loss rises at every step from dynamic over oracle windows to static, at 50% and 90%."""
-    working, idle = with_working_ffn(evidence, architecture=WITH_FFN)
+    working, idle = with_working(evidence, "ffn", architecture=WITH_FFN)
     yield from idle
     for model, origin in working:
         cases: list[Case | str] = list(_rises(evidence, model, origin))
@@ -70,7 +70,7 @@ def _windowed(sparsity: float, window: str, choice: str) -> Setting:
 
 def causal_costs_more(evidence: Evidence) -> Findings:
     """D3: at 90%, causal windows cost more than oracle windows of the same length."""
-    working, idle = with_working_ffn(evidence, architecture=WITH_FFN)
+    working, idle = with_working(evidence, "ffn", architecture=WITH_FFN)
     yield from idle
     for model, origin in working:
         cases: list[Case | str] = list(_causal_cases(evidence, model, origin))

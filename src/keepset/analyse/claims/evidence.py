@@ -47,17 +47,21 @@ def traits(info: Mapping[str, Any], *, l1: bool = False, induction: bool = False
 
     Returns:
         A row of `Evidence.models`: model, origin, architecture (transformer, hybrid, recurrent),
-        ffn (relu, swiglu, other, none), l1, induction.
+        ffn (relu, swiglu, other, none; experts where it is routed), state (its kind, e.g. mamba2;
+        none), experts, l1, induction.
     """
     family = FAMILIES.get(info["model_type"])
     architecture = family.architecture if family is not None else "transformer"
+    routed = family is not None and family.experts
     activation = info["activation"]
     ffn = "relu" if activation == "relu" else "swiglu" if activation in SWIGLU else "other"
     return {
         "model": info["name"],
         "origin": info["origin"],
         "architecture": architecture,
-        "ffn": "none" if architecture == "recurrent" else ffn,
+        "ffn": "none" if architecture == "recurrent" else "experts" if routed else ffn,
+        "state": (family and family.memory) or "none",
+        "experts": routed,
         "l1": l1,
         "induction": induction,
     }

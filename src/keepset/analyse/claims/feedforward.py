@@ -17,7 +17,7 @@ from keepset.analyse.claims.comparing import (
     cheaper_cases,
     ratio_cases,
     specimens,
-    with_working_ffn,
+    with_working,
 )
 from keepset.analyse.claims.evidence import Evidence, groups
 from keepset.analyse.claims.runs import ffn, setting_name
@@ -119,7 +119,7 @@ def swiglu_costly(evidence: Evidence) -> Findings:
 
 def hybrid_mild(evidence: Evidence) -> Findings:
     """C9: static 90% and dynamic 95% / dense < 2, in a specimen too, unless its FFN is idle."""
-    working, idle = with_working_ffn(evidence, architecture="hybrid")
+    working, idle = with_working(evidence, "ffn", architecture="hybrid")
     yield from idle
     for setting in (ffn("static", "magnitude", 0.9), ffn("dynamic", "magnitude", 0.95)):
         for model, _ in working:

@@ -52,6 +52,11 @@ def state(method: str, score: str, sparsity: float, access: str = "both") -> Set
     return {**setting, "access": access}
 
 
+def expert(method: str, score: str, sparsity: float) -> Setting:
+    """A setting of the routed experts."""
+    return {"site": "expert", "method": method, "score": score, "sparsity": sparsity}
+
+
 def setting_name(setting: Setting | None) -> str:
     """A setting in words: "static magnitude 90%", "dynamic impact 90% (write)"."""
     if setting is None:

@@ -7,7 +7,7 @@ from itertools import product
 from keepset.analyse import effects
 from keepset.analyse.bounds import Bounds
 from keepset.analyse.claims.case import Case, Findings
-from keepset.analyse.claims.comparing import FALL, RISE, WITH_STATE, specimens
+from keepset.analyse.claims.comparing import FALL, MAMBA, RISE, specimens
 from keepset.analyse.claims.evidence import Evidence
 from keepset.analyse.claims.runs import Setting, ffn, setting_name, state
 from keepset.analyse.stats import Floats
@@ -87,7 +87,7 @@ def swiglu_loses(evidence: Evidence) -> Findings:
 
 def recall_pays(evidence: Evidence) -> Findings:
     """C15: GHOST at 50% costs accuracy; in a specimen at 90%, on recall tasks."""
-    for model, origin in evidence.models_with(architecture=WITH_STATE):
+    for model, origin in evidence.models_with(state=MAMBA):
         specimen = origin == "specimen"
         setting = state("static", "ghost", 0.9 if specimen else 0.5)
         for finding in _against_dense(evidence, model, origin, setting, FALL):

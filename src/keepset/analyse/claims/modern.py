@@ -1,0 +1,81 @@
+"""Rules about what today's models have: routed experts, and memories of the delta rule."""
+
+from __future__ import annotations
+
+from keepset.analyse.bounds import Bounds
+from keepset.analyse.claims import correlations
+from keepset.analyse.claims.case import Case, Findings
+from keepset.analyse.claims.comparing import (
+    FALL,
+    RISE,
+    ratio_cases,
+    with_working,
+)
+from keepset.analyse.claims.evidence import Evidence
+from keepset.analyse.claims.feedforward import WEAK
+from keepset.analyse.claims.runs import expert, ffn, state
+
+DELTA = "delta"
+STATIC_SCORES = ("magnitude", "impact")
+
+
+def experts_are_scratch(evidence: Evidence) -> Findings:
+    """E1: as many experts chosen at every token cost less than chosen once, by size or impact.
+
+    At the largest sparsity that both were run at: there fewer experts are left than a token is
+    routed to, so that both rules leave something out.
+    """
+    for model, _ in evidence.models_with(experts=True):
+        for score in STATIC_SCORES:
+            yield from _fewest(evidence, model, score)
+
+
+def _fewest(evidence: Evidence, model: str, score: str) -> Findings:
+    compared = False
+    for corpus in evidence.corpora(model):
+        rules = (("expert", "dynamic", "magnitude"), ("expert", "static", score))
+        dynamic, static = (set(evidence.sparsities(model, corpus, *rule)) for rule in rules)
+        if not dynamic & static:
+            continue
+        compared = True
+        most = max(dynamic & static)
+        per_token, once = expert("dynamic", "magnitude", most), expert("static", score, most)
+        findings = ratio_cases(evidence, per_token, once, FALL, model=model)
+        yield from (one for one in findings if isinstance(one, Case) and one.where == corpus)
+    if not compared:
+        yield f"dynamic magnitude and static {score} of the experts of {model} at one sparsity"
+
+
+def delta_as_mamba(evidence: Evidence) -> Findings:
+    """E2: in a delta rule's state size is no guide, and a set chosen again forgets.
+
+    Spearman of weight with energy below 0.5, and the ratios of D1 above 1.
+    """
+    models = list(evidence.models_with(state=DELTA))
+    weak = Bounds(high=WEAK)
+    yield from correlations.size_correlations(evidence, models, "state", "ghost", weak, weak)
+    for score in ("magnitude", "impact"):
+        write, ghost = state("dynamic", score, 0.9, "write"), state("static", "ghost", 0.9)
+        yield from ratio_cases(evidence, write, ghost, RISE, state=DELTA)
+
+
+def parts_want_opposites(evidence: Evidence) -> Findings:
+    """E3: in one model, dynamic / static is below 1 for the FFN and above 1 for the state.
+
+    Neurons by size; channels by size at every token, forgotten where not kept, against one GHOST
+    set. Both at 90%, in models whose FFN and state are both in use.
+    """
+    traits = {"architecture": "hybrid", "experts": False}
+    with_ffn, idle = with_working(evidence, "ffn", **traits)
+    with_state, empty = with_working(evidence, "state", **traits)
+    yield from (*idle, *empty)
+    for model, _ in with_ffn:
+        if model in {name for name, _ in with_state}:
+            yield from _opposites(evidence, model)
+
+
+def _opposites(evidence: Evidence, model: str) -> Findings:
+    neurons = ffn("dynamic", "magnitude", 0.9), ffn("static", "magnitude", 0.9)
+    channels = state("dynamic", "magnitude", 0.9, "write"), state("static", "ghost", 0.9)
+    yield from ratio_cases(evidence, *neurons, FALL, model=model)
+    yield from ratio_cases(evidence, *channels, RISE, model=model)
