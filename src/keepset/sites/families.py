@@ -170,11 +170,9 @@ register(
         f"{_INDUCTION}zamba2",
         memory="mamba2",
     ),
+    Family("olmo_hybrid qwen3_5_text", _GATED, "hybrid", "linear_key_head_dim", memory="delta"),
     Family(
-        "olmo_hybrid qwen3_5 qwen3_5_text", _GATED, "hybrid", "linear_key_head_dim", memory="delta"
-    ),
-    Family(
-        "qwen3_next qwen3_5_moe qwen3_5_moe_text",
+        "qwen3_next qwen3_5_moe_text",
         None,
         "hybrid",
         "linear_key_head_dim",
