@@ -18,6 +18,8 @@ from keepset.hold.recurrence import Scan
 from keepset.hold.state import StateMask, StateWindows, lead_in_scores
 from keepset.rules.masks import top_mask
 from keepset.rules.rule import Rule, n_kept
+from keepset.sites.memories.delta import code_of
+from keepset.sites.memories.selective import FUSED
 from keepset.sites.state import StateSite, find_state_sites
 from state_models import SELECTIVE, UNCUT, shape
 
@@ -271,6 +273,22 @@ def test_whole_passages_are_asked_for_and_everything_is_put_back(
     ]
     assert not hooks
     assert torch.equal(logits(model), dense)
+
+
+def test_a_fused_kernel_does_not_pass_the_rule_by(
+    tiny_model: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model("mamba")
+    sites = find_state_sites(model)
+    rule = StateWindows(Rule("impact", 0.5, 4, site="state", access="write"))
+    expected = logits(model, rule)
+
+    def fused(*_: Any, **__: Any) -> Tensor:
+        raise AssertionError
+
+    monkeypatch.setattr(code_of(sites[0].mixer), FUSED, fused)
+    model.train()
+    assert torch.equal(logits(model, rule), expected)
 
 
 def test_a_lead_in_is_scored_on_its_last_tokens(tiny_model: Factory) -> None:

@@ -23,9 +23,10 @@ from torch.nn import functional as F
 
 from keepset.hold.memories import Action, refuse_carried
 from keepset.hold.recurrence import AdditiveRecurrence, AdditiveScan, Recurrence, Scan
+from keepset.hold.slices import twin
 from keepset.kernels.dispatch import standing_in
 from keepset.kernels.naive import time_steps
-from keepset.sites.memories.selective import NORMS, SCAN, STEP
+from keepset.sites.memories.selective import FUSED, NORMS, SCAN, STEP
 from keepset.sites.state import StateSite
 
 Results = tuple[Tensor, ...]
@@ -101,7 +102,7 @@ class SelectiveScan(AdditiveScan):
         if self.narrow is None:
             return self.masked(kept, kept)
         B, C = self.narrow(kept)
-        return replace(self, B=B.to(self.B.dtype), C=C.to(self.C.dtype))
+        return replace(self, B=B, C=C)
 
     def recurrence(self) -> Recurrence:
         """See `Scan.recurrence`."""
@@ -177,21 +178,24 @@ class _Pass:
         """B and C (batch, n_state) of one token and of the next group, under the rule."""
         kept = self._action.step(self._site).to(B.device)
         if self.normed:
-            narrow_B, narrow_C = self.narrow(kept)
-            return narrow_B[:, 0, 0].to(B.dtype), narrow_C[:, 0, 0].to(C.dtype)
+            B, C = self.narrow(kept)
+            return B[:, 0, 0], C[:, 0, 0]
         mask = kept[self._steps].to(B.dtype)
         self._steps += 1
         return B * mask, C * mask
 
     def narrow(self, kept: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Narrow`: the norms' own mean over all channels becomes that over what is kept."""
-        scale = (kept.numel() / kept.sum().clamp(min=1)).sqrt()
-        mixer: Any = self._site.mixer
-        B, C = (
-            getattr(mixer, name).forward(self.normed[which].float() * kept * scale) / scale
-            for which, name in NORMS.items()
-        )
+        """See `Narrow`: the norms' own code, on the channels that are kept."""
+        channels = kept[0].nonzero()[:, 0]
+        B, C = (self._normalised(which, channels) for which in NORMS)
         return B[:, :, None], C[:, :, None]
+
+    def _normalised(self, which: str, channels: Tensor) -> Tensor:
+        values, norm = self.normed[which], getattr(self._site.mixer, NORMS[which])
+        weights = {name: weight[channels] for name, weight in norm.named_parameters()}
+        full = torch.zeros_like(values)
+        full[..., channels] = twin(norm, weights).forward(values[..., channels])
+        return full
 
 
 @contextmanager
@@ -227,8 +231,14 @@ def seeing(model: nn.Module, sites: Sequence[StateSite], action: Action) -> Iter
                 SCAN: _seen_scan(getattr(module, SCAN), running),
                 STEP: _seen_step(getattr(module, STEP), running),
             }
+            if hasattr(module, FUSED):
+                functions[FUSED] = _not_fused
             stack.enter_context(standing_in([module], functions))
         yield
+
+
+def _not_fused(*_: Any, **__: Any) -> None:
+    """Have a mixer that trains scan as others do: so it does where there is no fused kernel."""
 
 
 def _seen_scan(original: Callable[..., Any], running: Sequence[_Pass | None]) -> Callable[..., Any]:

@@ -18,6 +18,8 @@ from keepset.sites.state import StateSite
 SCAN = "mamba_selective_scan"
 STEP = "mamba_selective_state_update"
 """Names of the functions that a module of Mamba-1 mixers binds."""
+FUSED = "mamba_inner_fn"
+"""What some of them also bind: a whole mixer in one kernel, for training."""
 NORMS = {"B": "b_layernorm", "C": "c_layernorm"}
 """What Falcon-Mamba and Jamba normalise B and C by, over the channels."""
 _SIZES = ("intermediate_size", "ssm_state_size", "time_step_rank", "layer_idx", "out_proj", "D")
