@@ -39,7 +39,7 @@ def prefill(model: PreTrainedModel) -> Tensor:
     return model(input_ids=IDS, use_cache=False).logits
 
 
-CUTTABLE = (*FAMILIES, *DELTA[:-1], *SELECTIVE)
+CUTTABLE = (*FAMILIES, *DELTA[:-2], *SELECTIVE)
 CASES = [(name, n) for name in CUTTABLE for n in (1, 2) if n <= SELECTIVE.get(name, n)]
 """(family, groups)."""
 

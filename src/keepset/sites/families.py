@@ -209,7 +209,7 @@ register(
         experts=True,
     ),
     # Keys and values have one size there, so that channels cannot be cut.
-    Family("kimi_linear", None, "hybrid", memory="delta", experts=True),
+    Family("bailing_hybrid kimi_linear", None, "hybrid", memory="delta", experts=True),
     # Recurrent states alone.
     Family("falcon_mamba mamba", None, "recurrent", "state_size", memory="selective"),
     Family(
