@@ -18,7 +18,7 @@ from keepset.hold.recurrence import Scan
 from keepset.hold.state import StateMask, StateWindows, lead_in_scores
 from keepset.rules.masks import top_mask
 from keepset.rules.rule import Rule, n_kept
-from keepset.sites.memories.delta import code_of
+from keepset.sites.memories import code_of
 from keepset.sites.memories.selective import FUSED
 from keepset.sites.state import StateSite, find_state_sites
 from state_models import SELECTIVE, UNCUT, shape

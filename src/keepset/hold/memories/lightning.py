@@ -11,7 +11,6 @@ itself, its y takes the place of the layer's at the norm behind it.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from keepset.errors import ModelError
 from keepset.hold.memories import Action, refuse_carried
 from keepset.hold.recurrence import AdditiveRecurrence, AdditiveScan, Recurrence, Scan
 from keepset.kernels.dispatch import standing_in
+from keepset.sites.memories import code_of
 from keepset.sites.memories.lightning import PADDING
 from keepset.sites.state import StateSite
 
@@ -125,8 +125,7 @@ def seeing(model: nn.Module, sites: Sequence[StateSite], action: Action) -> Iter
             stack.enter_context(mixer.register_forward_pre_hook(enter, with_kwargs=True))
             stack.enter_context(mixer.register_forward_hook(leave, always_call=True))
             stack.enter_context(mixer.norm.register_forward_pre_hook(replaced))
-        for name in sorted({type(site.mixer).__module__ for site in sites}):
-            module = sys.modules[name]
+        for module in dict.fromkeys(code_of(site.mixer) for site in sites):
             functions = {PADDING: seen(getattr(module, PADDING))}
             stack.enter_context(standing_in([module], functions))
         yield

@@ -11,7 +11,6 @@ behind the norm.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from keepset.hold.recurrence import AdditiveRecurrence, AdditiveScan, Recurrence
 from keepset.hold.slices import twin
 from keepset.kernels.dispatch import standing_in
 from keepset.kernels.naive import time_steps
+from keepset.sites.memories import code_of
 from keepset.sites.memories.selective import FUSED, NORMS, SCAN, STEP
 from keepset.sites.state import StateSite
 
@@ -225,8 +225,7 @@ def seeing(model: nn.Module, sites: Sequence[StateSite], action: Action) -> Iter
             for which, name in NORMS.items():
                 if (norm := getattr(site.mixer, name, None)) is not None:
                     stack.enter_context(norm.register_forward_pre_hook(remembered(which)))
-        for name in sorted({type(site.mixer).__module__ for site in sites}):
-            module = sys.modules[name]
+        for module in dict.fromkeys(code_of(site.mixer) for site in sites):
             functions = {
                 SCAN: _seen_scan(getattr(module, SCAN), running),
                 STEP: _seen_step(getattr(module, STEP), running),
