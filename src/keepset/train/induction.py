@@ -126,6 +126,27 @@ def _check(config: PreTrainedConfig) -> None:
 
 def start_qwen2(body: Any, config: PreTrainedConfig, generator: Generator) -> None:
     """Rotary positions: biases of queries and keys alone make a head look one step back."""
+    _start_rotary(body, config, generator)
+    body.layers[0].mlp.down_proj.weight.zero_()  # its noise would hide the rest
+
+
+def start_qwen3_moe(body: Any, config: PreTrainedConfig, generator: Generator) -> None:
+    """The same; here queries and keys are normalised, and the norms' weights set their size."""
+    if not config.attention_bias:
+        raise ConfigError("induction: attention_bias must be true")
+    first, second = _start_rotary(body, config, generator)
+    norms = [(layer.self_attn.q_norm, layer.self_attn.k_norm) for layer in body.layers[:2]]
+    for norm, linear in zip(norms[0], (first.q, first.k), strict=True):
+        norm.weight.fill_(float(linear.bias.square().mean().sqrt()))
+    for norm in norms[1]:
+        norm.weight.fill_(_look_size(second.head))
+    body.layers[0].mlp.experts.down_proj.zero_()  # its noise would hide the rest
+
+
+def _start_rotary(
+    body: Any, config: PreTrainedConfig, generator: Generator
+) -> tuple[_Attention, _Attention]:
+    """Set the embeddings and the first two layers' attention; returns these two."""
     _check(config)
     heads = config.num_attention_heads
     first, second = (
@@ -137,8 +158,8 @@ def start_qwen2(body: Any, config: PreTrainedConfig, generator: Generator) -> No
     q, k = _rotary_step(first.head, theta, config.max_position_embeddings)
     first.q.bias.copy_(q.repeat(first.heads))
     first.k.bias.copy_(k.repeat(first.heads))
-    body.layers[0].mlp.down_proj.weight.zero_()  # its noise would hide the rest
     _finish(first, second, torch.ones(first.width), _EMBEDDING, generator)
+    return first, second
 
 
 def start_opt(body: Any, config: PreTrainedConfig, generator: Generator) -> None:
@@ -182,13 +203,20 @@ def _finish(
     first.v.weight.copy_(mix)
     first.o.weight.copy_(turn @ mix.T)
     look = _orthogonal(width, generator) * tokens
-    # Each part of a normalised sum of two has |part|^2 = width / 2; a head sees a share of it.
-    look *= math.sqrt(_LOOK * math.sqrt(second.head) / (second.head / 2))
+    look *= _look_size(second.head)
     second.q.weight.copy_(look)
     second.k.weight.copy_(look @ turn.T)
     copy = math.sqrt(norm * math.sqrt(2)) * _orthogonal(width, generator) * tokens
     second.v.weight.copy_(copy)
     second.o.weight.copy_(copy.T)
+
+
+def _look_size(head: int) -> float:
+    """Size of queries and keys in the second layer, heads of `head` entries.
+
+    Each part of a normalised sum of two has |part|^2 = width / 2; a head sees a share of it.
+    """
+    return math.sqrt(_LOOK * math.sqrt(head) / (head / 2))
 
 
 def _rotary_step(head: int, theta: float, positions: int) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from keepset.errors import ConfigError, ModelError
 from keepset.files import store
@@ -110,7 +111,7 @@ class Trainer:
         name, training = self.name, self.training
         self.model = build_model(name, self.specimen, self.tokenizer, training.seed).to(self.device)
         _prepare(name, self.model)
-        self.sites = find_ffn_sites(self.model)
+        self.sites = [] if hasattr(self.model.config, "num_experts") else find_ffn_sites(self.model)
         if self.specimen.l1 > 0 and not self.sites:
             raise ConfigError(f"training.specimens.{name}.l1: the architecture has no FFN")
         self.optimizer = torch.optim.AdamW(
@@ -170,7 +171,8 @@ class Trainer:
         if self._compiled is not None and not observed and self.specimen.l1 == 0:
             body, sites = self._compiled, []
         with _observing(self.model.base_model, sites) as activity, self._autocast():
-            hidden = body(input_ids=batch.ids, use_cache=False).last_hidden_state
+            outputs = body(input_ids=batch.ids, use_cache=False)
+        hidden = outputs.last_hidden_state
         head = self.model.get_output_embeddings().weight
         loss = weighted_loss(hidden, head, batch, training.recall.answer_weight, self.dtype)
         total, penalty = loss.total, 0.0
@@ -178,6 +180,15 @@ class Trainer:
             warmth = min(1.0, (self.step + 1) / max(1, training.warmup))
             term = warmth * self.specimen.l1 * torch.stack(activity.l1).mean()
             total, penalty = total + term, float(term.detach())
+        if logits := getattr(outputs, "router_logits", None):
+            config = self.model.config
+            # Layer by layer: the sum over layers would let one make up for another.
+            balance = [
+                load_balancing_loss_func((one,), config.num_experts, config.num_experts_per_tok)
+                for one in logits
+            ]
+            term = config.router_aux_loss_coef * torch.stack(balance).mean()
+            total, penalty = total + term, penalty + float(term.detach())
         if not bool(torch.isfinite(total)):
             raise ModelError(
                 f"training: the loss is not finite at step {self.step}; lower"
