@@ -139,6 +139,7 @@ register(
     Family("llama mistral", _GATED, size=sizes.llama),
     Family("qwen2", _GATED, size=sizes.qwen2, start=f"{_INDUCTION}qwen2"),
     Family("qwen3_moe", None, start=f"{_INDUCTION}qwen3_moe"),
+    Family("qwen3_5_text", _GATED, start=f"{_INDUCTION}qwen3_5"),
     Family("glm glm4 phi3", Layout("mlp.down_proj", ("mlp.gate_up_proj",), gated=True)),
     Family("apertus arcee nemotron", Layout("mlp.down_proj", ("mlp.up_proj",))),
     Family("nanochat phi", Layout("mlp.fc2", ("mlp.fc1",))),

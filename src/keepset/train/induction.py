@@ -32,6 +32,8 @@ _ROTARY_FREQUENCIES = (1.0, 0.8, 0.6, 0.5, 0.4)
 """Weights of the fastest rotary frequencies; together they tell one step back from all others."""
 _POSITION = 2.0
 """Size of the entries for positions relative to those for tokens, where positions are embedded."""
+_STEPS = (0.001, 0.1)
+"""Smallest and largest time step at the start; a head forgets by exp(-A x step) at each token."""
 _CODE = 2.0
 """Standard deviation of B and C before SiLU. One such deviation is subtracted, so that few of their
 entries are far from zero, and those of different tokens hardly overlap."""
@@ -107,6 +109,27 @@ def _start_state(mixer: Any, generator: Generator) -> None:
     convolution.weight[write, 0, -2] = 1.0
     convolution.weight[read, 0, -1] = 1.0
     convolution.bias[inner:] = -_CODE
+
+
+def start_qwen3_5(body: Any, _: PreTrainedConfig, generator: Generator) -> None:
+    """The first layer's delta rule. All layers keep what they hold for tens of tokens.
+
+    transformers leaves dt_bias at 1, where most heads forget within a token; it is drawn here as in
+    Mamba-2 and in the delta rule's own code (flash-linear-attention).
+    """
+    mixers = [layer.linear_attn for layer in body.layers if hasattr(layer, "linear_attn")]
+    for mixer in mixers:
+        spread = torch.rand(len(mixer.dt_bias), generator=generator)
+        step = _STEPS[0] * (_STEPS[1] / _STEPS[0]) ** spread
+        mixer.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))  # softplus of it is the step
+    project, convolution = mixers[0].in_proj_qkv.weight, mixers[0].conv1d.weight
+    n = mixers[0].key_dim
+    code = torch.randn(n, project.shape[1], generator=generator) * _CODE
+    code /= math.sqrt(project.shape[1])
+    project[: 2 * n] = code.repeat(2, 1)  # queries, keys
+    convolution[: 2 * n] = 0.0
+    convolution[:n, 0, -1] = 1.0
+    convolution[n : 2 * n, 0, -2] = 1.0
 
 
 def _check(config: PreTrainedConfig) -> None:
