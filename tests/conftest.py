@@ -45,7 +45,38 @@ _MAMBA: dict[str, Any] = {
     "mamba_expand": 2,
     "mamba_chunk_size": 16,
 }
+_DELTA: dict[str, Any] = {
+    **_COMMON,
+    "head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 1,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 6,
+}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
 _SHAPES: dict[str, dict[str, Any]] = {
+    "olmo_hybrid": _DELTA,
+    "qwen3_5_text": _DELTA,
+    "qwen3_5_moe_text": {**_DELTA, **_EXPERTS, "shared_expert_intermediate_size": 12},
+    "qwen3_next": {**_DELTA, **_EXPERTS, "shared_expert_intermediate_size": 12},
+    "kimi_linear": {
+        **_COMMON,
+        "num_key_value_heads": 4,
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_heads": 4,
+        "linear_head_dim": 8,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 12,
+        "kv_lora_rank": 16,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 8,
+        "q_lora_rank": None,
+        "n_group": 1,
+        "topk_group": 1,
+    },
     "bamba": {**_COMMON, **_MAMBA, "attn_layer_indices": [1]},
     "falcon_h1": {**_COMMON, **_MAMBA, "mamba_d_ssm": 64, "mlp_multipliers": [0.7, 0.9]},
     "granitemoehybrid": {

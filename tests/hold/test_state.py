@@ -75,7 +75,7 @@ class Plain:
         self.n_bos, self.before = n_bos, before
         self.last = torch.empty(0)
 
-    def step(self, site: StateSite, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, site: StateSite) -> Tensor:
         raise AssertionError
 
     def scan(self, site: StateSite, scan: Scan) -> Tensor:

@@ -2,8 +2,10 @@
 
 GHOST (arXiv:2602.11408): channel n of a group changes the mixer's output y by H(t) C_n(t) when it
 alone is left out, so S_n^2 = mean over tokens, heads of the group and head dims of H^2 C^2 is the
-mean squared change of y, exactly. Its factors are the channel's controllability (mean H^2) and
-observability (mean C^2); what counts is that they are multiplied token by token.
+mean squared change of y: exactly, where channels do not influence one another. Under a delta rule
+they do, through what is written, and the change is measured too (`Sums.change`). The factors of
+S^2 are the channel's controllability (mean H^2) and observability (mean C^2); what counts is that
+they are multiplied token by token.
 """
 
 from __future__ import annotations
@@ -34,37 +36,49 @@ from keepset.sites.state import StateSite
 class Sums:
     """What is known of one site's channels, each (n_groups, n_state) float64."""
 
-    energy: Tensor
-    """Mean over tokens, heads and head dims of H^2 C^2."""
+    ghost: Tensor
+    """Mean over tokens, heads and head dims of H^2 C^2, which GHOST's score is the root of."""
     controllability: Tensor
     """Mean of H^2."""
     observability: Tensor
     """Mean of C^2."""
     magnitude: Tensor
     """||row of W_B|| * ||row of W_C||."""
+    change: Tensor | None = None
+    """Mean squared change of y when the channel alone is left out, measured; None where `ghost` is
+    just that, since channels do not influence one another."""
     taylor: Tensor | None = None
     """|sum over tokens of C dL/dC| per token, in nats."""
     left_out: list[Sums] = field(default_factory=list)
     """The same without each group of documents; none where all text is one document."""
 
+    @property
+    def energy(self) -> Tensor:
+        """Mean squared change of y when the channel alone is left out."""
+        return self.ghost if self.change is None else self.change
+
 
 class _Running:
     """Running sums of one site, kept apart by groups of documents."""
 
-    def __init__(self, n_groups: int) -> None:
-        self._n_groups = n_groups
-        self._energy, self._size, self._read = (GroupSums(n_groups) for _ in range(3))
-        self._tokens = GroupSums(n_groups)
+    def __init__(self, n_groups: int, *, measured: bool = False) -> None:
+        """`measured`: whether what y changes by is measured where it is not known from H and C."""
+        self._n_groups, self._measured = n_groups, measured
+        self._ghost, self._size, self._read = (GroupSums(n_groups) for _ in range(3))
+        self._change, self._tokens = GroupSums(n_groups), GroupSums(n_groups)
 
     def add(self, scan: Scan, groups: Tensor, n_before: int) -> None:
         """Add a scan to the groups (batch,) of its rows; `n_before` tokens are not text."""
         sizes = scan.sizes()[:, n_before:]
         reads = scan.C[:, n_before:].float().square()
-        self._energy.add((sizes * reads).sum(dim=1, dtype=torch.float64), groups)
+        self._ghost.add((sizes * reads).sum(dim=1, dtype=torch.float64), groups)
         self._size.add(sizes.sum(dim=1, dtype=torch.float64), groups)
         self._read.add(reads.sum(dim=1, dtype=torch.float64), groups)
         tokens = scan.C.new_full((len(groups),), sizes.shape[1], dtype=torch.float64)
         self._tokens.add(tokens, groups)
+        self._measured &= scan.interacts
+        if self._measured:
+            self._change.add(_changes(scan, n_before), groups)
 
     def result(self, site: StateSite) -> Sums:
         """The means over all text, and those without each group.
@@ -78,7 +92,10 @@ class _Running:
             for left_out in document_groups.left_outs(self._n_groups)
         )
         whole.left_out = left_out
-        means = (whole.energy, whole.controllability, whole.observability, whole.magnitude)
+        means = (
+            *(whole.ghost, whole.energy, whole.controllability, whole.observability),
+            whole.magnitude,
+        )
         if not all(bool(torch.isfinite(mean).all()) for mean in means):
             raise ModelError(f"NaN or infinity in the state of {site.name}; try dtype: float32")
         return whole
@@ -88,11 +105,32 @@ class _Running:
         tokens = self._tokens.total(groups)
         rows = tokens * (site.n_heads // site.n_groups) * site.head_dim
         return Sums(
-            energy=self._energy.total(groups) / rows,
+            ghost=self._ghost.total(groups) / rows,
+            change=self._change.total(groups) / rows if self._measured else None,
             controllability=self._size.total(groups) / rows,
             observability=self._read.total(groups) / tokens,
             magnitude=magnitude,
         )
+
+
+def _changes(scan: Scan, n_before: int) -> Tensor:
+    """Squared change of y when each channel alone is left out, as a static rule does.
+
+    One run of the scan per channel, of all groups at once, since groups do not meet.
+
+    Returns:
+        (batch, groups, n_state) float64, summed over tokens, heads and head dims.
+    """
+    batch, _, groups, n_state = scan.C.shape
+    dense = scan.output()[:, n_before:].float()
+    changes = scan.C.new_empty(batch, groups, n_state, dtype=torch.float64)
+    for channel in range(n_state):
+        kept = torch.ones(groups, n_state, dtype=torch.bool, device=scan.C.device)
+        kept[:, channel] = False
+        change = scan.pruned(kept).output()[:, n_before:].float() - dense
+        squares = change.square().sum(dim=(1, 3), dtype=torch.float64)  # (batch, heads)
+        changes[:, :, channel] = squares.view(batch, groups, -1).sum(dim=2)
+    return changes
 
 
 class _EnoughError(Exception):
@@ -196,16 +234,18 @@ class Scorer:
         if self._progress is not None:
             self._progress.advance(batch[:, self._n_before :].numel(), label)
 
-    def _empty(self) -> dict[str, _Running]:
-        return {site.key: _Running(self._n_groups) for site in self.sites}
+    def _empty(self, *, measured: bool = False) -> dict[str, _Running]:
+        return {site.key: _Running(self._n_groups, measured=measured) for site in self.sites}
 
-    def one_shot(self, *, gradients: bool = False) -> dict[str, Sums]:
+    def one_shot(self, *, gradients: bool = False, measured: bool = False) -> dict[str, Sums]:
         """Score every site of the whole model, in one pass, or two with `gradients` (Taylor).
+
+        `measured`: channels that influence one another are also left out one at a time.
 
         Raises:
             ModelError: a score, a gradient or what comes behind the last state is not finite.
         """
-        running = self._empty()
+        running = self._empty(measured=measured)
         finite = self._run(_Watch(running), "one shot")
         scored = {site.key: running[site.key].result(site) for site in self.sites}
         if not finite:

@@ -80,7 +80,12 @@ def random_scores(sites: Sequence[StateSite], seed: int) -> dict[str, Tensor]:
 
 
 def keep_sets(
-    scorer: Scorer, scores: Sequence[str], sparsities: Sequence[float], seeds: Sequence[int]
+    scorer: Scorer,
+    scores: Sequence[str],
+    sparsities: Sequence[float],
+    seeds: Sequence[int],
+    *,
+    measured: bool = False,
 ) -> tuple[dict[Rule, Masks], dict[str, Sums]]:
     """The channels that every static setting keeps.
 
@@ -89,6 +94,7 @@ def keep_sets(
         scores: Names of `CHANNEL_SCORES` that can choose once.
         sparsities: Shares left out.
         seeds: Seeds of seeded scores; the first stands for all other scores.
+        measured: Whether the sums hold the measured change of y too (`Scorer.one_shot`).
 
     Returns:
         Rule -> masks; and the sums of the unpruned model.
@@ -102,7 +108,8 @@ def keep_sets(
             f"unknown score of a state {', '.join(unknown)}; known: {', '.join(known)}"
         )
     entries = [CHANNEL_SCORES[name] for name in scores]
-    dense = scorer.one_shot(gradients=need_gradients(CHANNEL_SCORES, scores))
+    gradients = need_gradients(CHANNEL_SCORES, scores)
+    dense = scorer.one_shot(gradients=gradients, measured=measured)
     sets: dict[Rule, Masks] = {}
     for sparsity in sparsities:
         in_order: dict[Callable[..., Tensor], dict[str, Sums]] = {}

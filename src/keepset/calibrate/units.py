@@ -73,12 +73,14 @@ def channel_table(
                 "channel": torch.arange(site.n_state).repeat(site.n_groups).numpy(),
                 "left_out": left_out,
                 "magnitude": _flat(part.magnitude),
-                "energy": _flat(ghost(part)),
+                "energy": _flat(part.energy.sqrt()),
                 "controllability": _flat(part.controllability.sqrt()),
                 "observability": _flat(part.observability.sqrt()),
             }
             if part.taylor is not None:
                 columns["taylor"] = _flat(part.taylor)
+            if part.change is not None:
+                columns["ghost"] = _flat(ghost(part))
             tables.append(pd.DataFrame({**identity, **columns}))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 

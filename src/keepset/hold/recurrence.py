@@ -19,11 +19,13 @@ class Scan(ABC):
 
     Attributes:
         compiled: Whether numba runs the recurrence, else torch.
+        interacts: Whether what a channel holds depends on the others, or its reading does.
         C: What is read of each channel, (batch, tokens, groups, n_state).
     """
 
     C: Tensor
     compiled: bool = False
+    interacts: bool = False
 
     @property
     @abstractmethod

@@ -93,9 +93,9 @@ def _taylor_of_channels(sums: Any) -> Tensor:
 def ghost(sums: Any) -> Tensor:
     """GHOST's score (arXiv:2602.11408): the root mean square change of y.
 
-    (n_groups, n_state) float64.
+    Under a delta rule it is an estimate of that. (n_groups, n_state) float64.
     """
-    root: Tensor = sums.energy.sqrt()
+    root: Tensor = sums.ghost.sqrt()
     return root
 
 

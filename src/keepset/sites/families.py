@@ -51,7 +51,8 @@ class Family:
         ffn: The layout of every layer, or a function where layers differ. None: the layers are
             compared with the layouts of all families.
         architecture: transformer (attention and FFNs), recurrent (states and no FFN) or hybrid.
-        state_size_key: The key of the configuration that holds the size of its Mamba-2 states.
+        state_size_key: The key of the configuration that holds the number of its states' channels;
+            None: they cannot be cut.
         size: (content of config.json) -> size; None: the model is built to be counted.
         start: The function that starts a training near an induction circuit, as "module:name". It
             sets the weights of (model without output layer, config, generator).
@@ -75,7 +76,7 @@ class Family:
         """The kinds of sites that a model of this family can have."""
         if self.architecture == "recurrent":
             return ("state",)
-        return ("ffn", "state") if self.state_size_key else ("ffn",)
+        return ("ffn", "state") if self.memory else ("ffn",)
 
 
 FAMILIES: dict[str, Family] = {}
@@ -166,6 +167,19 @@ register(
         f"{_INDUCTION}zamba2",
         memory="mamba2",
     ),
+    Family(
+        "olmo_hybrid qwen3_5 qwen3_5_text", _GATED, "hybrid", "linear_key_head_dim", memory="delta"
+    ),
+    Family(
+        "qwen3_next qwen3_5_moe qwen3_5_moe_text",
+        None,
+        "hybrid",
+        "linear_key_head_dim",
+        memory="delta",
+        experts=True,
+    ),
+    # Keys and values have one size there, so that channels cannot be cut.
+    Family("kimi_linear", None, "hybrid", memory="delta", experts=True),
     # Recurrent states alone.
     Family("falcon_mamba mamba", None, "recurrent"),
     Family(

@@ -66,7 +66,9 @@ def score_state(
             gradient_tokens=setup.batch_tokens // 4,  # as in keepset.calibrate.activations
         )
         with runner.holding(None):
-            sets, sums = keep_sets(scorer, grid.scores, grid.sparsities, chosen["seeds"])
+            sets, sums = keep_sets(
+                scorer, grid.scores, grid.sparsities, chosen["seeds"], measured=True
+            )
             channels = channel_table(sites, sums, identity)
             channels["n_documents"] = len(tokens.calibration_document.unique())
         # On a CPU what torch's operations return is counted, which numba's loops do not show.

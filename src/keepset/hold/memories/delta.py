@@ -107,6 +107,7 @@ class DeltaScan(Scan):
     rest: dict[str, Any]
     function: Callable[..., Any]
     gain: Tensor | None = field(default=None)
+    interacts: bool = True
 
     @property
     def tokens(self) -> int:
@@ -234,11 +235,12 @@ def cut(site: StateSite, units: Tensor, n_state: int) -> None:
         )
     every = torch.arange(site.n_units)
     left = torch.isin(every, units.cpu())
+    marks: dict[nn.Linear, Tensor] = {}  # one map may make both, beside other things
     for linear, rows in key_and_query_rows(site):
-        keep = torch.ones(linear.weight.shape[0], dtype=torch.bool)
-        keep[rows] = left
-        select_rows(linear, keep.nonzero()[:, 0].to(linear.weight.device))
-        linear.out_features = int(keep.sum())
+        marks.setdefault(linear, torch.ones(linear.out_features, dtype=torch.bool))[rows] = left
+    for linear, kept in marks.items():
+        select_rows(linear, kept.nonzero()[:, 0].to(linear.weight.device))
+        linear.out_features = int(kept.sum())
     values = 2 * site.n_units + torch.arange(mixer.value_dim)
     channels = torch.cat([every[left], site.n_units + every[left], values])
     select_channels(mixer.conv1d, channels.to(mixer.conv1d.weight.device))
