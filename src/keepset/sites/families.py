@@ -139,8 +139,7 @@ register(
     ),
     Family("llama mistral", _GATED, size=sizes.llama),
     Family("qwen2", _GATED, size=sizes.qwen2, start=f"{_INDUCTION}qwen2"),
-    Family("qwen3_moe", None, start=f"{_INDUCTION}qwen3_moe"),
-    Family("qwen3_5_text", _GATED, start=f"{_INDUCTION}qwen3_5"),
+    Family("qwen3_moe", None, size=sizes.qwen3_moe, start=f"{_INDUCTION}qwen3_moe", experts=True),
     Family("glm glm4 phi3", Layout("mlp.down_proj", ("mlp.gate_up_proj",), gated=True)),
     Family("apertus arcee nemotron", Layout("mlp.down_proj", ("mlp.up_proj",))),
     Family("nanochat phi", Layout("mlp.fc2", ("mlp.fc1",))),
@@ -167,8 +166,15 @@ register(
         f"{_INDUCTION}zamba2",
         memory="mamba2",
     ),
+    Family("olmo_hybrid qwen3_5", _GATED, "hybrid", "linear_key_head_dim", memory="delta"),
     Family(
-        "olmo_hybrid qwen3_5 qwen3_5_text", _GATED, "hybrid", "linear_key_head_dim", memory="delta"
+        "qwen3_5_text",
+        _GATED,
+        "hybrid",
+        "linear_key_head_dim",
+        sizes.qwen3_5,
+        f"{_INDUCTION}qwen3_5",
+        memory="delta",
     ),
     Family(
         "qwen3_next qwen3_5_moe qwen3_5_moe_text",
