@@ -39,6 +39,7 @@ MADE_UP = Family(
     activation="silu",
     architecture="hybrid",
     state_size_key="columns",
+    memory="mamba2",
     size=lambda content: Size(content["n"], content["n"], d_model=1, vocabulary=1),
     start=f"{__name__}:start_made_up",
 )

@@ -166,7 +166,7 @@ register(
         f"{_INDUCTION}zamba2",
         memory="mamba2",
     ),
-    Family("olmo_hybrid qwen3_5", _GATED, "hybrid", "linear_key_head_dim", memory="delta"),
+    Family("olmo_hybrid", _GATED, "hybrid", "linear_key_head_dim", memory="delta"),
     Family(
         "qwen3_5_text",
         _GATED,
@@ -177,7 +177,7 @@ register(
         memory="delta",
     ),
     Family(
-        "qwen3_next qwen3_5_moe qwen3_5_moe_text",
+        "qwen3_next qwen3_5_moe_text",
         None,
         "hybrid",
         "linear_key_head_dim",
