@@ -204,6 +204,11 @@ def _score_state(study: _Study, _: Mapping[str, str]) -> Iterator[Work]:
     yield Work(small, study.block, 2 * study.block, gradient=True)
 
 
+def _score_experts(study: _Study, _: Mapping[str, str]) -> Iterator[Work]:
+    """A pass, and about one more for the experts that are left out one at a time."""
+    yield study.run(2 * study.calibration)
+
+
 def _lengths(study: _Study, _: Mapping[str, str]) -> Iterator[Work]:
     state = state_section(study.config)
     rules = 1 + len(length_rules("state", state.model_dump(), study.config.seeds()))
@@ -223,6 +228,7 @@ WORK = {
     "correlate_size_impact": _correlation,
     "evaluate_dense": _dense,
     "evaluate_capability": _capability,
+    "score_experts": _score_experts,
     "score_state": _score_state,
     "evaluate_state_lengths": _lengths,
     "prune_state": _prune,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from keepset.rules.scores import CHANNEL_SCORES, NEURON_SCORES, Score
+from keepset.rules.scores import CHANNEL_SCORES, EXPERT_SCORES, NEURON_SCORES, Score
 
 Part = Literal["static", "dynamic", "windowed"]
 CACHE = "activations.safetensors"
@@ -114,6 +114,29 @@ register(
             Evaluation("evaluate_dynamic", "dynamic", "dynamic", "{model} dynamic"),
             Evaluation(
                 "evaluate_windowed", "windowed", "windowed-{choice}", "{model} windowed ({choice})"
+            ),
+        ),
+    )
+)
+
+register(
+    Kind(
+        name="expert",
+        units="routed experts",
+        module="keepset.kinds.expert",
+        scores=EXPERT_SCORES,
+        section="expert",
+        sets="experts.safetensors",
+        impacts={},
+        before=("score_experts",),
+        masks=False,
+        evaluations=(
+            Evaluation("evaluate_experts", "static", "expert-static", "the experts of {model}"),
+            Evaluation(
+                "evaluate_experts_windowed",
+                "windowed",
+                "expert-windowed-{choice}",
+                "the windowed experts ({choice}) of {model}",
             ),
         ),
     )

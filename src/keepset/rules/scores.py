@@ -150,6 +150,23 @@ CHANNEL_SCORES = _registry(
 """Scores of state channels (METHODS, section 7)."""
 
 
+EXPERT_SCORES = _registry(
+    Score(
+        "magnitude",
+        static=lambda moments, _: moments["abs_sum"],
+        token=lambda weights, _: weights,
+    ),
+    Score("impact", static=lambda moments, _: moments["impact_sum"]),
+    Score(
+        "random",
+        static=lambda moments, seed: random_numbers(moments["abs_sum"].shape, seed),
+        token=lambda weights, generator: _random_like(weights, generator),
+        seeded=True,
+    ),
+)
+"""Scores of routed experts: the router's weight, and the measured change of the layer's output."""
+
+
 def static_names(scores: Scores) -> tuple[str, ...]:
     """The scores that can choose once, on calibration text, in the registry's order."""
     return tuple(name for name, score in scores.items() if score.static or score.seeded)

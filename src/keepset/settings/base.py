@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from keepset.rules.kinds import KINDS
 from keepset.rules.scores import (
     CHANNEL_SCORES,
+    EXPERT_SCORES,
     NEURON_SCORES,
     decoding_names,
     static_names,
@@ -25,12 +26,16 @@ if TYPE_CHECKING:  # only the registry knows the names
     DecodingScoreName = str
     StateScoreName = str
     StateTokenScoreName = str
+    ExpertScoreName = str
+    ExpertTokenScoreName = str
 else:
     ScoreName = Literal[static_names(NEURON_SCORES)]
     TokenScoreName = Literal[token_names(NEURON_SCORES)]
     DecodingScoreName = Literal[decoding_names(NEURON_SCORES)]
     StateScoreName = Literal[static_names(CHANNEL_SCORES)]
     StateTokenScoreName = Literal[token_names(CHANNEL_SCORES)]
+    ExpertScoreName = Literal[static_names(EXPERT_SCORES)]
+    ExpertTokenScoreName = Literal[token_names(EXPERT_SCORES)]
     SiteKind = Literal[tuple(KINDS)]
 Access = Literal["read", "write"]
 Sparsity = Annotated[float, Field(ge=0.0, lt=1.0)]

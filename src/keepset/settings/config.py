@@ -17,7 +17,15 @@ from keepset.rules.kinds import KINDS
 from keepset.rules.scores import NEURON_SCORES, need_gradients
 from keepset.settings import reading
 from keepset.settings.base import NAME, Device, Dtype, Name, SiteKind, Strict
-from keepset.settings.grids import Ablation, Capability, Dial, Grid, GridOverride, State
+from keepset.settings.grids import (
+    Ablation,
+    Capability,
+    Dial,
+    Expert,
+    Grid,
+    GridOverride,
+    State,
+)
 from keepset.settings.measuring import Benchmark, Kernels, Statistics
 from keepset.settings.sources import Model, Task, Text, TextSource
 from keepset.settings.training import Training
@@ -75,6 +83,7 @@ class Config(Strict):
     capability: Capability
     ablation: Ablation
     state: State | None = Field(None, description="The study of recurrent states.")
+    expert: Expert | None = Field(None, description="The study of routed experts.")
     statistics: Statistics = Statistics()
     benchmark: Benchmark | None = Field(None, description="What is timed, where it is asked for.")
 
@@ -109,6 +118,7 @@ class Config(Strict):
             "capability.corpus": [self.capability.corpus],
             "text.specimen_corpora": self.text.specimen_corpora,
             "state.corpora": self.state.corpora if self.state else None,
+            "expert.corpora": self.expert.corpora if self.expert else None,
         }
         for key, wanted in sections.items():
             if unknown := set(wanted or ()) - corpora:
@@ -127,8 +137,9 @@ class Config(Strict):
         for name, corpus in self.corpora.items():
             if corpus.grid.windowed is not None:
                 dials.append((f"corpora.{name}.grid.windowed", corpus.grid.windowed))
-        if self.state is not None:
-            dials.append(("state.windowed", self.state.windowed))
+        for name, section in (("state", self.state), ("expert", self.expert)):
+            if section is not None:
+                dials.append((f"{name}.windowed", section.windowed))
         return dials
 
     def covers(self, model: str, corpus: str) -> bool:
@@ -137,11 +148,11 @@ class Config(Strict):
         specimen = self.all_models()[model].origin == "specimen"
         return not specimen or wanted is None or corpus in wanted
 
-    def section(self, kind: str, corpus: str | None = None) -> Grid | State | None:
+    def section(self, kind: str, corpus: str | None = None) -> Grid | State | Expert | None:
         """The section that the grid of a kind of site stands in (as `corpus` has it), or None."""
         if corpus is not None and KINDS[kind].section == "grid":
             return self.corpus_grid(corpus)
-        section: Grid | State | None = getattr(self, KINDS[kind].section)
+        section: Grid | State | Expert | None = getattr(self, KINDS[kind].section)
         return section
 
     def studies(self, model: str, kind: str, corpus: str | None = None) -> bool:

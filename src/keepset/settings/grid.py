@@ -91,6 +91,20 @@ def _static_tasks(kind: str, state: Mapping[str, Any], seeds: Seeds) -> list[Rul
     return part_rules(kind, "static", capability, seeds[: capability["random_seeds"]])
 
 
+def _tasks_of_experts(kind: str, settings: Mapping[str, Any], seeds: Seeds) -> list[Rule]:
+    """Static and at every token, at the largest sparsity of both; seeded scores are left out."""
+    expert, site = settings["expert"], KINDS[kind]
+    grids = {part: expert[part] for part in ("static", "windowed")}
+    common = set.intersection(*(set(grid["sparsities"]) for grid in grids.values()))
+    rules = [
+        rule
+        for part, grid in grids.items()
+        for rule in part_rules(kind, part, {**grid, "windows": [1]}, seeds)  # type: ignore[arg-type]
+        if not site.scores[rule.score].seeded
+    ]
+    return [rule for rule in rules if common and rule.sparsity == max(common)]
+
+
 def length_rules(kind: str, state: Mapping[str, Any], seeds: Seeds) -> list[Rule]:
     """What longer passages are run under: of the tasks' static settings, some sparsities.
 
@@ -151,6 +165,11 @@ SECTIONS = {
             "choices": config.grid.windowed.choices,
         },
         task_rules=_tasks_of_grid,
+    ),
+    "expert": Section(
+        chosen=lambda *_: {},
+        tasks=lambda config: {"expert": _present(config.expert, "expert").model_dump()},
+        task_rules=_tasks_of_experts,
     ),
     "state": Section(
         chosen=lambda config, _: {

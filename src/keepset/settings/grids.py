@@ -10,6 +10,8 @@ from keepset.settings.base import (
     Access,
     Choice,
     DialWindow,
+    ExpertScoreName,
+    ExpertTokenScoreName,
     Name,
     ScoreName,
     Sparsity,
@@ -130,6 +132,31 @@ class State(Strict):
         if unknown := set(self.length_sparsities or ()) - set(self.capability.sparsities):
             raise ValueError(f"length_sparsities: not in capability.sparsities: {sorted(unknown)}")
         return self
+
+
+class ExpertStaticGrid(Strict):
+    """Routed experts chosen once, on calibration text."""
+
+    scores: Annotated[list[ExpertScoreName], AfterValidator(unique)] = Field(min_length=1)
+    sparsities: Annotated[list[Sparsity], AfterValidator(unique)] = Field(min_length=1)
+
+
+class ExpertDial(Dial):
+    """Routed experts held for a window; W = 1 is every token."""
+
+    scores: Annotated[list[ExpertTokenScoreName], AfterValidator(unique)] = Field(min_length=1)
+
+
+class Expert(Strict):
+    """The study of routed experts; models without them are passed over."""
+
+    static: ExpertStaticGrid
+    windowed: ExpertDial
+    corpora: list[Name] | None = Field(None, description="Corpora it is run on; all without.")
+
+    def covers(self, corpus: str) -> bool:
+        """Whether it is run on a corpus."""
+        return self.corpora is None or corpus in self.corpora
 
 
 class Capability(Strict):

@@ -274,6 +274,7 @@ _STEPS = {
     "correlate_size_impact": _step("correlation:correlate_size_impact", _correlation),
     "evaluate_dense": _step("evaluation:evaluate_rules", _model_run),
     "evaluate_capability": _step("evaluation:evaluate_capability", _capability),
+    "score_experts": _step("experts:score_experts", _model_run),
     "score_state": _step("states:score_state", _states),
     "evaluate_state_lengths": _step("evaluation:evaluate_lengths", _lengths),
     "correlate_state": _step(

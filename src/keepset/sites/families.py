@@ -72,11 +72,12 @@ class Family:
     experts: bool = False
 
     @property
-    def sites(self) -> tuple[Literal["ffn", "state"], ...]:
+    def sites(self) -> tuple[Literal["ffn", "expert", "state"], ...]:
         """The kinds of sites that a model of this family can have."""
         if self.architecture == "recurrent":
             return ("state",)
-        return ("ffn", "state") if self.memory else ("ffn",)
+        kinds = {"ffn": True, "expert": self.experts, "state": self.memory is not None}
+        return tuple(kind for kind, there in kinds.items() if there)  # type: ignore[misc]
 
 
 FAMILIES: dict[str, Family] = {}
