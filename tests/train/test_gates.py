@@ -129,7 +129,7 @@ def test_a_specimen_is_measured(
     assert (found.perplexity_without_state is None) == (family in ("opt", "qwen3_moe"))
     assert found.perplexity_without_state != found.perplexity
     assert (found.perplexity_without_ffn is None) == (family == "mamba2")
-    assert set(found.experts) == ({"ffn.000", "ffn.001"} if family == "qwen3_moe" else set())
+    assert set(found.experts) == ({"expert.000", "expert.001"} if family == "qwen3_moe" else set())
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3_moe"])

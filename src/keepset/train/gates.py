@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -21,7 +21,8 @@ from keepset.hold.inputs import watching
 from keepset.hold.memories import scanning
 from keepset.hold.state import StateMask
 from keepset.measure.runner import Runner, perplexity
-from keepset.sites.ffn import Site, decoder_layers, find_ffn_sites
+from keepset.sites.experts import ExpertSite, find_expert_sites
+from keepset.sites.ffn import Site, find_ffn_sites
 from keepset.sites.state import find_state_sites
 from keepset.text import Item, encode_items
 
@@ -65,7 +66,7 @@ class Measurement:
     perplexity_without_state: float | None = None
     recall_without_state: float | None = None
     perplexity_without_ffn: float | None = None
-    """With the output of every FFN zero, also that of routed experts."""
+    """With h of every FFN zero; in a mixture of experts, the output of all routed experts."""
     experts: dict[str, list[float]] = field(default_factory=dict)
     """Share of tokens that are routed to each expert, by layer."""
 
@@ -103,9 +104,9 @@ def measure_specimen(
     facts = [item.n_facts for item in items]
     if None in facts or not any(n is not None and n <= 4 for n in facts):
         raise TextError("gates need items of recall, some with 1 to 4 facts; add them to a task")
-    experts, states = _experts(model), find_state_sites(model)
+    experts, states = find_expert_sites(model), find_state_sites(model)
     sites = [] if experts else find_ffn_sites(model)
-    runner = Runner(model, [*sites, *states], batch_tokens=batch_tokens)
+    runner = Runner(model, [*sites, *experts, *states], batch_tokens=batch_tokens)
     half = copy.deepcopy(model).half().float()
     measurement = Measurement(
         n_parameters=model.num_parameters(),
@@ -113,10 +114,10 @@ def measure_specimen(
         perplexity_float16=perplexity(Runner(half, [], batch_tokens=batch_tokens), rows),
         recall=_recall(runner, tokenizer, items),
         zeros=_zeros(runner, rows),
-        experts=_expert_shares(runner, experts, rows),
+        experts=_expert_shares(runner, rows),
     )
     if sites or experts:
-        with _silent(model, sites, experts.values()):
+        with _silent(model, sites, experts):
             measurement.perplexity_without_ffn = perplexity(runner, rows)
     if states:
         none = {s.key: torch.zeros(s.n_groups, s.n_state, dtype=torch.bool) for s in states}
@@ -145,43 +146,35 @@ def _zeros(runner: Runner, rows: Tensor) -> dict[str, float]:
     return {key: float(zeros / total) for key, (zeros, total) in counts.items()}
 
 
-def _experts(model: PreTrainedModel) -> dict[str, Any]:
-    """The routed experts of every layer that has some, as transformers' functions for them ask."""
-    return {
-        f"ffn.{index:03d}": module
-        for index, layer in enumerate(decoder_layers(model)[1])
-        for module in layer.modules()
-        if hasattr(module, "num_experts") and hasattr(module, "is_transposed")
-    }
-
-
-def _expert_shares(
-    runner: Runner, experts: Mapping[str, Any], rows: Tensor
-) -> dict[str, list[float]]:
-    counts = {key: torch.zeros(module.num_experts) for key, module in experts.items()}
+def _expert_shares(runner: Runner, rows: Tensor) -> dict[str, list[float]]:
+    sites: list[ExpertSite] = runner.sites_of("expert")
+    counts = {site.key: torch.zeros(site.n_units) for site in sites}
 
     def counting(key: str) -> Callable[..., None]:
-        def count(_: nn.Module, args: tuple[Any, ...]) -> None:  # args: hidden states, experts, ...
-            counts[key] += args[1].flatten().bincount(minlength=len(counts[key]))
+        def count(_: nn.Module, __: Any, output: tuple[Tensor, ...]) -> None:
+            chosen = output[2]
+            counts[key] += chosen.flatten().bincount(minlength=len(counts[key]))
 
         return count
 
     with ExitStack() as stack:
-        for key, module in experts.items():
-            stack.callback(module.register_forward_pre_hook(counting(key)).remove)
+        for site in sites:
+            hook = site.router.register_forward_hook(counting(site.key))
+            stack.callback(hook.remove)
         runner.block_nll(rows)
     return {key: (count / rows.numel()).tolist() for key, count in counts.items()}
 
 
 @contextmanager
 def _silent(
-    model: PreTrainedModel, sites: Sequence[Site], experts: Iterable[nn.Module]
+    model: PreTrainedModel, sites: Sequence[Site], experts: Sequence[ExpertSite]
 ) -> Iterator[None]:
-    """No FFN adds what its activations make."""
+    """No FFN adds what its activations make, and no routed expert anything."""
     with ExitStack() as stack:
         stack.enter_context(watching(model, sites, lambda _, h: torch.zeros_like(h)))
-        for module in experts:
-            hook = module.register_forward_hook(lambda _m, _args, out: torch.zeros_like(out))
+        for site in experts:
+            block: Any = site.block
+            hook = block.experts.register_forward_hook(lambda _m, _args, out: torch.zeros_like(out))
             stack.callback(hook.remove)
         yield
 
