@@ -15,7 +15,7 @@ from keepset.errors import ConfigError, ModelError
 from keepset.kinds import find_sites
 from keepset.rules.rule import Rule, n_kept
 from keepset.sites.state import find_state_sites
-from state_models import FAMILIES
+from state_models import FAMILIES, SELECTIVE, UNCUT
 
 Factory = Callable[..., PreTrainedModel]
 BLOCKS = torch.randint(4, 260, (4, 19), generator=torch.Generator().manual_seed(5))
@@ -59,7 +59,7 @@ def test_global_threshold_moves_channels_to_the_layer_that_needs_them() -> None:
     assert masks["state.001"].sum() == 1
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *SELECTIVE, *UNCUT])
 def test_keep_sets_of_every_family(tiny_model: Factory, family: str) -> None:
     model = tiny_model(family)
     scorer = Scorer(model, find_state_sites(model), BLOCKS, 1000)

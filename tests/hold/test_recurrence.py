@@ -14,7 +14,7 @@ from keepset.hold.memories import scanning
 from keepset.hold.recurrence import Scan
 from keepset.kernels import naive
 from keepset.sites.state import StateSite, find_state_sites
-from state_models import FAMILIES, shape
+from state_models import FAMILIES, SELECTIVE, UNCUT, shape
 
 Factory = Callable[..., PreTrainedModel]
 
@@ -33,7 +33,7 @@ class Collect:
         recurrence = scan.recurrence()
         everything = torch.ones(recurrence.C.shape[0], site.n_groups, site.n_state)
         y = recurrence.read(recurrence.empty(), 0, recurrence.tokens, everything)
-        return y if scan.D is None else y + scan.x * scan.D[:, None]
+        return scan.with_skip(y)
 
     def step(self, site: StateSite) -> Tensor:
         return torch.ones(site.n_groups, site.n_state, dtype=torch.bool)
@@ -45,8 +45,10 @@ def logits(model: PreTrainedModel, ids: Tensor, **more: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("tokens", [1, 5, 16, 33])
-@pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "groups"),
+    [*((name, n) for name in FAMILIES for n in (1, 2)), *SELECTIVE.items(), *UNCUT.items()],
+)
 def test_recurrence_gives_transformers_logits(
     tiny_model: Factory, family: str, groups: int, tokens: int
 ) -> None:
@@ -58,8 +60,9 @@ def test_recurrence_gives_transformers_logits(
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_recurrence_agrees_with_padding_in_front(tiny_model: Factory) -> None:
-    model = tiny_model("mamba2")
+@pytest.mark.parametrize("family", ["mamba2", "falcon_mamba", "zamba", "minimax"])
+def test_recurrence_agrees_with_padding_in_front(tiny_model: Factory, family: str) -> None:
+    model = tiny_model(family)
     ids = torch.randint(4, 260, (2, 19))
     mask = torch.ones_like(ids)
     mask[0, :6] = 0

@@ -16,7 +16,9 @@ from transformers import PreTrainedModel
 from keepset.analyse.claims.evidence import traits
 from keepset.errors import ConfigError, ModelError
 from keepset.hold.cut import prune_states
+from keepset.measure.runner import Runner
 from keepset.plan.sizes import from_config
+from keepset.rules.rule import Rule
 from keepset.settings import find_specimens
 from keepset.sites.families import FAMILIES, Family, Layout, register
 from keepset.sites.ffn import find_ffn_sites
@@ -123,13 +125,27 @@ def test_every_training_start_is_there() -> None:
     [
         ("llama", "transformer", ("ffn",)),
         ("zamba2", "hybrid", ("ffn", "state")),
-        ("jamba", "hybrid", ("ffn",)),  # its states are those of Mamba-1
+        ("jamba", "hybrid", ("ffn", "state")),
         ("mamba2", "recurrent", ("state",)),
     ],
 )
 def test_kinds_of_families(model_type: str, architecture: str, sites: tuple[str, ...]) -> None:
     family = FAMILIES[model_type]
     assert (family.architecture, family.sites) == (architecture, sites)
+
+
+@pytest.mark.parametrize(
+    ("family", "message"),
+    [("rwkv", "no state channels: .* quotient"), ("llama", "no state channels$")],
+)
+def test_a_rule_on_what_a_family_has_not_says_why(
+    tiny_model: Factory, family: str, message: str
+) -> None:
+    model = tiny_model(family)
+    assert find_state_sites(model) == []
+    rule = Rule("impact", 0.5, 4, site="state", access="read")
+    with pytest.raises(ModelError, match=message), Runner(model, []).holding(rule):
+        pass
 
 
 def test_the_records_need_no_torch() -> None:

@@ -136,11 +136,14 @@ def test_lengths_have_passages_of_their_own(made: Callable[[str], Folder]) -> No
     assert dense["nll"].sum() / dense["n_tokens"].sum() == pytest.approx(float(loss), rel=1e-5)
 
 
-@pytest.mark.parametrize("score", ["ghost", "ghost-uniform"])
+@pytest.mark.parametrize(
+    ("family", "score"),
+    [("mamba2", "ghost"), ("mamba2", "ghost-uniform"), ("falcon_mamba", "ghost-uniform")],
+)
 def test_the_pruned_checkpoint_does_what_it_should(
-    made: Callable[[str], Folder], score: str
+    made: Callable[[str], Folder], family: str, score: str
 ) -> None:
-    folder = made("mamba2")
+    folder = made(family)
     prune = {"score": score, "sparsity": 0.5}
     output = folder.path / f"pruned-{score}"
     sets = folder.outputs["sets"]

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from keepset.calibrate.channels import Scorer, Sums
 from keepset.errors import ConfigError, ModelError
-from keepset.rules.kinds import KINDS
 from keepset.rules.masks import Masks, top_mask
 from keepset.rules.rule import Rule, describe, n_kept
 from keepset.rules.scores import (
@@ -20,6 +19,7 @@ from keepset.rules.scores import (
     static_names,
 )
 from keepset.sites import AnySite
+from keepset.sites.families import no_sites
 from keepset.sites.state import StateSite
 
 
@@ -167,7 +167,7 @@ def choose_channels(
         )
     states = [site for site in sites if isinstance(site, StateSite)]
     if not states:
-        raise ModelError(f"{describe(rule)}: the model has no {KINDS['state'].units}")
+        raise ModelError(f"{describe(rule)}: {no_sites(model, 'state')}")
     scorer = Scorer(model, states, blocks, batch_tokens, bos=bos)
     sets, _ = keep_sets(scorer, [rule.score], [rule.sparsity], [rule.seed])
     return sets[rule]

@@ -19,10 +19,10 @@ from keepset.decode.windowed import running_windows
 from keepset.errors import ConfigError, ModelError
 from keepset.kernels.mixers import mixer_kernels
 from keepset.kernels.selection import Selection
-from keepset.rules.kinds import KINDS
 from keepset.rules.rule import Rule, describe
 from keepset.rules.scores import Moments
 from keepset.settings import Kernels
+from keepset.sites.families import no_sites
 from keepset.sites.ffn import Site, find_ffn_sites
 
 
@@ -101,7 +101,7 @@ def sparse_decoding(
     if rule is not None:
         sites = [site for site in sites if site.kind == rule.site]
         if rule.sparsity and not sites:
-            raise ModelError(f"{describe(rule)}: the model has no {KINDS[rule.site].units}")
+            raise ModelError(f"{describe(rule)}: {no_sites(model, rule.site)}")
     selection = Selection.of(kernels)
     selection.require(next(model.parameters()).device)
     session = Session(rule, selection)

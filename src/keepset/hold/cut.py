@@ -99,7 +99,9 @@ def save_pruned(model: PreTrainedModel, tokenizer: Any, folder: str | Path) -> N
         ...     load_pruned(f"{folder}/small").num_parameters() == model.num_parameters()
         True
     """
-    models.save(model, tokenizer, folder)
+    # `_read_layers` knows tensors by the names of the model's modules alone.
+    alike = not hasattr(model.config.get_text_config(), PER_LAYER)
+    models.save(model, tokenizer, folder, save_original_format=alike)
 
 
 def load_pruned(

@@ -8,7 +8,8 @@ state of one. Each kind of memory (`keepset.hold.memories`) defines a `Scan` and
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -73,6 +74,38 @@ class Scan(ABC):
         return recurrence.sizes(recurrence.empty(), 0, recurrence.tokens)
 
 
+@dataclass(frozen=True)
+class AdditiveScan(Scan):
+    """A scan whose channels do not influence one another.
+
+    Attributes:
+        B: What is written to each channel, (batch, tokens, groups, n_state).
+        C: What is read of it, the same.
+    """
+
+    B: Tensor
+    C: Tensor
+
+    @property
+    def tokens(self) -> int:
+        """See `Scan`."""
+        return self.B.shape[1]
+
+    def masked(self, write: Tensor | None = None, read: Tensor | None = None) -> Self:
+        """See `Scan`."""
+        B = self.B if write is None else self.B * write.to(self.B.dtype)
+        C = self.C if read is None else self.C * read.to(self.C.dtype)
+        return replace(self, B=B, C=C)
+
+    def pruned(self, kept: Tensor) -> Self:
+        """See `Scan`."""
+        return self.masked(kept, kept)
+
+    def with_skip(self, y: Tensor) -> Tensor:
+        """See `Scan`."""
+        return y
+
+
 class Recurrence(ABC):
     """A state that is run token by token, in float32.
 
@@ -128,3 +161,26 @@ class Recurrence(ABC):
             .view(stop - start, batch, groups * per_group, head_dim)
             .transpose(0, 1)
         )
+
+
+class AdditiveRecurrence(Recurrence):
+    """H(t) = decay(t) H(t-1) + gain(t) B(t)^T and y(t) = H(t) C(t), in float32."""
+
+    def __init__(self, decay: Tensor, gain: Tensor, scan: AdditiveScan) -> None:
+        """Prepare the recurrence of a scan.
+
+        Args:
+            decay: (batch, tokens, groups, heads per group, 1, 1), or n_state for the last 1.
+            gain: (batch, tokens, groups, heads per group, head_dim, 1).
+            scan: Gives B and C.
+        """
+        self._decay, self._gain = decay, gain
+        self._B = scan.B.float()[:, :, :, None, None]
+        self.C = scan.C.float()
+        self.tokens = scan.tokens
+        self._shape = (len(gain), *gain.shape[2:5], self.C.shape[3])
+
+    def advance(self, state: Tensor, t: int, write: Tensor | None = None) -> Tensor:
+        """See `Recurrence`."""
+        B = self._B[:, t] if write is None else self._B[:, t] * write[:, :, None, None]
+        return state.mul_(self._decay[:, t]).addcmul_(self._gain[:, t], B)

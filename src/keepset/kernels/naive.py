@@ -47,12 +47,12 @@ def scan(
     """The recurrence of Mamba-2, one token after the other (Dao and Gu 2024, equation 1).
 
     H(t) = exp(dt(t) A) H(t-1) + dt(t) x(t) B(t)^T and y(t) = H(t) C(t) + D x(t), per head; heads
-    of a group share B and C.
+    of a group share B and C. With a decay for every channel it is Mamba-1's.
 
     Args:
         x: (batch, tokens, heads, head_dim).
         dt: (batch, tokens, heads) step sizes, as `time_steps` returns them.
-        A: (heads,) negative.
+        A: (heads,) negative, or (heads, n).
         B: (batch, tokens, groups, n) what is written.
         C: (batch, tokens, groups, n) what is read.
         D: (heads,) skip connection.
@@ -71,7 +71,7 @@ def scan(
     for t in range(tokens):
         step = dt[:, t, :, None, None]
         write = step * x[:, t, :, :, None].to(dt.dtype) * B[:, t, :, None, :]
-        state = (step * A[:, None, None]).exp() * state + write
+        state = (step * A.view(heads, 1, -1)).exp() * state + write
         states.append(state)
     held = torch.stack(states, dim=1)
     y = (held * C[:, :, :, None, :]).sum(dim=-1)

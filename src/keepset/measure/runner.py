@@ -27,6 +27,7 @@ from keepset.rules.rule import Rule, describe
 from keepset.run.progress import Progress
 from keepset.settings import Kernels
 from keepset.sites import AnySite
+from keepset.sites.families import no_sites
 from keepset.text import Encoded
 
 _BLOCK = "text.block (on the command line --block)"
@@ -161,7 +162,7 @@ class Runner:
             return nullcontext()
         kind, sites = kinds.of(rule.site), self.sites_of(rule.site)
         if not sites:
-            raise ModelError(f"{describe(rule)}: the model has no {KINDS[rule.site].units}")
+            raise ModelError(f"{describe(rule)}: {no_sites(self.model, rule.site)}")
         if rule.window == "corpus":
             return kind.hold_static(self.model, sites, self._masks(rule), self.selection)
         options: dict[str, Any] = {} if noise is None else {"noise": noise}

@@ -332,8 +332,15 @@ def fingerprint(folder: Path, with_code: bool, with_weights: bool = True) -> str
     return store.fingerprint(*parts)
 
 
-def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+def save(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    **options: Any,
+) -> None:
     """Write a checkpoint folder whole or not at all; an earlier `folder` is replaced.
+
+    `options` are those of `save_pretrained`.
 
     It is written to a sibling folder first, and renamed when complete. The next run removes what
     an interrupted one left there.
@@ -343,7 +350,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        model.save_pretrained(partial)
+        model.save_pretrained(partial, **options)
         tokenizer.save_pretrained(partial)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)

@@ -10,11 +10,12 @@ Nothing here imports torch: the configuration and the plan read these records.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from keepset.errors import ModelError
+from keepset.rules.kinds import KINDS
 from keepset.sites import size_formulas as sizes
 
 ACTIVATION_KEYS = ("hidden_act", "hidden_activation", "activation_function", "activation")
@@ -59,6 +60,7 @@ class Family:
         activation: The activation of the FFN, where the configuration has no key for it.
         memory: What kind of state it has, e.g. mamba2; None where it has none that is read.
         experts: Whether its FFNs are routed: mixtures of experts.
+        without: Kind of site -> why there are none, though the family has what could be one.
     """
 
     model_types: str
@@ -70,6 +72,7 @@ class Family:
     activation: str | None = None
     memory: str | None = None
     experts: bool = False
+    without: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def sites(self) -> tuple[Literal["ffn", "expert", "state"], ...]:
@@ -82,6 +85,14 @@ class Family:
 
 FAMILIES: dict[str, Family] = {}
 """Model type -> family."""
+
+
+def no_sites(model: Any, kind: str) -> str:
+    """What to say of a model that has no sites of a kind, and why where its family says."""
+    config = getattr(model, "config", None)
+    name = "" if config is None else config.get_text_config().model_type
+    reason = FAMILIES[name].without.get(kind) if name in FAMILIES else None
+    return f"the model has no {KINDS[kind].units}" + (f": {reason}" if reason else "")
 
 
 def register(*families: Family) -> None:
@@ -154,7 +165,30 @@ register(
     # Attention, FFNs and recurrent states.
     Family("bamba falcon_h1", _FEED_FORWARD, "hybrid", "mamba_d_state", memory="mamba2"),
     Family("granitemoehybrid", _granite_hybrid, "hybrid", "mamba_d_state", memory="mamba2"),
-    Family("jamba", None, "hybrid"),
+    Family("jamba", None, "hybrid", "mamba_d_state", memory="selective", experts=True),
+    Family("zamba", None, "hybrid", "mamba_d_state", memory="selective"),
+    # Heads of attention have the size of keys there, so that channels cannot be cut.
+    Family("minimax", None, "hybrid", memory="lightning", experts=True),
+    # Gates read what is written to other channels.
+    Family("recurrent_gemma", None, "hybrid", memory="rglru"),
+    Family(
+        "rwkv",
+        None,
+        "hybrid",
+        without={
+            "state": "what RWKV reads of a channel is a quotient of two states, so that a channel"
+            " that is forgotten has no value"
+        },
+    ),
+    Family(
+        "xlstm",
+        None,
+        "hybrid",
+        without={
+            "state": "what xLSTM reads is divided by a sum over all channels, so that leaving one"
+            " out scales what is read of the others"
+        },
+    ),
     Family(
         "nemotron_h", _nemotron_h, "hybrid", "ssm_state_size", activation="relu2", memory="mamba2"
     ),
@@ -186,9 +220,9 @@ register(
         experts=True,
     ),
     # Keys and values have one size there, so that channels cannot be cut.
-    Family("kimi_linear", None, "hybrid", memory="delta", experts=True),
+    Family("bailing_hybrid kimi_linear", None, "hybrid", memory="delta", experts=True),
     # Recurrent states alone.
-    Family("falcon_mamba mamba", None, "recurrent"),
+    Family("falcon_mamba mamba", None, "recurrent", "state_size", memory="selective"),
     Family(
         "mamba2",
         None,

@@ -25,6 +25,7 @@ from keepset.rules.rule import Rule
 from keepset.rules.scores import CHANNEL_SCORES, need_gradients
 from keepset.run.progress import Progress
 from keepset.settings import StateStaticGrid
+from keepset.sites.families import no_sites
 from keepset.steps.common import PathLike, Run, cache_owner, load, static_sets
 
 
@@ -103,7 +104,7 @@ def prune_state(
     loaded = load(model, setup, keep)
     runner, network, kind = loaded.runner, loaded.runner.model, kinds.of("state")
     if not (sites := runner.sites_of("state")):
-        raise ModelError(f"{identity['model']}: has no recurrent state to prune")
+        raise ModelError(f"{identity['model']}: {no_sites(network, 'state')} to prune")
     rule = channel_rule(prune["score"], prune["sparsity"], chosen["seeds"][0])
     summary = {
         **identity,

@@ -34,7 +34,8 @@ from keepset.hold.memories import (
 )
 from keepset.hold.recurrence import Recurrence, Scan
 from keepset.kernels.dispatch import standing_in
-from keepset.sites.memories.delta import FUNCTIONS, code_of, key_and_query_rows
+from keepset.sites.memories import code_of
+from keepset.sites.memories.delta import FUNCTIONS, key_and_query_rows
 from keepset.sites.state import StateSite
 
 EPSILON = 1e-6

@@ -20,7 +20,7 @@ from keepset.hold.memories import (
     select_channels,
     select_rows,
 )
-from keepset.hold.recurrence import Recurrence, Scan
+from keepset.hold.recurrence import AdditiveRecurrence, AdditiveScan, Recurrence, Scan
 from keepset.kernels.dispatch import NUMBA_SCAN, SCAN, STEP, mixer_modules, standing_in
 from keepset.kernels.naive import time_steps
 from keepset.sites.state import StateSite
@@ -49,7 +49,8 @@ def _seen_scan(
     compiled = original.__module__ == NUMBA_SCAN
 
     def seen(x, dt, A, B, C, chunk_size, D=None, **rest):  # type: ignore[no-untyped-def]
-        scan = Mamba2Scan(x, dt, A, B, C, D, {"chunk_size": chunk_size, **rest}, original, compiled)
+        rest = {"chunk_size": chunk_size, **rest}
+        scan = Mamba2Scan(B, C, x, dt, A, D, rest, original, compiled)
         site = running[0]
         result = scan if site is None else action.scan(site, scan)
         if isinstance(result, Scan):
@@ -75,14 +76,13 @@ def _seen_step(
 
 
 @dataclass(frozen=True)
-class Mamba2Scan(Scan):
+class Mamba2Scan(AdditiveScan):
     """The arguments of a scan.
 
     Attributes:
         x: (batch, tokens, heads, head_dim).
         dt: (batch, tokens, heads), before bias and softplus.
         A: (heads,), negative.
-        B, C: (batch, tokens, groups, n_state), what is written and read.
         D: (heads,), skip connection.
         rest: The other arguments: dt_bias, dt_softplus, dt_limit, ...
         function: What runs it, with transformers' arguments.
@@ -92,17 +92,10 @@ class Mamba2Scan(Scan):
     x: Tensor
     dt: Tensor
     A: Tensor
-    B: Tensor
-    C: Tensor
     D: Tensor | None
     rest: dict[str, Any]
     function: Callable[..., Any]
     compiled: bool = False
-
-    @property
-    def tokens(self) -> int:
-        """See `Scan`."""
-        return self.x.shape[1]
 
     @property
     def wants_state(self) -> bool:
@@ -131,12 +124,6 @@ class Mamba2Scan(Scan):
 
         return Inputs.of(self.x, self.dt, self.A, self.B, self.C, self.D, **self.rest)
 
-    def masked(self, write: Tensor | None = None, read: Tensor | None = None) -> Mamba2Scan:
-        """See `Scan`."""
-        B = self.B if write is None else self.B * write.to(self.B.dtype)
-        C = self.C if read is None else self.C * read.to(self.C.dtype)
-        return replace(self, B=B, C=C)
-
     def pruned(self, kept: Tensor) -> Mamba2Scan:
         """Masked where a state is carried; else with as many channels as the fullest group keeps.
 
@@ -154,7 +141,16 @@ class Mamba2Scan(Scan):
 
     def recurrence(self) -> Recurrence:
         """See `Scan`."""
-        return Mamba2Recurrence(self)
+        grouped = (*self.B.shape[:3], self.x.shape[2] // self.B.shape[2])
+        step = time_steps(
+            self.dt,
+            self.rest.get("dt_bias"),
+            self.rest.get("dt_softplus", False),
+            self.rest.get("dt_limit", (0.0, float("inf"))),
+        )
+        decay = (step * self.A.float()).exp().view(*grouped, 1, 1)
+        gain = (self.x.float() * step[..., None]).view(*grouped, -1, 1)
+        return AdditiveRecurrence(decay, gain, self)
 
     def with_skip(self, y: Tensor) -> Tensor:
         """See `Scan`."""
@@ -167,32 +163,6 @@ class Mamba2Scan(Scan):
         from keepset.kernels import numba_scan
 
         return numba_scan.channel_sizes(self.inputs())
-
-
-class Mamba2Recurrence(Recurrence):
-    """The recurrence of a scan."""
-
-    def __init__(self, scan: Mamba2Scan) -> None:
-        batch, tokens, heads, head_dim = scan.x.shape
-        groups, n = scan.B.shape[2:]
-        step = time_steps(
-            scan.dt,
-            scan.rest.get("dt_bias"),
-            scan.rest.get("dt_softplus", False),
-            scan.rest.get("dt_limit", (0.0, float("inf"))),
-        )
-        grouped = (batch, tokens, groups, heads // groups)
-        self._decay = (step * scan.A.float()).exp().view(*grouped, 1, 1)
-        self._write = (scan.x.float() * step[..., None]).view(*grouped, head_dim, 1)
-        self._B = scan.B.float()[:, :, :, None, None]
-        self.C = scan.C.float()
-        self.tokens = tokens
-        self._shape = (*self._write.shape[:1], *self._write.shape[2:5], n)
-
-    def advance(self, state: Tensor, t: int, write: Tensor | None = None) -> Tensor:
-        """See `Recurrence`."""
-        B = self._B[:, t] if write is None else self._B[:, t] * write[:, :, None, None]
-        return state.mul_(self._decay[:, t]).addcmul_(self._write[:, t], B)
 
 
 def cut(site: StateSite, units: Tensor, n_state: int) -> None:

@@ -6,14 +6,16 @@ kind. Mixers are found by what they are, so a new family of a known kind needs n
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import Protocol, cast
 
 from torch import nn
 
 from keepset.sites.state import StateSite
 
-MEMORIES = ("mamba2", "delta")
+MEMORIES = ("mamba2", "delta", "selective", "lightning", "rglru")
 """Names of the kinds, as in `StateSite.memory`; each is a module here and in `hold.memories`."""
 
 
@@ -26,6 +28,11 @@ class Memory(Protocol):
         Raises:
             ModelError: it is such a mixer, but a part is missing.
         """
+
+
+def code_of(mixer: nn.Module) -> ModuleType:
+    """The Python module that a mixer's class is in: mixers look up functions there."""
+    return sys.modules[type(mixer).__module__]
 
 
 def memories() -> list[Memory]:

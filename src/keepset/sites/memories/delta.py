@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, Literal
 
 import torch
@@ -32,11 +31,6 @@ class DeltaSite(StateSite):
         """See `StateSite`."""
         (linear, rows), *_ = _rows(self, "k" if which == "B" else "q")
         return linear.weight[rows].view(self.n_groups, self.n_state, -1)
-
-
-def code_of(mixer: nn.Module) -> ModuleType:
-    """The Python module that a mixer's class is in."""
-    return sys.modules[type(mixer).__module__]
 
 
 def recognise(name: str, module: nn.Module) -> StateSite | None:
