@@ -123,11 +123,30 @@ def _nemotron_h(layer: Any, _config: Any) -> Layout | None:
     return Layout("mixer.down_proj", ("mixer.up_proj",)) if kind == "mlp" else None
 
 
+def _mllama(layer: Any, _config: Any) -> Layout | None:
+    # Layers that read an image are passed over where there is none.
+    return None if hasattr(layer, "cross_attn") else _GATED
+
+
+def _zamba(layer: Any, _config: Any) -> Layout | None:
+    if not hasattr(layer, "shared_transf"):
+        return None
+    block = "shared_transf.feed_forward"
+    return Layout(f"{block}.down_proj", (f"{block}.gate_proj", f"{block}.up_proj"), gated=True)
+
+
+def _lfm2_moe(layer: Any, _config: Any) -> Layout | None:
+    return _W if hasattr(layer.feed_forward, "w2") else None
+
+
+_W = Layout("feed_forward.w2", ("feed_forward.w1", "feed_forward.w3"), gated=True)
+_MLP_BLOCK = Layout("mlp_block.down_proj", ("mlp_block.gate_proj", "mlp_block.up_proj"), gated=True)
 _GATED = Layout("mlp.down_proj", ("mlp.gate_proj", "mlp.up_proj"), gated=True)
 _FEED_FORWARD = Layout(
     "feed_forward.down_proj", ("feed_forward.gate_proj", "feed_forward.up_proj"), gated=True
 )
 _SHARED_MLP = Layout("shared_mlp.output_linear", ("shared_mlp.input_linear",), gated=True)
+_GATE_UP = Layout("mlp.down_proj", ("mlp.gate_up_proj",), gated=True)
 _FC = Layout("fc2", ("fc1",))
 _DENSE = Layout("mlp.dense_4h_to_h", ("mlp.dense_h_to_4h",))
 _INDUCTION = "keepset.train.induction:start_"
@@ -136,35 +155,46 @@ _INDUCTION = "keepset.train.induction:start_"
 register(
     # Transformers.
     Family(
-        "cohere cohere2 diffllama exaone4 gemma gemma2 gemma3_text granite olmo olmo2 olmo3 qwen3"
-        " seed_oss smollm3 stablelm",
+        "cohere cohere2 cwm diffllama doge emu3_text_model ernie4_5 exaone4 gemma gemma2"
+        " gemma3_text gemma4_text gemma4_unified_text granite granite_swa helium hunyuan_v1_dense"
+        " hyperclovax internlm3 iquestcoder minicpm3 ministral ministral3 olmo olmo2 olmo3 qwen3"
+        " seed_oss smollm3 stablelm vaultgemma youtu",
         _GATED,
     ),
     Family("llama mistral", _GATED, size=sizes.llama),
     Family("qwen2", _GATED, size=sizes.qwen2, start=f"{_INDUCTION}qwen2"),
     Family("qwen3_moe", None, size=sizes.qwen3_moe, start=f"{_INDUCTION}qwen3_moe", experts=True),
-    Family("glm glm4 phi3", Layout("mlp.down_proj", ("mlp.gate_up_proj",), gated=True)),
-    Family("apertus arcee nemotron", Layout("mlp.down_proj", ("mlp.up_proj",))),
+    Family(
+        "glm glm4 phi3 phi4_multimodal", Layout("mlp.down_proj", ("mlp.gate_up_proj",), gated=True)
+    ),
+    Family("apertus arcee jais2 nemotron", Layout("mlp.down_proj", ("mlp.up_proj",))),
     Family("nanochat phi", Layout("mlp.fc2", ("mlp.fc1",))),
     Family("biogpt xglm", _FC),
     Family("opt", _FC, size=sizes.opt, start=f"{_INDUCTION}opt"),
-    Family("gpt2 gpt_bigcode gpt_neo starcoder2", Layout("mlp.c_proj", ("mlp.c_fc",))),
+    Family("gpt2 gpt_bigcode gpt_neo openai-gpt starcoder2", Layout("mlp.c_proj", ("mlp.c_fc",))),
     Family("codegen gptj", Layout("mlp.fc_out", ("mlp.fc_in",))),
-    Family("falcon gpt_neox persimmon", _DENSE),
+    Family("falcon gpt_neox gpt_neox_japanese persimmon", _DENSE),
     Family("bloom", _bloom, activation="gelu_pytorch_tanh"),
     Family("mpt", Layout("ffn.down_proj", ("ffn.up_proj",)), activation="gelu"),
+    Family("cpmant", Layout("ffn.ffn.w_out", ("ffn.ffn.w_in.w_0", "ffn.ffn.w_in.w_1"), gated=True)),
+    Family("ctrl", Layout("ffn.2", ("ffn.0",)), activation="relu"),
+    # Its sparse activation takes mean and spread over all neurons, so that none can be cut away.
+    Family("gemma3n_text", Layout("mlp.down_proj", (), gated=True)),
+    Family("lfm2 lfm3", _W, activation="silu"),
+    Family("lfm2_moe", _lfm2_moe, activation="silu", experts=True),
+    Family("modernbert-decoder", Layout("mlp.Wo", ("mlp.Wi",), gated=True)),
     # Attention, FFNs and recurrent states.
     Family("bamba falcon_h1", _FEED_FORWARD, "hybrid", "mamba_d_state", memory="mamba2"),
     Family("granitemoehybrid", _SHARED_MLP, "hybrid", "mamba_d_state", memory="mamba2"),
     Family("jamba", None, "hybrid", "mamba_d_state", memory="selective", experts=True),
-    Family("zamba", None, "hybrid", "mamba_d_state", memory="selective"),
+    Family("zamba", _zamba, "hybrid", "mamba_d_state", memory="selective"),
     # Heads of attention have the size of keys there, so that channels cannot be cut.
     Family("minimax", None, "hybrid", memory="lightning", experts=True),
     # Gates read what is written to other channels.
-    Family("recurrent_gemma", None, "hybrid", memory="rglru"),
+    Family("recurrent_gemma", _MLP_BLOCK, "hybrid", memory="rglru"),
     Family(
         "rwkv",
-        None,
+        Layout("feed_forward.value", ("feed_forward.key",)),
         "hybrid",
         without={
             "state": "what RWKV reads of a channel is a quotient of two states, so that a channel"
@@ -173,7 +203,7 @@ register(
     ),
     Family(
         "xlstm",
-        None,
+        Layout("ffn.proj_down", ("ffn.proj_up_gate", "ffn.proj_up"), gated=True),
         "hybrid",
         without={
             "state": "what xLSTM reads is divided by a sum over all channels, so that leaving one"

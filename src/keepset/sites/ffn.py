@@ -19,6 +19,7 @@ Layouts come from `keepset.sites.families`. What to know before hooking a site (
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,6 +32,8 @@ from keepset.sites import AnySite
 from keepset.sites.families import ACTIVATION_KEYS, FAMILIES, Layout, known_layouts
 
 _EXPERT_WORDS = ("expert", "router", "moe")
+_LISTS = ("layers", "blocks", "h")
+"""What transformers calls a list of decoder layers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,15 +150,21 @@ def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
         ModelError: there is not exactly one list of as many modules as the configuration says.
     """
     config = model.config.get_text_config()
-    lists = [
-        child
-        for child in model.get_decoder().children()
-        if isinstance(child, nn.ModuleList) and len(child) == config.num_hidden_layers
-    ]
+    wanted = getattr(config, "num_hidden_layers", None)
+
+    def lists_in(modules: Iterable[nn.Module]) -> list[nn.ModuleList]:
+        found = (one for one in modules if isinstance(one, nn.ModuleList) and len(one) == wanted)
+        return list(dict.fromkeys(found))
+
+    # Some families name another part as their decoder: there the whole model is searched.
+    lists = lists_in(model.get_decoder().children())
+    lists = lists or lists_in(
+        module for name, module in model.named_modules() if name.rpartition(".")[2] in _LISTS
+    )
     if len(lists) != 1:
         raise ModelError(
-            f"{config.model_type}: looked for one list of {config.num_hidden_layers} decoder layers"
-            f" in {type(model).__name__}, found {len(lists)}"
+            f"{config.model_type}: looked for one list of {wanted} decoder layers in"
+            f" {type(model).__name__}, found {len(lists)}"
         )
     name = next(name for name, module in model.named_modules() if module is lists[0])
     return name, lists[0]
