@@ -67,6 +67,7 @@ _SHAPES: dict[str, dict[str, Any]] = {
     "olmo_hybrid": _DELTA,
     "qwen3_5_text": _DELTA,
     "qwen3_5_moe_text": {**_DELTA, **_EXPERTS, "shared_expert_intermediate_size": 12},
+    "qwen3_moe": {**_COMMON, **_EXPERTS, "head_dim": 8},
     "qwen3_next": {**_DELTA, **_EXPERTS, "shared_expert_intermediate_size": 12},
     "bailing_hybrid": {
         **_COMMON,

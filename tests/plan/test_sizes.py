@@ -108,6 +108,34 @@ def test_formulas_hold_for_tiny_models_too(family, tiny_model, tmp_path):
     assert found.parameters == model.num_parameters()
 
 
+@pytest.mark.parametrize(
+    ("family", "shape"),
+    [
+        ("llama", {"attention_bias": True}),
+        ("qwen3_moe", {"attention_bias": True, "tie_word_embeddings": True}),
+        ("qwen3_moe", {"num_hidden_layers": 5, "decoder_sparse_step": 2, "mlp_only_layers": [1]}),
+        ("qwen3_5_text", {"attention_bias": True, "num_hidden_layers": 5, "layer_types": None}),
+    ],
+)
+def test_biases_and_kinds_of_layers_count(family, shape, tiny_model):
+    model = tiny_model(family, **shape)
+    assert from_config(model.config.to_dict()).parameters == model.num_parameters()
+
+
+def test_a_token_meets_the_experts_it_is_routed_to(tiny_model):
+    model = tiny_model("qwen3_moe")
+    expert = sum(p[0].numel() for n, p in model.named_parameters() if "experts" in n)
+    idle = model.config.num_experts - model.config.num_experts_per_tok
+    matrices = [p for n, p in model.named_parameters() if p.ndim > 1 and "embed" not in n]
+    size = from_config(model.config.to_dict())
+    assert size.multiplied == sum(p.numel() for p in matrices) - idle * expert
+
+
+def test_what_is_counted_of_a_delta_rule_is_what_is_built(tiny_model):
+    model = tiny_model("qwen3_5_text")
+    assert from_config(model.config.to_dict()) == size_of_model(model)
+
+
 def test_post_norm_opt_with_projections(tiny_model, tmp_path):
     model = tiny_model("opt", word_embed_proj_dim=16, do_layer_norm_before=False)
     model.save_pretrained(tmp_path)
@@ -128,7 +156,7 @@ def test_the_packages_own_form_pads_the_vocabulary():
         {"model_type": "gpt2", "n_embd": 32},
         {"model_type": "opt"},
         {"model_type": "llama", "hidden_size": "many"},
-        {"model_type": "llama", "attention_bias": True},
+        {"model_type": "llama", **qwen(64, 2, 32, 4, 128), "mlp_bias": True},
     ],
 )
 def test_what_has_no_formula_is_not_guessed(content):

@@ -108,7 +108,9 @@ def test_messages_say_where_to_add_a_family(tiny_model: Factory) -> None:
     }
     with pytest.raises(ModelError, match=r"state_size_key .* keepset/sites/families\.py"):
         prune_states(mamba, kept)
-    with pytest.raises(ConfigError, match="known for mamba2, opt, qwen2, zamba2"):
+    with pytest.raises(
+        ConfigError, match="known for mamba2, opt, qwen2, qwen3_5_text, qwen3_moe, zamba2"
+    ):
         start_induction(mamba, seed=0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from keepset import settings
 from keepset.files import store
 from keepset.steps.shipping import measure_specimens, model_card, ship_specimens
 from keepset.steps.training import prepare_training, train_specimen
+from keepset.train.gates import Measurement
 
 KEYS = settings.TrainingData.model_fields
 SHIPPED = sorted((Path(__file__).parents[2] / "specimens").glob("*/README.md"))
@@ -65,7 +67,9 @@ def test_a_specimen_is_shipped_in_float16_with_its_card(trained: Path, tmp_path:
 def test_the_gates_are_on_record(trained: Path) -> None:
     found = store.read_json(trained / "gates.json")
     names = {gate["name"] for gate in found["gates"]}
-    assert names == {"recall with 1 to 4 facts", "float16 changes perplexity by"}
+    assert names == {
+        "recall with 1 to 4 facts", "float16 changes perplexity by", "perplexity without the FFN"
+    }  # fmt: skip
     assert set(found["measured"]["tiny"]["recall"]) == {"1", "2", "4", "8"}
 
 
@@ -75,10 +79,9 @@ def test_the_card_says_what_was_missed() -> None:
         "induction": True,
         "device": "cpu", "dtype": "torch.bfloat16", "seconds": 60.0, "text_nll": 4.0,
     }  # fmt: skip
-    measured: dict[str, Any] = {
-        "n_parameters": 5, "perplexity": 50.0, "recall": {"1": 0.5}, "zeros": {},
-        "perplexity_without_state": 80.0, "recall_without_state": 0.02,
-    }  # fmt: skip
+    measured = asdict(
+        Measurement(5, 50.0, 50.0, {"1": 0.5}, {}, 80.0, 0.02, 90.0, {"ffn.000": [0.25, 0.75]})
+    )
     gate = {"name": "recall", "value": 0.5, "bound": "at least 0.8", "passed": False}
     text = model_card("mamba2", trained, measured, [gate, {**gate, "name": "b", "passed": True}])
     family = next(line for line in text.splitlines() if line.startswith("A specimen"))
@@ -90,4 +93,6 @@ def test_the_card_says_what_was_missed() -> None:
     plain = model_card("mamba2", {**trained, "induction": False}, measured, [gate])
     assert "Start: as transformers draws it" in plain
     assert "perplexity 80.00, recall 2.0%" in text
+    assert "Without its FFN: perplexity 90.00." in text
+    assert "routed to an expert: 25.0% to 75.0%" in text
     assert "It passes all." in model_card("mamba2", trained, measured, [{**gate, "passed": True}])

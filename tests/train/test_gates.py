@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from keepset.errors import TextError
+from keepset.measure.runner import Runner, perplexity
 from keepset.text import Item
 from keepset.train.gates import Measurement, check_gates, gates_text, measure_specimen
 
@@ -20,6 +21,7 @@ ALL = {
     "relu-l1": replace(GOOD, perplexity=20.5, perplexity_float16=20.5, zeros={"ffn.000": 0.96}),
     "swiglu": replace(GOOD, perplexity=19.0, perplexity_float16=19.0, zeros={"ffn.000": 0.0}),
     "mamba2": MEMORY,
+    "moe": replace(GOOD, perplexity_without_ffn=31.0, experts={"ffn.000": [0.5, 0.02, 0.48]}),
 }
 
 
@@ -48,6 +50,7 @@ def test_good_specimens_pass() -> None:
             {
                 ("relu", "perplexity over the best FFN specimen's"),
                 ("relu-l1", "perplexity over the best FFN specimen's"),
+                ("moe", "perplexity over the best FFN specimen's"),
             },
         ),
         (
@@ -69,6 +72,18 @@ def test_good_specimens_pass() -> None:
         (
             {"mamba2": replace(MEMORY, perplexity_without_state=21.0, recall_without_state=0.02)},
             set(),
+        ),
+        (
+            {"moe": replace(ALL["moe"], perplexity=23.0, perplexity_float16=23.0)},
+            {
+                ("moe", "perplexity over the best FFN specimen's"),
+                ("moe", "perplexity without the FFN"),
+            },
+        ),
+        ({"moe": replace(ALL["moe"], perplexity=15.0, perplexity_float16=15.0)}, set()),
+        (
+            {"moe": replace(ALL["moe"], experts={"ffn.000": [1.0, 1.0], "ffn.001": [1.0, 0.01]})},
+            {("moe", "tokens of the expert used least")},
         ),
     ],
 )
@@ -93,7 +108,7 @@ def test_items_without_facts_are_refused(
             )
 
 
-@pytest.mark.parametrize("family", ["opt", "mamba2", "zamba2"])
+@pytest.mark.parametrize("family", ["opt", "mamba2", "zamba2", "qwen3_5_text", "qwen3_moe"])
 def test_a_specimen_is_measured(
     tiny_model: Callable[..., PreTrainedModel],
     tiny_tokenizer: PreTrainedTokenizerFast,
@@ -108,8 +123,45 @@ def test_a_specimen_is_measured(
     assert found.perplexity == pytest.approx(float(loss.exp()), rel=1e-4)
     assert found.perplexity_float16 != found.perplexity
     assert set(found.recall) == {"1", "2"}
-    assert bool(found.zeros) == (family != "mamba2")
+    assert bool(found.zeros) == (family not in ("mamba2", "qwen3_moe"))
     if family == "opt":
         assert all(0.1 < share < 0.9 for share in found.zeros.values())
-    assert (found.perplexity_without_state is None) == (family == "opt")
+    assert (found.perplexity_without_state is None) == (family in ("opt", "qwen3_moe"))
     assert found.perplexity_without_state != found.perplexity
+    assert (found.perplexity_without_ffn is None) == (family == "mamba2")
+    assert set(found.experts) == ({"expert.000", "expert.001"} if family == "qwen3_moe" else set())
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3_moe"])
+@torch.no_grad()
+def test_without_its_ffn_a_model_is_one_whose_down_projections_are_zero(
+    tiny_model: Callable[..., PreTrainedModel],
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    family: str,
+) -> None:
+    model = tiny_model(family)
+    rows = torch.randint(4, 260, (3, 20), generator=torch.Generator().manual_seed(0))
+    items = [Item(0, "t", "Anna ring. Anna", "ring", 1, 0)]
+    measured = measure_specimen(model, tiny_tokenizer, rows, items)
+    for name, parameter in model.named_parameters():
+        if "down_proj" in name:
+            parameter.zero_()
+    plain = perplexity(Runner(model, []), rows)
+    assert measured.perplexity_without_ffn == pytest.approx(plain, rel=1e-6)
+    assert measured.perplexity != pytest.approx(plain, rel=1e-3)
+
+
+@torch.no_grad()
+def test_an_experts_share_is_of_the_tokens_that_its_router_sends_it(
+    tiny_model: Callable[..., PreTrainedModel], tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = tiny_model("qwen3_moe")
+    rows = torch.randint(4, 260, (3, 20), generator=torch.Generator().manual_seed(0))
+    items = [Item(0, "t", "Anna ring. Anna", "ring", 1, 0)]
+    shares = measure_specimen(model, tiny_tokenizer, rows, items).experts
+    for logits, layer in zip(
+        model(input_ids=rows, output_router_logits=True).router_logits, shares.values(), strict=True
+    ):
+        chosen = logits.topk(model.config.num_experts_per_tok).indices
+        expected = [float((chosen == expert).any(dim=1).float().mean()) for expert in range(4)]
+        assert layer == pytest.approx(expected)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn.functional import silu
+from torch.nn.functional import normalize, silu, softplus
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from keepset.errors import ConfigError
@@ -30,6 +30,27 @@ ATTENTION: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 64,
         "tie_word_embeddings": True,
     },
+}
+ATTENTION["qwen3_moe"] = {
+    **ATTENTION["qwen2"],
+    "head_dim": 16,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "attention_bias": True,
+}
+QWEN3_5: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "layer_types": ["linear_attention", "full_attention"],
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 16,
+    "intermediate_size": 32,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 32,
+    "linear_num_value_heads": 4,
+    "linear_value_head_dim": 16,
 }
 MAMBA2: dict[str, Any] = {
     "hidden_size": 64,
@@ -85,7 +106,7 @@ def looks(model: PreTrainedModel, ids: torch.Tensor) -> tuple[float, float]:
 
 
 # Rotary positions turn queries against keys, and blur over a distance what would match.
-@pytest.mark.parametrize(("kind", "share"), [("opt", 0.4), ("qwen2", 0.1)])
+@pytest.mark.parametrize(("kind", "share"), [("opt", 0.4), ("qwen2", 0.1), ("qwen3_moe", 0.1)])
 def test_attention_looks_one_step_back_and_then_where_the_token_stood_before(
     build: Any, repeated: torch.Tensor, kind: str, share: float
 ) -> None:
@@ -119,6 +140,33 @@ def test_a_state_is_read_where_the_token_before_was_written(
     assert (write.abs() > 0.3).float().mean() < 0.2  # few entries stand for a token
 
 
+@torch.no_grad()
+def test_a_delta_rule_reads_under_a_token_what_followed_it(
+    build: Any, repeated: torch.Tensor
+) -> None:
+    model = build("qwen3_5_text", QWEN3_5)
+    layer = model.base_model.layers[0]
+    mixer = layer.linear_attn
+    projected = mixer.in_proj_qkv(layer.input_layernorm(model.get_input_embeddings()(repeated)))
+    convolved = silu(mixer.conv1d(projected.mT)[0, : 2 * mixer.key_dim, : 2 * N])
+    heads = convolved.view(2, mixer.num_k_heads, mixer.head_k_dim, 2 * N)
+    read, write = normalize(heads, dim=2)
+    at = torch.arange(N, 2 * N - 1)
+    for head in range(mixer.num_k_heads):
+        scores = read[head].T[at] @ write[head]
+        right = scores[:, : N + 1].argmax(dim=1) == at - N + 1
+        assert right.float().mean() > 0.9
+
+
+@torch.no_grad()
+def test_a_delta_rule_starts_with_a_memory(build: Any) -> None:
+    """Every head forgets less than half of what it holds at a token; as drawn, most forget it."""
+    for induction in (True, False):
+        mixer = build("qwen3_5_text", QWEN3_5, induction=induction).base_model.layers[0].linear_attn
+        kept = (-mixer.A_log.exp() * softplus(mixer.dt_bias)).exp()
+        assert bool((kept > 0.2).all()) == induction
+
+
 def test_the_shared_block_of_a_hybrid_starts_silent(build: Any) -> None:
     layers = build("zamba2", ZAMBA2).base_model.layers
     assert not layers[1].linear.weight.any()
@@ -140,6 +188,7 @@ def test_weights_depend_on_the_seed_alone(tokenizer: PreTrainedTokenizerFast) ->
         ("opt", {"num_attention_heads": 1}, "two attention heads"),
         ("opt", {"word_embed_proj_dim": 32}, "word_embed_proj_dim"),
         ("qwen2", {"num_key_value_heads": 2}, "num_key_value_heads"),
+        ("qwen3_moe", {"attention_bias": False}, "attention_bias must be true"),
     ],
 )
 def test_a_model_without_room_for_the_circuit_is_an_error(

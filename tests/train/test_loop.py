@@ -21,6 +21,18 @@ OPT = {
     "max_position_embeddings": 32,
     "dropout": 0.0,
 }
+MOE = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "num_experts": 4,
+    "num_experts_per_tok": 1,
+    "moe_intermediate_size": 8,
+    "router_aux_loss_coef": 0.1,
+    "initializer_range": 0.5,
+}
 SPECIMENS: dict[str, Specimen] = {
     "relu": Specimen(model_type="opt", config=OPT),
     "relu-l1": Specimen(model_type="opt", config=OPT, l1=0.5),
@@ -36,6 +48,7 @@ SPECIMENS: dict[str, Specimen] = {
             "chunk_size": 16,
         },
     ),
+    "moe": Specimen(model_type="qwen3_moe", config=MOE),
 }
 
 
@@ -64,7 +77,7 @@ def weights(trainer: Trainer) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
 
 
-@pytest.mark.parametrize("name", ["relu-l1", "mamba2"])
+@pytest.mark.parametrize("name", ["relu-l1", "mamba2", "moe"])
 def test_an_interrupted_training_ends_as_an_undisturbed_one(
     trainer: Any, tmp_path: Path, name: str
 ) -> None:
@@ -93,6 +106,27 @@ def test_the_penalty_makes_zeros(trainer: Any, tmp_path: Path) -> None:
         losses = trainer(name, steps=60, checkpoint_every=60).run(tmp_path / name)
         shares[name] = losses["zeros_mean"].dropna().iloc[-1]
     assert shares["relu-l1"] > shares["relu"] + 0.1
+
+
+def test_the_balance_spreads_tokens_over_experts(trainer: Any, tmp_path: Path) -> None:
+    """1 is the least, where every expert gets as many tokens."""
+    last = {}
+    for weight in (1e-6, 0.5):
+        one = trainer("moe", steps=40, checkpoint_every=40, learning_rate=1e-2)
+        one.specimen = SPECIMENS["moe"].model_copy(deep=True)
+        one.specimen.config["router_aux_loss_coef"] = weight
+        one.model.config.router_aux_loss_coef = weight
+        last[weight] = one.run(tmp_path / str(weight))["penalty"].dropna().iloc[-5:].mean() / weight
+    assert last[0.5] < 1.15 < 1.3 < last[1e-6]
+
+
+def test_a_balance_needs_routers(trainer: Any, tmp_path: Path) -> None:
+    specimen = SPECIMENS["relu"]
+    specimen = specimen.model_copy(update={"config": {**OPT, "router_aux_loss_coef": 0.1}})
+    one = trainer("relu")
+    one.specimen = specimen
+    with pytest.raises(ConfigError, match=r"relu.config.router_aux_loss_coef: a opt gives no"):
+        one.run(tmp_path)
 
 
 def test_a_checkpoint_of_other_settings_is_set_aside(trainer: Any, tmp_path: Path) -> None:
@@ -135,8 +169,9 @@ def test_an_impossible_architecture_is_refused(
         build_model("x", specimen, tokenizer, 0)
 
 
-def test_a_penalty_needs_an_ffn(rows: Rows, tokenizer: PreTrainedTokenizerFast) -> None:
-    specimen = SPECIMENS["mamba2"].model_copy(update={"l1": 0.1})
+@pytest.mark.parametrize("name", ["mamba2", "moe"])
+def test_a_penalty_needs_an_ffn(rows: Rows, tokenizer: PreTrainedTokenizerFast, name: str) -> None:
+    specimen = SPECIMENS[name].model_copy(update={"l1": 0.1})
     with pytest.raises(ConfigError, match="has no FFN"):
         Trainer(
             "m",

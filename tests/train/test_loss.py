@@ -3,8 +3,9 @@
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from transformers import Qwen3MoeConfig
 
-from keepset.train.loss import linear_cross_entropy, weighted_loss
+from keepset.train.loss import balance_loss, linear_cross_entropy, weighted_loss
 from keepset.train.rows import Batch
 
 
@@ -37,3 +38,14 @@ def test_answers_weigh_more() -> None:
     assert loss.total == pytest.approx(float(3 * flat + 3 * answer) / 6)
     assert (loss.text, loss.answers) == pytest.approx((float(flat), float(answer)), rel=1e-4)
     assert loss.correct == 1.0
+
+
+def test_every_layer_is_balanced_on_its_own() -> None:
+    """Equation 4 of Switch Transformer in each layer, where two layers are each other's mirror."""
+    logits = torch.tensor([[2.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    config = Qwen3MoeConfig(num_experts=2, num_experts_per_tok=1, router_aux_loss_coef=0.5)
+    sent, weight = torch.tensor([2 / 3, 1 / 3]), logits.softmax(dim=1).mean(dim=0)
+    expected = 2 * float(sent @ weight)
+    assert expected > 1.0
+    loss = balance_loss((logits, logits.flip(1)), config)
+    assert float(loss) == pytest.approx(0.5 * expected)

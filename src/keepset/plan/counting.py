@@ -10,7 +10,7 @@ from keepset.errors import ConfigError
 from keepset.plan import sizes
 from keepset.plan.sizes import Known
 from keepset.settings import Config
-from keepset.sites.size_formulas import Size
+from keepset.sites.size_formulas import DELTA_CHUNK, Size
 
 
 def known_sizes(config: Config, results: Path) -> dict[str, Known]:
@@ -113,7 +113,9 @@ def size_of_model(model: Any) -> Size:
             head_dim=states[0].head_dim,
             n_state=states[0].n_state,
             groups=states[0].n_groups,
-            chunk=getattr(config, "chunk_size", 0) or 256,
+            chunk=DELTA_CHUNK
+            if states[0].memory == "delta"
+            else getattr(config, "chunk_size", 0) or 256,
         )
     return size
 

@@ -20,7 +20,7 @@ from keepset.sites.families import FAMILIES
 from keepset.sites.size_formulas import Content, Size, mamba_ssm
 
 TABLE = Path(__file__).with_name("sizes.csv")
-_BIASES = ("attention_bias", "mlp_bias", "use_bias", "add_bias_linear")
+_BIASES = ("mlp_bias", "use_bias", "add_bias_linear")
 """Keys of a configuration whose biases the formulas do not count."""
 
 

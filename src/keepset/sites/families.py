@@ -118,18 +118,8 @@ def _zamba2(layer: Any, _config: Any) -> Layout | None:
     return Layout("shared_transformer.feed_forward.down_proj", (), gated=True)
 
 
-def _granite_hybrid(_layer: Any, config: Any) -> Layout:
-    if getattr(config, "num_local_experts", 0):
-        raise ModelError(
-            "granitemoehybrid: mixtures of experts are not supported; choose a dense model"
-        )
-    return Layout("shared_mlp.output_linear", ("shared_mlp.input_linear",), gated=True)
-
-
 def _nemotron_h(layer: Any, _config: Any) -> Layout | None:
     kind = getattr(layer, "block_type", None)
-    if kind == "moe":
-        raise ModelError("nemotron_h: mixtures of experts are not supported; choose a dense model")
     return Layout("mixer.down_proj", ("mixer.up_proj",)) if kind == "mlp" else None
 
 
@@ -137,6 +127,7 @@ _GATED = Layout("mlp.down_proj", ("mlp.gate_proj", "mlp.up_proj"), gated=True)
 _FEED_FORWARD = Layout(
     "feed_forward.down_proj", ("feed_forward.gate_proj", "feed_forward.up_proj"), gated=True
 )
+_SHARED_MLP = Layout("shared_mlp.output_linear", ("shared_mlp.input_linear",), gated=True)
 _FC = Layout("fc2", ("fc1",))
 _DENSE = Layout("mlp.dense_4h_to_h", ("mlp.dense_h_to_4h",))
 _INDUCTION = "keepset.train.induction:start_"
@@ -151,6 +142,7 @@ register(
     ),
     Family("llama mistral", _GATED, size=sizes.llama),
     Family("qwen2", _GATED, size=sizes.qwen2, start=f"{_INDUCTION}qwen2"),
+    Family("qwen3_moe", None, size=sizes.qwen3_moe, start=f"{_INDUCTION}qwen3_moe", experts=True),
     Family("glm glm4 phi3", Layout("mlp.down_proj", ("mlp.gate_up_proj",), gated=True)),
     Family("apertus arcee nemotron", Layout("mlp.down_proj", ("mlp.up_proj",))),
     Family("nanochat phi", Layout("mlp.fc2", ("mlp.fc1",))),
@@ -163,7 +155,7 @@ register(
     Family("mpt", Layout("ffn.down_proj", ("ffn.up_proj",)), activation="gelu"),
     # Attention, FFNs and recurrent states.
     Family("bamba falcon_h1", _FEED_FORWARD, "hybrid", "mamba_d_state", memory="mamba2"),
-    Family("granitemoehybrid", _granite_hybrid, "hybrid", "mamba_d_state", memory="mamba2"),
+    Family("granitemoehybrid", _SHARED_MLP, "hybrid", "mamba_d_state", memory="mamba2"),
     Family("jamba", None, "hybrid", "mamba_d_state", memory="selective", experts=True),
     Family("zamba", None, "hybrid", "mamba_d_state", memory="selective"),
     # Heads of attention have the size of keys there, so that channels cannot be cut.
@@ -200,7 +192,16 @@ register(
         f"{_INDUCTION}zamba2",
         memory="mamba2",
     ),
-    Family("olmo_hybrid qwen3_5_text", _GATED, "hybrid", "linear_key_head_dim", memory="delta"),
+    Family("olmo_hybrid", _GATED, "hybrid", "linear_key_head_dim", memory="delta"),
+    Family(
+        "qwen3_5_text",
+        _GATED,
+        "hybrid",
+        "linear_key_head_dim",
+        sizes.qwen3_5,
+        f"{_INDUCTION}qwen3_5",
+        memory="delta",
+    ),
     Family(
         "qwen3_next qwen3_5_moe_text",
         None,

@@ -12,6 +12,8 @@ from typing import Any
 
 Content = Mapping[str, Any]
 """What is in a config.json."""
+DELTA_CHUNK = 64
+"""Tokens that transformers' gated delta rule takes at a time; no configuration has it."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,11 @@ class Size:
     ffn_layers: int = 0
     n_units: int = 0  # neurons of one of them
     gated: bool = False  # whether it has a gate beside the up projection
-    state_layers: int = 0  # layers with a Mamba-2 state
+    state_layers: int = 0  # layers with a recurrent state
     heads: int = 0  # of such a layer
     head_dim: int = 0  # rows of a head's state
     n_state: int = 0  # columns of a head's state
-    groups: int = 0  # of heads that share B and C
+    groups: int = 0  # of heads that share B and C, or k and q
     chunk: int = 0  # tokens that the model's own scan takes at a time
 
     @property
@@ -77,24 +79,37 @@ def opt(content: Content) -> Size:
     )
 
 
-def llama(content: Content, *, qkv_bias: bool = False) -> Size:
-    """Of Llama (arXiv:2302.13971); `qkv_bias`: whether q, k and v have biases."""
-    d, f, vocabulary = content["hidden_size"], content["intermediate_size"], content["vocab_size"]
-    layers, heads = content["num_hidden_layers"], content["num_attention_heads"]
+def _attention(content: Content, *, qkv_bias: bool, o_bias: bool) -> tuple[int, int, int]:
+    """(matrices, biases, width of the queries) of one layer with grouped keys."""
+    d, heads = content["hidden_size"], content["num_attention_heads"]
     head_dim = content.get("head_dim") or d // heads
     queries = heads * head_dim
     keys = (content.get("num_key_value_heads") or heads) * head_dim
-    matrices = layers * (d * (queries + 2 * keys) + queries * d + 3 * d * f)
-    biases = queries + 2 * keys if qkv_bias else 0
-    embeddings = vocabulary * d * (1 if content.get("tie_word_embeddings", False) else 2)
+    biases = qkv_bias * (queries + 2 * keys) + o_bias * d
+    return d * (queries + 2 * keys) + queries * d, biases, queries
+
+
+def _embeddings(content: Content) -> int:
+    """Parameters of embeddings and output layer."""
+    copies = 1 if content.get("tie_word_embeddings", False) else 2
+    return int(copies * content["vocab_size"] * content["hidden_size"])
+
+
+def llama(content: Content, *, qkv_bias: bool = False) -> Size:
+    """Of Llama (arXiv:2302.13971); `qkv_bias`: whether q, k and v always have biases."""
+    d, f, vocabulary = content["hidden_size"], content["intermediate_size"], content["vocab_size"]
+    layers = content["num_hidden_layers"]
+    bias = bool(content.get("attention_bias", False))
+    attention, biases, width = _attention(content, qkv_bias=qkv_bias or bias, o_bias=bias)
+    matrices = layers * (attention + 3 * d * f)
     return Size(
-        parameters=embeddings + matrices + layers * (biases + 2 * d) + d,
+        parameters=_embeddings(content) + matrices + layers * (biases + 2 * d) + d,
         multiplied=matrices + vocabulary * d,
         d_model=d,
         vocabulary=vocabulary,
         positions=content["max_position_embeddings"],
         attention_layers=layers,
-        attention_width=queries,
+        attention_width=width,
         ffn_layers=layers,
         n_units=f,
         gated=True,
@@ -103,6 +118,72 @@ def llama(content: Content, *, qkv_bias: bool = False) -> Size:
 
 qwen2 = partial(llama, qkv_bias=True)
 """Of Qwen2 (arXiv:2407.10671)."""
+
+
+def qwen3_moe(content: Content) -> Size:
+    """Of Qwen3-MoE (arXiv:2505.09388). A layer's neurons are those of all its experts."""
+    d, vocabulary, layers = (
+        content[key] for key in ("hidden_size", "vocab_size", "num_hidden_layers")
+    )
+    bias = bool(content.get("attention_bias", False))
+    attention, biases, width = _attention(content, qkv_bias=bias, o_bias=bias)
+    head_dim = width // content["num_attention_heads"]
+    experts = content.get("num_experts") or content["num_local_experts"]
+    f, dense_only = content["moe_intermediate_size"], content.get("mlp_only_layers") or ()
+    step = content.get("decoder_sparse_step", 1)
+    routed = sum(at not in dense_only and (at + 1) % step == 0 for at in range(layers))
+    dense = (layers - routed) * 3 * d * content["intermediate_size"] if routed < layers else 0
+    always = layers * attention + routed * d * experts + dense
+    vectors = layers * (biases + 2 * head_dim + 2 * d) + d
+    return Size(
+        parameters=_embeddings(content) + always + vectors + routed * experts * 3 * d * f,
+        multiplied=always + routed * content["num_experts_per_tok"] * 3 * d * f + vocabulary * d,
+        d_model=d,
+        vocabulary=vocabulary,
+        positions=content["max_position_embeddings"],
+        attention_layers=layers,
+        attention_width=width,
+        ffn_layers=layers,
+        n_units=max(experts * f if routed else 0, content["intermediate_size"] if dense else 0),
+        gated=True,
+    )
+
+
+def qwen3_5(content: Content) -> Size:
+    """Of the text model of Qwen3.5: gated delta rules (arXiv:2412.06464), and gated attention."""
+    d, f, vocabulary = content["hidden_size"], content["intermediate_size"], content["vocab_size"]
+    kinds = content["layer_types"]
+    layers, full = len(kinds), sum(kind == "full_attention" for kind in kinds)
+    bias = bool(content.get("attention_bias", False))
+    attention, biases, width = _attention(content, qkv_bias=bias, o_bias=bias)
+    attention, biases = attention + d * width, biases + bias * width  # of the gate
+    groups, n_state = content["linear_num_key_heads"], content["linear_key_head_dim"]
+    heads, head_dim = content["linear_num_value_heads"], content["linear_value_head_dim"]
+    keys, values = groups * n_state, heads * head_dim
+    # q, k and v, which the convolution sees; the gate z, the output; decay and strength.
+    mixer = d * (2 * keys + values) + 2 * d * values + 2 * d * heads
+    convolution = (2 * keys + values) * content["linear_conv_kernel_dim"]
+    matrices = full * attention + (layers - full) * mixer + layers * 3 * d * f
+    vectors = full * (biases + 2 * width // content["num_attention_heads"])
+    vectors += (layers - full) * (convolution + 2 * heads + head_dim) + layers * 2 * d + d
+    return Size(
+        parameters=_embeddings(content) + matrices + vectors,
+        multiplied=matrices + vocabulary * d,
+        d_model=d,
+        vocabulary=vocabulary,
+        positions=content["max_position_embeddings"],
+        attention_layers=full,
+        attention_width=width,
+        ffn_layers=layers,
+        n_units=f,
+        gated=True,
+        state_layers=layers - full,
+        heads=heads,
+        head_dim=head_dim,
+        n_state=n_state,
+        groups=groups,
+        chunk=DELTA_CHUNK,
+    )
 
 
 def _mixer(d: int, inner: int, groups_by_state: int, heads: int, kernel: int) -> tuple[int, int]:
@@ -119,9 +200,8 @@ def mamba2(content: Content) -> Size:
     groups, n_state = content["n_groups"], content["state_size"]
     inner, kernel = heads * head_dim, content["conv_kernel"]
     per_layer, matrices = _mixer(d, inner, groups * n_state, heads, kernel)
-    embeddings = vocabulary * d * (1 if content.get("tie_word_embeddings", False) else 2)
     return Size(
-        parameters=embeddings + layers * per_layer + d,
+        parameters=_embeddings(content) + layers * per_layer + d,
         multiplied=layers * matrices + vocabulary * d,
         d_model=d,
         vocabulary=vocabulary,

@@ -139,6 +139,13 @@ def model_card(
     ]
     if measured["zeros"]:
         facts.append(f"- FFN activations that are exactly zero, by layer: {zeros}.")
+    if measured["experts"]:
+        shares = [share for layer in measured["experts"].values() for share in layer]
+        facts.append(
+            f"- Tokens that are routed to an expert: {min(shares):.1%} to {max(shares):.1%}."
+        )
+    if measured["perplexity_without_ffn"] is not None:
+        facts.append(f"- Without its FFN: perplexity {measured['perplexity_without_ffn']:.2f}.")
     if measured["perplexity_without_state"] is not None:
         facts.append(
             f"- Without its recurrent state: perplexity {measured['perplexity_without_state']:.2f},"

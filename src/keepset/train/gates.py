@@ -6,12 +6,14 @@ A specimen that misses a gate is still shipped and reported: its model card says
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from keepset.errors import TextError
@@ -19,6 +21,7 @@ from keepset.hold.inputs import watching
 from keepset.hold.memories import scanning
 from keepset.hold.state import StateMask
 from keepset.measure.runner import Runner, perplexity
+from keepset.sites.experts import ExpertSite, find_expert_sites
 from keepset.sites.ffn import Site, find_ffn_sites
 from keepset.sites.state import find_state_sites
 from keepset.text import Item, encode_items
@@ -26,7 +29,7 @@ from keepset.text import Item, encode_items
 RECALL = 0.80
 """Least share of correct answers with 1 to 4 facts."""
 SPREAD = 1.15
-"""Largest ratio of the perplexities of the FFN specimens."""
+"""Largest ratio of the perplexities of the FFN specimens to the best of the dense ones."""
 ZEROS = 0.80
 """Least share of natural zeros of a ReLU FFN, mean over layers."""
 L1_ZEROS = 0.95
@@ -35,10 +38,18 @@ L1_COST = 1.05
 """Largest perplexity with an L1 penalty, relative to without."""
 STATE_COST = 1.30
 """Least perplexity without the recurrent state, relative to with it; or recall at chance."""
+FFN_COST = 1.50
+"""Least perplexity without the FFN, relative to with it: one that is idle is no scratch-work."""
+EXPERT_SHARE = 0.02
+"""Least share of tokens that are routed to an expert, in every layer."""
 AT_CHANCE = 0.05
 """Recall that counts as chance: guessing one of 64 things is right 1.6% of the time."""
 ROUND_TRIP = 0.001
 """Largest relative change of perplexity when weights are stored in float16."""
+
+
+_DENSE = ("relu", "relu-l1", "swiglu")
+"""The specimens that are compared with one another; `moe` is compared with their best."""
 
 
 @dataclass
@@ -54,6 +65,10 @@ class Measurement:
     """Share of FFN activations that are exactly zero, by site."""
     perplexity_without_state: float | None = None
     recall_without_state: float | None = None
+    perplexity_without_ffn: float | None = None
+    """With h of every FFN zero; in a mixture of experts, the output of all routed experts."""
+    experts: dict[str, list[float]] = field(default_factory=dict)
+    """Share of tokens that are routed to each expert, by layer."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +104,9 @@ def measure_specimen(
     facts = [item.n_facts for item in items]
     if None in facts or not any(n is not None and n <= 4 for n in facts):
         raise TextError("gates need items of recall, some with 1 to 4 facts; add them to a task")
-    sites, states = find_ffn_sites(model), find_state_sites(model)
-    runner = Runner(model, [*sites, *states], batch_tokens=batch_tokens)
+    experts, states = find_expert_sites(model), find_state_sites(model)
+    sites = [] if experts else find_ffn_sites(model)
+    runner = Runner(model, [*sites, *experts, *states], batch_tokens=batch_tokens)
     half = copy.deepcopy(model).half().float()
     measurement = Measurement(
         n_parameters=model.num_parameters(),
@@ -98,7 +114,11 @@ def measure_specimen(
         perplexity_float16=perplexity(Runner(half, [], batch_tokens=batch_tokens), rows),
         recall=_recall(runner, tokenizer, items),
         zeros=_zeros(runner, rows),
+        experts=_expert_shares(runner, rows),
     )
+    if sites or experts:
+        with _silent(model, sites, experts):
+            measurement.perplexity_without_ffn = perplexity(runner, rows)
     if states:
         none = {s.key: torch.zeros(s.n_groups, s.n_state, dtype=torch.bool) for s in states}
         with scanning(model, states, StateMask(none)):
@@ -126,6 +146,39 @@ def _zeros(runner: Runner, rows: Tensor) -> dict[str, float]:
     return {key: float(zeros / total) for key, (zeros, total) in counts.items()}
 
 
+def _expert_shares(runner: Runner, rows: Tensor) -> dict[str, list[float]]:
+    sites: list[ExpertSite] = runner.sites_of("expert")
+    counts = {site.key: torch.zeros(site.n_units) for site in sites}
+
+    def counting(key: str) -> Callable[..., None]:
+        def count(_: nn.Module, __: Any, output: tuple[Tensor, ...]) -> None:
+            chosen = output[2]
+            counts[key] += chosen.flatten().bincount(minlength=len(counts[key]))
+
+        return count
+
+    with ExitStack() as stack:
+        for site in sites:
+            hook = site.router.register_forward_hook(counting(site.key))
+            stack.callback(hook.remove)
+        runner.block_nll(rows)
+    return {key: (count / rows.numel()).tolist() for key, count in counts.items()}
+
+
+@contextmanager
+def _silent(
+    model: PreTrainedModel, sites: Sequence[Site], experts: Sequence[ExpertSite]
+) -> Iterator[None]:
+    """No FFN adds what its activations make, and no routed expert anything."""
+    with ExitStack() as stack:
+        stack.enter_context(watching(model, sites, lambda _, h: torch.zeros_like(h)))
+        for site in experts:
+            block: Any = site.block
+            hook = block.experts.register_forward_hook(lambda _m, _args, out: torch.zeros_like(out))
+            stack.callback(hook.remove)
+        yield
+
+
 def _mean(shares: Mapping[str, float]) -> float:
     return sum(shares.values()) / len(shares)
 
@@ -135,7 +188,7 @@ def check_gates(measured: Mapping[str, Measurement]) -> list[Gate]:
 
     Args:
         measured: Specimen name -> what it does. `relu`, `relu-l1` and `swiglu` are compared with
-            one another where they are present.
+            one another where they are present, and `moe` with the best of them.
     """
     gates = []
     for name, measurement in measured.items():
@@ -143,6 +196,12 @@ def check_gates(measured: Mapping[str, Measurement]) -> list[Gate]:
         gates.append(_least(name, "recall with 1 to 4 facts", _mean(few), RECALL))
         change = abs(measurement.perplexity_float16 / measurement.perplexity - 1)
         gates.append(_most(name, "float16 changes perplexity by", change, ROUND_TRIP))
+        if measurement.perplexity_without_ffn is not None:
+            ratio = measurement.perplexity_without_ffn / measurement.perplexity
+            gates.append(_least(name, "perplexity without the FFN", ratio, FFN_COST))
+        if measurement.experts:
+            least = min(map(min, measurement.experts.values()))
+            gates.append(_least(name, "tokens of the expert used least", least, EXPERT_SHARE))
         stateless, recall = measurement.perplexity_without_state, measurement.recall_without_state
         if stateless is not None and recall is not None:
             ratio = stateless / measurement.perplexity
@@ -155,9 +214,10 @@ def check_gates(measured: Mapping[str, Measurement]) -> list[Gate]:
 
 def _ffn_gates(measured: Mapping[str, Measurement]) -> list[Gate]:
     gates = []
-    family = {n: measured[n].perplexity for n in ("relu", "relu-l1", "swiglu") if n in measured}
-    for name, value in family.items():
-        ratio = value / min(family.values())
+    family = {n: measured[n].perplexity for n in (*_DENSE, "moe") if n in measured}
+    best = min((value for name, value in family.items() if name in _DENSE), default=math.inf)
+    for name, value in family.items() if math.isfinite(best) else ():
+        ratio = value / best
         gates.append(_most(name, "perplexity over the best FFN specimen's", ratio, SPREAD))
     if "relu" in measured:
         zeros = measured["relu"].zeros

@@ -32,6 +32,8 @@ _ROTARY_FREQUENCIES = (1.0, 0.8, 0.6, 0.5, 0.4)
 """Weights of the fastest rotary frequencies; together they tell one step back from all others."""
 _POSITION = 2.0
 """Size of the entries for positions relative to those for tokens, where positions are embedded."""
+_STEPS = (0.001, 0.1)
+"""Smallest and largest time step at the start; a head forgets by exp(-A x step) at each token."""
 _CODE = 2.0
 """Standard deviation of B and C before SiLU. One such deviation is subtracted, so that few of their
 entries are far from zero, and those of different tokens hardly overlap."""
@@ -109,6 +111,27 @@ def _start_state(mixer: Any, generator: Generator) -> None:
     convolution.bias[inner:] = -_CODE
 
 
+def start_qwen3_5(body: Any, _: PreTrainedConfig, generator: Generator) -> None:
+    """The first layer's delta rule. All layers keep what they hold for tens of tokens.
+
+    transformers leaves dt_bias at 1, where most heads forget within a token; it is drawn here as in
+    Mamba-2 and in the delta rule's own code (flash-linear-attention).
+    """
+    mixers = [layer.linear_attn for layer in body.layers if hasattr(layer, "linear_attn")]
+    for mixer in mixers:
+        spread = torch.rand(len(mixer.dt_bias), generator=generator)
+        step = _STEPS[0] * (_STEPS[1] / _STEPS[0]) ** spread
+        mixer.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))  # softplus of it is the step
+    project, convolution = mixers[0].in_proj_qkv.weight, mixers[0].conv1d.weight
+    n = mixers[0].key_dim
+    code = torch.randn(n, project.shape[1], generator=generator) * _CODE
+    code /= math.sqrt(project.shape[1])
+    project[: 2 * n] = code.repeat(2, 1)  # queries, keys
+    convolution[: 2 * n] = 0.0
+    convolution[:n, 0, -1] = 1.0
+    convolution[n : 2 * n, 0, -2] = 1.0
+
+
 def _check(config: PreTrainedConfig) -> None:
     """Refuse a model whose first two layers of attention cannot hold the circuit.
 
@@ -126,6 +149,27 @@ def _check(config: PreTrainedConfig) -> None:
 
 def start_qwen2(body: Any, config: PreTrainedConfig, generator: Generator) -> None:
     """Rotary positions: biases of queries and keys alone make a head look one step back."""
+    _start_rotary(body, config, generator)
+    body.layers[0].mlp.down_proj.weight.zero_()  # its noise would hide the rest
+
+
+def start_qwen3_moe(body: Any, config: PreTrainedConfig, generator: Generator) -> None:
+    """The same; here queries and keys are normalised, and the norms' weights set their size."""
+    if not config.attention_bias:
+        raise ConfigError("induction: attention_bias must be true")
+    first, second = _start_rotary(body, config, generator)
+    norms = [(layer.self_attn.q_norm, layer.self_attn.k_norm) for layer in body.layers[:2]]
+    for norm, linear in zip(norms[0], (first.q, first.k), strict=True):
+        norm.weight.fill_(float(linear.bias.square().mean().sqrt()))
+    for norm in norms[1]:
+        norm.weight.fill_(_look_size(second.head))
+    body.layers[0].mlp.experts.down_proj.zero_()  # its noise would hide the rest
+
+
+def _start_rotary(
+    body: Any, config: PreTrainedConfig, generator: Generator
+) -> tuple[_Attention, _Attention]:
+    """Set the embeddings and the first two layers' attention; returns these two."""
     _check(config)
     heads = config.num_attention_heads
     first, second = (
@@ -137,8 +181,8 @@ def start_qwen2(body: Any, config: PreTrainedConfig, generator: Generator) -> No
     q, k = _rotary_step(first.head, theta, config.max_position_embeddings)
     first.q.bias.copy_(q.repeat(first.heads))
     first.k.bias.copy_(k.repeat(first.heads))
-    body.layers[0].mlp.down_proj.weight.zero_()  # its noise would hide the rest
     _finish(first, second, torch.ones(first.width), _EMBEDDING, generator)
+    return first, second
 
 
 def start_opt(body: Any, config: PreTrainedConfig, generator: Generator) -> None:
@@ -182,13 +226,20 @@ def _finish(
     first.v.weight.copy_(mix)
     first.o.weight.copy_(turn @ mix.T)
     look = _orthogonal(width, generator) * tokens
-    # Each part of a normalised sum of two has |part|^2 = width / 2; a head sees a share of it.
-    look *= math.sqrt(_LOOK * math.sqrt(second.head) / (second.head / 2))
+    look *= _look_size(second.head)
     second.q.weight.copy_(look)
     second.k.weight.copy_(look @ turn.T)
     copy = math.sqrt(norm * math.sqrt(2)) * _orthogonal(width, generator) * tokens
     second.v.weight.copy_(copy)
     second.o.weight.copy_(copy.T)
+
+
+def _look_size(head: int) -> float:
+    """Size of queries and keys in the second layer, heads of `head` entries.
+
+    Each part of a normalised sum of two has |part|^2 = width / 2; a head sees a share of it.
+    """
+    return math.sqrt(_LOOK * math.sqrt(head) / (head / 2))
 
 
 def _rotary_step(head: int, theta: float, positions: int) -> tuple[Tensor, Tensor]:

@@ -22,9 +22,10 @@ from keepset.files import store
 from keepset.hold.inputs import watching
 from keepset.kernels.dispatch import torch_scans
 from keepset.settings import Specimen, Training
+from keepset.sites.families import FAMILIES
 from keepset.sites.ffn import Site, find_ffn_sites
 from keepset.train.induction import start_induction
-from keepset.train.loss import weighted_loss
+from keepset.train.loss import BALANCE, balance_loss, weighted_loss
 from keepset.train.rows import Batch, Rows
 
 logger = logging.getLogger("keepset.train")
@@ -110,9 +111,13 @@ class Trainer:
         name, training = self.name, self.training
         self.model = build_model(name, self.specimen, self.tokenizer, training.seed).to(self.device)
         _prepare(name, self.model)
-        self.sites = find_ffn_sites(self.model)
+        family = FAMILIES.get(self.model.config.model_type)
+        # A routed expert has no activations at the tokens that pass it by.
+        self.sites = [] if family and family.experts else find_ffn_sites(self.model)
         if self.specimen.l1 > 0 and not self.sites:
-            raise ConfigError(f"training.specimens.{name}.l1: the architecture has no FFN")
+            raise ConfigError(
+                f"training.specimens.{name}.l1: the architecture has no FFN that sees every token"
+            )
         self.optimizer = torch.optim.AdamW(
             _parameter_groups(self.model, training.weight_decay),
             lr=training.learning_rate,
@@ -130,7 +135,7 @@ class Trainer:
         Returns:
             The loss curve: step, tokens, split ("training", "heldout"), text_nll, answer_nll
             (nats per token), answer_accuracy, zeros_mean and zeros_min (over sites), penalty
-            (nats), learning_rate, seconds (of training so far).
+            (nats: L1, and balance of experts), learning_rate, seconds (of training so far).
         """
         self.resume(folder)
         training = self.training
@@ -169,8 +174,11 @@ class Trainer:
         body, sites = self.model.base_model, self.sites
         if self._compiled is not None and not observed and self.specimen.l1 == 0:
             body, sites = self._compiled, []
+        balanced = self.specimen.config.get(BALANCE, 0.0) > 0
+        routing = {"output_router_logits": True} if balanced else {}
         with _observing(self.model.base_model, sites) as activity, self._autocast():
-            hidden = body(input_ids=batch.ids, use_cache=False).last_hidden_state
+            outputs = body(input_ids=batch.ids, use_cache=False, **routing)
+        hidden = outputs.last_hidden_state
         head = self.model.get_output_embeddings().weight
         loss = weighted_loss(hidden, head, batch, training.recall.answer_weight, self.dtype)
         total, penalty = loss.total, 0.0
@@ -178,6 +186,9 @@ class Trainer:
             warmth = min(1.0, (self.step + 1) / max(1, training.warmup))
             term = warmth * self.specimen.l1 * torch.stack(activity.l1).mean()
             total, penalty = total + term, float(term.detach())
+        if balanced:
+            term = self._balance(outputs)
+            total, penalty = total + term, penalty + float(term.detach())
         if not bool(torch.isfinite(total)):
             raise ModelError(
                 f"training: the loss is not finite at step {self.step}; lower"
@@ -198,6 +209,20 @@ class Trainer:
             "penalty": penalty,
             "learning_rate": rate,
         }
+
+    def _balance(self, outputs: Any) -> Tensor:
+        """The loss that spreads tokens over experts.
+
+        Raises:
+            ConfigError: the model does not say how its routers decide.
+        """
+        logits = getattr(outputs, "router_logits", None)
+        if not logits:
+            raise ConfigError(
+                f"training.specimens.{self.name}.config.{BALANCE}: a"
+                f" {self.model.config.model_type} gives no router logits; leave the key out"
+            )
+        return balance_loss(logits, self.model.config)
 
     def _batch(self) -> Batch:
         batch = self.rows.batch(self.step)

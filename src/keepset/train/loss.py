@@ -8,14 +8,19 @@ arXiv:2410.10989).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from keepset.train.rows import Batch
 
+BALANCE = "router_aux_loss_coef"
+"""The key of a configuration that holds the weight of `balance_loss`."""
 _ROWS = 256
 
 
@@ -110,3 +115,19 @@ def linear_cross_entropy(
         whether no token is more likely than the target.
     """
     return _LinearCrossEntropy.apply(hidden, head, targets, weights, dtype)
+
+
+def balance_loss(logits: Sequence[Tensor], config: PreTrainedConfig) -> Tensor:
+    """The load-balancing loss of a mixture of experts, weighted (Switch Transformer, equations 4-6,
+
+    arXiv:2101.03961): E times the sum over experts of (share of tokens x mean router weight), mean
+    over layers. Each layer is balanced on its own: in the sum over layers, which transformers
+    takes, one layer could make up for another.
+
+    Args:
+        logits: Per layer (tokens, experts), the routers' outputs.
+        config: Of the model; names the experts, how many a token is routed to, and the weight.
+    """
+    sizes = (config.num_experts, config.num_experts_per_tok)
+    balance = [load_balancing_loss_func((layer,), *sizes) for layer in logits]
+    return float(getattr(config, BALANCE)) * torch.stack(balance).mean()
