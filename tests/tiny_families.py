@@ -52,8 +52,48 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 """Keys of configurations that make a model large, and what they are set to."""
 
-OVERRIDES: dict[str, dict[str, Any]] = {}
+_HEADS = {"num_key_value_heads": 4}
+_LATENT = "axk1 axk2 deepseek_v2 glm4_moe_lite glm_moe_dsa minicpm3 youtu dots3_note_text"
+_MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_expand": 2}
+OVERRIDES: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(_LATENT.split(), _HEADS),
+    **{name: {**_HEADS, "head_dim": 4} for name in ("deepseek_v3", "deepseek_v32")},
+    "bamba": {**_MAMBA, "attn_layer_indices": [1]},
+    "granitemoehybrid": {**_MAMBA, "layer_types": ["mamba", "attention"]},
+    "falcon_h1": {**_MAMBA, "mamba_d_ssm": 64},
+    "gemma3n_text": {"num_kv_shared_layers": 0},
+    "gpt_neo": {"num_layers": 2, "attention_types": [[["global", "local"], 1]]},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "mamba2": {"expand": 2, "num_heads": 4, "head_dim": 16, "n_groups": 1},
+    "nemotron": _HEADS,
+    "cohere_compass_text": {
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": 10_000.0}
+            for kind in ("full_attention", "sliding_attention")
+        }
+    },
+    "zamba": {
+        "num_hidden_layers": 4,
+        "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
+    },
+    "zamba2": {
+        "num_hidden_layers": 4,
+        "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
+        "num_mem_blocks": 1, "n_mamba_heads": 4, "mamba_ngroups": 1, "adapter_rank": 4,
+    },
+    "zaya": {"num_experts_per_tok": 1},
+}  # fmt: skip
 """What a family needs besides."""
+
+COMPOSITES = {
+    "fuyu": "persimmon",
+    "gemma3": "gemma3_text",
+    "gemma4_unified": "gemma4_unified_text",
+    "got_ocr2": "qwen2",
+    "moss_transcribe_diarize": "qwen3",
+    "dots3_note": "dots3_note_text",
+}
+"""Models around the text model of another family, whose other parts are large: that one is run."""
 
 
 def tiny_config(family: str) -> Any:
@@ -69,7 +109,9 @@ def _small(config_class: Any, overrides: dict[str, Any]) -> dict[str, Any]:
         if isinstance(part, type) and hasattr(part, "__dataclass_fields__"):
             more = overrides.get(name, OVERRIDES.get(getattr(part, "model_type", ""), {}))
             settings[name] = _small(part, more)
-    return settings | {k: v for k, v in overrides.items() if k not in settings or not isinstance(v, dict)}
+    return settings | {
+        k: v for k, v in overrides.items() if k not in settings or not isinstance(v, dict)
+    }
 
 
 def tiny_family(family: str) -> PreTrainedModel:

@@ -123,6 +123,13 @@ def _nemotron_h(layer: Any, _config: Any) -> Layout | None:
     return Layout("mixer.down_proj", ("mixer.up_proj",)) if kind == "mlp" else None
 
 
+def _cpmant(_layer: Any, _config: Any) -> Layout:
+    raise ModelError(
+        "cpmant: it puts tokens of its own before every text, so that what a rule holds for a"
+        " token is not known; choose another family"
+    )
+
+
 def _mllama(layer: Any, _config: Any) -> Layout | None:
     # Layers that read an image are passed over where there is none.
     return None if hasattr(layer, "cross_attn") else _GATED
@@ -155,10 +162,10 @@ _INDUCTION = "keepset.train.induction:start_"
 register(
     # Transformers.
     Family(
-        "cohere cohere2 cwm diffllama doge emu3_text_model ernie4_5 exaone4 gemma gemma2"
-        " gemma3_text gemma4_text gemma4_unified_text granite granite_swa helium hunyuan_v1_dense"
-        " hyperclovax internlm3 iquestcoder minicpm3 ministral ministral3 olmo olmo2 olmo3 qwen3"
-        " seed_oss smollm3 stablelm vaultgemma youtu",
+        "cohere cohere2 cohere_compass_text cwm diffllama doge emu3_text_model ernie4_5 exaone4"
+        " gemma gemma2 gemma3_text gemma4_text gemma4_unified_text granite granite_swa helium"
+        " hunyuan_v1_dense hyperclovax internlm3 iquestcoder minicpm3 ministral ministral3 olmo"
+        " olmo2 olmo3 qwen3 seed_oss smollm3 stablelm vaultgemma youtu",
         _GATED,
     ),
     Family("llama mistral", _GATED, size=sizes.llama),
@@ -176,7 +183,7 @@ register(
     Family("falcon gpt_neox gpt_neox_japanese persimmon", _DENSE),
     Family("bloom", _bloom, activation="gelu_pytorch_tanh"),
     Family("mpt", Layout("ffn.down_proj", ("ffn.up_proj",)), activation="gelu"),
-    Family("cpmant", Layout("ffn.ffn.w_out", ("ffn.ffn.w_in.w_0", "ffn.ffn.w_in.w_1"), gated=True)),
+    Family("cpmant", _cpmant),
     Family("ctrl", Layout("ffn.2", ("ffn.0",)), activation="relu"),
     # Its sparse activation takes mean and spread over all neurons, so that none can be cut away.
     Family("gemma3n_text", Layout("mlp.down_proj", (), gated=True)),

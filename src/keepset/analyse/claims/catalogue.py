@@ -321,8 +321,8 @@ CLAIMS: tuple[Claim, ...] = (
         " token, and state channels cheaper chosen once.",
         OURS,
         _UNASKED,
-        "dynamic / static at 90%: < 1 for neurons by size, > 1 for channels (by size, write; static"
-        f" by GHOST); {_TEXT}; not in a specimen that has one of them idle",
+        "dynamic / static at 90%: < 1 for neurons by size, > 1 for channels (write, by size and by"
+        f" impact; static by GHOST); {_TEXT}; not in a specimen that has one of them idle",
         "a hybrid whose FFN and state are both in use",
         modern.parts_want_opposites,
     ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from keepset.analyse.bounds import Bounds
 from keepset.analyse.claims import correlations
 from keepset.analyse.claims.case import Case, Findings
@@ -25,9 +27,22 @@ def experts_are_scratch(evidence: Evidence) -> Findings:
     At the largest sparsity that both were run at: there fewer experts are left than a token is
     routed to, so that both rules leave something out.
     """
-    for model, _ in evidence.models_with(experts=True):
+    for model, _ in evidence.models_with():
+        if not _has_experts(evidence, model):
+            continue
         for score in STATIC_SCORES:
             yield from _fewest(evidence, model, score)
+
+
+def _has_experts(evidence: Evidence, model: str) -> bool:
+    """Whether its family routes to experts, or its experts were studied."""
+    known = {name for name, _ in evidence.models_with(experts=True)}
+    corpora = evidence.corpora(model)
+    return model in known or any(
+        evidence.sparsities(model, corpus, "expert", "static", score)
+        for corpus in corpora
+        for score in STATIC_SCORES
+    )
 
 
 def _fewest(evidence: Evidence, model: str, score: str) -> Findings:
@@ -54,16 +69,21 @@ def delta_as_mamba(evidence: Evidence) -> Findings:
     models = list(evidence.models_with(state=DELTA))
     weak = Bounds(high=WEAK)
     yield from correlations.size_correlations(evidence, models, "state", "ghost", weak, weak)
+    yield from _rechosen(evidence, state=DELTA)
+
+
+def _rechosen(evidence: Evidence, **traits: Any) -> Findings:
+    """Channels re-chosen at every token, by size or impact, the rest forgotten / a GHOST set."""
     for score in ("magnitude", "impact"):
         write, ghost = state("dynamic", score, 0.9, "write"), state("static", "ghost", 0.9)
-        yield from ratio_cases(evidence, write, ghost, RISE, state=DELTA)
+        yield from ratio_cases(evidence, write, ghost, RISE, **traits)
 
 
 def parts_want_opposites(evidence: Evidence) -> Findings:
     """E3: in one model, dynamic / static is below 1 for the FFN and above 1 for the state.
 
-    Neurons by size; channels by size at every token, forgotten where not kept, against one GHOST
-    set. Both at 90%, in models whose FFN and state are both in use.
+    Neurons by size; channels by size and by impact at every token, forgotten where not kept,
+    against one GHOST set. All at 90%, in models whose FFN and state are both in use.
     """
     traits = {"architecture": "hybrid", "experts": False}
     with_ffn, idle = with_working(evidence, "ffn", **traits)
@@ -75,7 +95,6 @@ def parts_want_opposites(evidence: Evidence) -> Findings:
 
 
 def _opposites(evidence: Evidence, model: str) -> Findings:
-    neurons = ffn("dynamic", "magnitude", 0.9), ffn("static", "magnitude", 0.9)
-    channels = state("dynamic", "magnitude", 0.9, "write"), state("static", "ghost", 0.9)
-    yield from ratio_cases(evidence, *neurons, FALL, model=model)
-    yield from ratio_cases(evidence, *channels, RISE, model=model)
+    per_token, once = ffn("dynamic", "magnitude", 0.9), ffn("static", "magnitude", 0.9)
+    yield from ratio_cases(evidence, per_token, once, FALL, model=model)
+    yield from _rechosen(evidence, model=model)
