@@ -223,9 +223,10 @@ def test_windows_are_what_they_are_defined_to_be(
     assert not torch.allclose(found, logits(model), rtol=1e-3, atol=1e-3)
 
 
-def test_rules_on_windows_refuse_a_cache(delta_model: Factory) -> None:
+@pytest.mark.parametrize("access", ["read", "write"])
+def test_rules_on_windows_refuse_a_cache(delta_model: Factory, access: str) -> None:
     model = delta_model("qwen3_5_text")
-    rule = Rule("magnitude", 0.5, 4, site="state", access="write")
+    rule = Rule("magnitude", 0.5, 4, site="state", access=access)  # type: ignore[arg-type]
     with (
         scanning(model, find_state_sites(model), StateWindows(rule)),
         pytest.raises(ModelError, match="use_cache=False"),
