@@ -118,6 +118,10 @@ def _zamba2(layer: Any, _config: Any) -> Layout | None:
     return Layout("shared_transformer.feed_forward.down_proj", (), gated=True)
 
 
+def _lfm2_moe(_layer: Any, _config: Any) -> Layout:
+    return Layout("feed_forward.w2", ("feed_forward.w1", "feed_forward.w3"), gated=True)
+
+
 def _nemotron_h(layer: Any, _config: Any) -> Layout | None:
     kind = getattr(layer, "block_type", None)
     return Layout("mixer.down_proj", ("mixer.up_proj",)) if kind == "mlp" else None
@@ -135,6 +139,14 @@ _INDUCTION = "keepset.train.induction:start_"
 
 register(
     # Transformers.
+    Family(
+        "afmoe aria_text axk1 axk2 beam cohere2_moe deepseek_v2 deepseek_v3 deepseek_v32 dots1"
+        " ernie4_5_moe exaone_moe flex_olmo flint glm4_moe glm4_moe_lite glm_moe_dsa gpt_oss"
+        " granitemoe granitemoe_swa granitemoeshared hunyuan_v1_moe hy_v3 hy_v4 kolibri1 laguna"
+        " mellum mimo_v2_flash minimax_m2 minimax_m3_vl_text mixtral olmoe qwen2_moe solar_open",
+        experts=True,
+    ),
+    Family("lfm2_moe", _lfm2_moe, activation="silu", experts=True),
     Family(
         "cohere cohere2 diffllama exaone4 gemma gemma2 gemma3_text granite olmo olmo2 olmo3 qwen3"
         " seed_oss smollm3 stablelm",
