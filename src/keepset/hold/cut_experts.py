@@ -6,9 +6,11 @@ layers: so every layer keeps as many.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -34,7 +36,8 @@ def prune_experts(model: PreTrainedModel, masks: Masks) -> None:
     Raises:
         ModelError: a site has no mask, or one of another shape; layers keep unlike numbers; or the
             experts of a layer cannot be cut: their router does more than choose the largest scores,
-            or they are stored in a number format of their own.
+            or they are stored in a number format of their own; or transformers would build another
+            kind of layer for so few.
     """
     sites = find_expert_sites(model)
     if not sites:
@@ -52,15 +55,37 @@ def prune_experts(model: PreTrainedModel, masks: Masks) -> None:
             f"{sites[0].name}: this router ranks groups by their two best experts; keep two at"
             " least"
         )
+    _check_loads(model, n_before, n_left)
     for site in sites:
         _slice(site, masks[site.key].nonzero()[:, 0])
-    config = model.config.get_text_config()
+    _renumber(model.config.get_text_config(), n_before, n_left)
+
+
+def _renumber(config: Any, n_before: int, n_left: int) -> None:
     for name in NUMBERS:
         if getattr(config, name, None) == n_before:
             setattr(config, name, n_left)
     for name in CHOSEN:
         if isinstance(chosen := getattr(config, name, None), int):
             setattr(config, name, min(chosen, n_left))
+
+
+def _check_loads(model: PreTrainedModel, n_before: int, n_left: int) -> None:
+    """Refuse a number of experts with which transformers builds other modules (Jamba's one)."""
+    config = copy.deepcopy(model.config)
+    _renumber(config.get_text_config(), n_before, n_left)
+    with torch.device("meta"):
+        reloaded = type(model)(config)
+    there, wanted = (
+        {name for name in network.state_dict() if ".experts." not in name}
+        for network in (model, reloaded)
+    )
+    if there != wanted:
+        raise ModelError(
+            f"{config.model_type}: a model of {n_left} experts has no"
+            f" {min(there - wanted, default='such weights')} in transformers, so that what is cut"
+            " would not load; keep more experts"
+        )
 
 
 def _check(site: ExpertSite, mask: Tensor | None) -> None:
