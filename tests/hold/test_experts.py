@@ -262,14 +262,3 @@ def test_everything_is_put_back(moe: Factory) -> None:
         raise RuntimeError("no")
     assert torch.equal(logits(model), before)
     assert all("forward" not in site.router.__dict__ for site in sites)
-
-
-def test_what_would_not_load_again_is_not_cut(tiny_model: Factory) -> None:
-    # With one expert, transformers builds Jamba's layers with a plain FFN.
-    model = tiny_model("jamba")
-    masks = {site.key: torch.tensor([True, False]) for site in find_expert_sites(model)}
-    before = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    with pytest.raises(ModelError, match=r"jamba: a model of 1 experts has no .*router"):
-        prune_experts(model, masks)
-    assert {name: tensor.shape for name, tensor in model.state_dict().items()} == before
-    assert model.config.num_experts == 2

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from keepset.errors import ModelError
 from keepset.rules.masks import Masks
@@ -36,8 +36,7 @@ def prune_experts(model: PreTrainedModel, masks: Masks) -> None:
     Raises:
         ModelError: a site has no mask, or one of another shape; layers keep unlike numbers; or the
             experts of a layer cannot be cut: their router does more than choose the largest scores,
-            or they are stored in a number format of their own; or transformers would build another
-            kind of layer for so few.
+            or they are stored in a number format of their own.
     """
     sites = find_expert_sites(model)
     if not sites:
@@ -55,13 +54,15 @@ def prune_experts(model: PreTrainedModel, masks: Masks) -> None:
             f"{sites[0].name}: this router ranks groups by their two best experts; keep two at"
             " least"
         )
-    _check_loads(model, n_before, n_left)
+    _check_smaller(model, n_before, n_left)
     for site in sites:
         _slice(site, masks[site.key].nonzero()[:, 0])
-    _renumber(model.config.get_text_config(), n_before, n_left)
+    _configure(model.config, n_before, n_left)
 
 
-def _renumber(config: Any, n_before: int, n_left: int) -> None:
+def _configure(config: PreTrainedConfig, n_before: int, n_left: int) -> None:
+    """Put the number of experts that are left into a configuration."""
+    config = config.get_text_config()
     for name in NUMBERS:
         if getattr(config, name, None) == n_before:
             setattr(config, name, n_left)
@@ -70,21 +71,21 @@ def _renumber(config: Any, n_before: int, n_left: int) -> None:
             setattr(config, name, min(chosen, n_left))
 
 
-def _check_loads(model: PreTrainedModel, n_before: int, n_left: int) -> None:
-    """Refuse a number of experts with which transformers builds other modules (Jamba's one)."""
+def _check_smaller(model: PreTrainedModel, n_before: int, n_left: int) -> None:
+    """Refuse a number of experts for which transformers builds other modules.
+
+    Raises:
+        ModelError: it does, as Jamba for one expert, whose FFN it makes dense.
+    """
     config = copy.deepcopy(model.config)
-    _renumber(config.get_text_config(), n_before, n_left)
+    _configure(config, n_before, n_left)
     with torch.device("meta"):
-        reloaded = type(model)(config)
-    there, wanted = (
-        {name for name in network.state_dict() if ".experts." not in name}
-        for network in (model, reloaded)
-    )
-    if there != wanted:
+        smaller = type(model)(config)
+    if others := sorted(smaller.state_dict().keys() - model.state_dict().keys()):
         raise ModelError(
-            f"{config.model_type}: a model of {n_left} experts has no"
-            f" {min(there - wanted, default='such weights')} in transformers, so that what is cut"
-            " would not load; keep more experts"
+            f"{config.model_type}: with {n_left} of {n_before} experts transformers builds another"
+            f" model, which has {others[0]}; keep more experts, or hold the rule on the running"
+            " model"
         )
 
 
