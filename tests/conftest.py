@@ -67,6 +67,12 @@ _SHAPES: dict[str, dict[str, Any]] = {
     "olmo_hybrid": _DELTA,
     "qwen3_5_text": _DELTA,
     "qwen3_5_moe_text": {**_DELTA, **_EXPERTS, "shared_expert_intermediate_size": 12},
+    "lfm2_moe": {
+        **_COMMON,
+        **_EXPERTS,
+        "layer_types": ["conv", "full_attention"],
+        "num_dense_layers": 2,
+    },
     "qwen3_moe": {**_COMMON, **_EXPERTS, "head_dim": 8},
     "qwen3_next": {**_DELTA, **_EXPERTS, "shared_expert_intermediate_size": 12},
     "bailing_hybrid": {

@@ -126,6 +126,7 @@ def test_every_training_start_is_there() -> None:
         ("llama", "transformer", ("ffn",)),
         ("zamba2", "hybrid", ("ffn", "state")),
         ("jamba", "hybrid", ("ffn", "expert", "state")),
+        ("gpt_oss", "transformer", ("ffn", "expert")),
         ("mamba2", "recurrent", ("state",)),
     ],
 )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from keepset.calibrate.channels import Sums
 from keepset.rules.scores import Moments, ghost
-from keepset.sites.ffn import Site
+from keepset.sites.ffn import Site, first_units
 from keepset.sites.state import StateSite
 
 
@@ -26,17 +26,19 @@ def unit_table(
         groups: The groups of documents whose text counts; all of it if left out.
 
     Returns:
-        Columns layer, unit, magnitude (mean |h|), weight (||w||), output (the root mean square
-        change of the layer's output when the unit alone is left out, sqrt(mean h^2) ||w||) and,
-        where gradients were taken, taylor (|sum h dL/dh| per token, nats).
+        Columns layer, unit (counted through all sites of the layer), magnitude (mean |h|), weight
+        (||w||), output (the root mean square change of the layer's output when the unit alone is
+        left out, sqrt(mean h^2) ||w||) and, where gradients were taken, taylor (|sum h dL/dh| per
+        token, nats).
     """
     tables = []
+    first = first_units(sites)
     for site in sites:
         sums = moments[site.key]
         norm, n_tokens = sums["weight_norm"], _over(groups, sums["tokens"])
         columns = {
             "layer": site.layer,
-            "unit": range(site.n_units),
+            "unit": range(first[site.key], first[site.key] + site.n_units),
             "magnitude": (_over(groups, sums["abs_by_group"]) / n_tokens).numpy(),
             "weight": norm.numpy(),
             "output": ((_over(groups, sums["square_by_group"]) / n_tokens).sqrt() * norm).numpy(),

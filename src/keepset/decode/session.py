@@ -22,6 +22,7 @@ from keepset.kernels.selection import Selection
 from keepset.rules.rule import Rule, describe
 from keepset.rules.scores import Moments
 from keepset.settings import Kernels
+from keepset.sites.expert_neurons import ExpertNeurons
 from keepset.sites.families import no_sites
 from keepset.sites.ffn import Site, find_ffn_sites
 
@@ -82,8 +83,9 @@ def sparse_decoding(
             token after it.
 
     Raises:
-        ConfigError: the rule cannot be decoded under (the message says why), a static rule has
-            no moments, or an implementation that is chosen by name cannot run here.
+        ConfigError: the rule cannot be decoded under (the message says why; neurons of routed
+            experts follow static rules alone), a static rule has no moments, or an implementation
+            that is chosen by name cannot run here.
         ModelError: the model has no FFN neurons.
 
     Example:
@@ -102,6 +104,7 @@ def sparse_decoding(
         sites = [site for site in sites if site.kind == rule.site]
         if rule.sparsity and not sites:
             raise ModelError(f"{describe(rule)}: {no_sites(model, rule.site)}")
+        _refuse_routed(rule, sites)
     selection = Selection.of(kernels)
     selection.require(next(model.parameters()).device)
     session = Session(rule, selection)
@@ -119,6 +122,15 @@ def sparse_decoding(
             running = running_windows(model, sites, rule, given, session.paths, selection, position)
             stack.enter_context(running)
         yield session
+
+
+def _refuse_routed(rule: Rule, sites: Sequence[Site]) -> None:
+    routed = next((site for site in sites if isinstance(site, ExpertNeurons)), None)
+    if rule.sparsity and rule.window != "corpus" and routed is not None:
+        raise ConfigError(
+            f"{describe(rule)}: {routed.name} holds routed experts, whose neurons can be chosen"
+            " while decoding by static rules alone; passages run under every rule"
+        )
 
 
 def _check(

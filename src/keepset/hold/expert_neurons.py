@@ -74,7 +74,7 @@ def project(site: ExpertNeurons, h: Tensor, chosen: list[tuple[Tensor, Tensor]])
     """The down projections of h (tokens, n_units): (tokens, d_model)."""
     module: Any = site.down
     n_neurons = site.n_units // site.n_experts
-    y = h.new_zeros(len(h), site.down_weight().shape[1])
+    y = h.new_zeros(len(h), module.down_proj.shape[2 if module.is_transposed else 1])
     for expert, (tokens, weights) in enumerate(chosen):
         if not len(tokens):
             continue

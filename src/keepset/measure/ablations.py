@@ -19,7 +19,7 @@ from keepset.rules.scores import Moments
 from keepset.run.progress import Progress
 from keepset.settings import Ablation
 from keepset.sites.families import FAMILIES
-from keepset.sites.ffn import Site, decoder_layers
+from keepset.sites.ffn import Site, decoder_layers, first_units
 from keepset.text import Blocks
 
 # Units per layer in the ablation sample: one from each sixteenth of the layer's size order.
@@ -46,7 +46,7 @@ def ablation_table(
 
     Args:
         runner: The model.
-        sites: The sites that units are taken from, one per layer.
+        sites: The sites that units are taken from, in order.
         moments: Their calibration sums, kept apart by groups of documents.
         blocks: The calibration text.
         ablation: How many units, on how much text.
@@ -112,8 +112,8 @@ def measure_ablations(
 
     Args:
         runner: The model.
-        sites: The sites that the sample is of, one per layer.
-        sample: Rows with layer and unit.
+        sites: The sites that the sample is of, in order.
+        sample: Rows with layer and unit, as in `unit_table`.
         blocks: (n_blocks, tokens) int64.
         label: What the progress line says.
 
@@ -125,7 +125,7 @@ def measure_ablations(
     rows = max(1, runner.batch_tokens // (blocks.shape[1] + n_before))
     progress = Progress(label, (len(sample) + rows) * blocks.numel())
     total = pd.Series(0.0, index=sample.index)
-    site_of = {site.layer: site for site in sites}
+    first_of = first_units(sites)
     before = _layers_before(runner, sites, sample["layer"], blocks[:1, :_TRIAL])
     for block in blocks:
         # Every row of a batch is the same text with another unit left out. The dense loss is
@@ -138,11 +138,16 @@ def measure_ablations(
             left_out = list(zip(part["layer"], part["unit"], strict=True))
 
             def leave_out(site: Site, h: Tensor, units: list[Any] = left_out) -> Tensor | None:
-                rows = [row for row, (layer, _) in enumerate(units) if site_of[layer] is site]
-                if not rows:
+                start = first_of[site.key]
+                there = {
+                    row: unit - start
+                    for row, (layer, unit) in enumerate(units)
+                    if layer == site.layer and start <= unit < start + site.n_units
+                }
+                if not there:
                     return None
                 h = h.clone()
-                h[rows, n_before:, [units[row][1] for row in rows]] = 0
+                h[list(there), n_before:, list(there.values())] = 0
                 return h
 
             # What is left out changes nothing in earlier layers.

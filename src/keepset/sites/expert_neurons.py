@@ -6,7 +6,8 @@ experts side by side, and most of which are 0 at any token: routing is a choice 
 unit is a neuron of an expert, `expert * n_neurons + neuron`; its output column is that of W_e.
 
 In transformers 5 experts are stored together, (experts, ...), by classes that say how
-(`use_experts_implementation`). Shared experts, which every token passes, are not among the units.
+(`use_experts_implementation`). Shared experts, which every token passes, are a further site of the
+layer, an FFN as any other (`Site.part`).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class ExpertNeurons(Site):
         return int(module.down_proj.shape[0])
 
     def down_weight(self) -> Tensor:
-        """The output column of every neuron: (n_units, d_model)."""
+        """The output column of every neuron, (n_units, d_model); a copy, unless transposed."""
         module: Any = self.down
         weight: Tensor = module.down_proj
         return (weight if module.is_transposed else weight.transpose(1, 2)).flatten(0, 1)

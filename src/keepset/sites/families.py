@@ -142,10 +142,6 @@ def _zamba(layer: Any, _config: Any) -> Layout | None:
     return Layout(f"{block}.down_proj", (f"{block}.gate_proj", f"{block}.up_proj"), gated=True)
 
 
-def _lfm2_moe(layer: Any, _config: Any) -> Layout | None:
-    return _W if hasattr(layer.feed_forward, "w2") else None
-
-
 _W = Layout("feed_forward.w2", ("feed_forward.w1", "feed_forward.w3"), gated=True)
 _MLP_BLOCK = Layout("mlp_block.down_proj", ("mlp_block.gate_proj", "mlp_block.up_proj"), gated=True)
 _GATED = Layout("mlp.down_proj", ("mlp.gate_proj", "mlp.up_proj"), gated=True)
@@ -161,6 +157,13 @@ _INDUCTION = "keepset.train.induction:start_"
 
 register(
     # Transformers.
+    Family(
+        "afmoe aria_text axk1 axk2 beam cohere2_moe deepseek_v2 deepseek_v3 deepseek_v32 dots1"
+        " ernie4_5_moe exaone_moe flex_olmo flint glm4_moe glm4_moe_lite glm_moe_dsa gpt_oss"
+        " granitemoe granitemoe_swa granitemoeshared hunyuan_v1_moe hy_v3 hy_v4 kolibri1 laguna"
+        " mellum mimo_v2_flash minimax_m2 minimax_m3_vl_text mixtral olmoe qwen2_moe solar_open",
+        experts=True,
+    ),
     Family(
         "cohere cohere2 cohere_compass_text cwm diffllama doge emu3_text_model ernie4_5 exaone4"
         " gemma gemma2 gemma3_text gemma4_text gemma4_unified_text granite granite_swa helium"
@@ -188,7 +191,7 @@ register(
     # Its sparse activation takes mean and spread over all neurons, so that none can be cut away.
     Family("gemma3n_text", Layout("mlp.down_proj", (), gated=True)),
     Family("lfm2 lfm3", _W, activation="silu"),
-    Family("lfm2_moe", _lfm2_moe, activation="silu", experts=True),
+    Family("lfm2_moe", _W, activation="silu", experts=True),
     Family("modernbert-decoder", Layout("mlp.Wo", ("mlp.Wi",), gated=True)),
     # Attention, FFNs and recurrent states.
     Family("bamba falcon_h1", _FEED_FORWARD, "hybrid", "mamba_d_state", memory="mamba2"),

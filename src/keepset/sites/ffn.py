@@ -19,7 +19,7 @@ Layouts come from `keepset.sites.families`. What to know before hooking a site (
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,6 +34,7 @@ from keepset.sites.families import ACTIVATION_KEYS, FAMILIES, Layout, known_layo
 _EXPERT_WORDS = ("expert", "router", "moe")
 _LISTS = ("layers", "blocks", "h")
 """What transformers calls a list of decoder layers."""
+_SHARED = ("shared_expert", "shared_experts", "shared_mlp")
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +63,8 @@ class Site(AnySite):
         activation: name of the activation function, e.g. "silu".
         gated: whether h = act(gate(x)) * up(x) rather than act(up(x)).
         up: what produces h; empty when unknown or not sliceable.
+        part: which FFN of its layer it is, where others stand beside it: "shared" for experts that
+            every token passes, and "" for the only one, or the routed experts.
     """
 
     down: nn.Module
@@ -71,6 +74,12 @@ class Site(AnySite):
     activation: str
     gated: bool
     up: tuple[Projection, ...]
+    part: str = ""
+
+    @property
+    def key(self) -> str:
+        """Name of the site in files and tables, e.g. "ffn.003", "ffn.003.shared"."""
+        return f"{super().key}.{self.part}" if self.part else super().key
 
     def down_weight(self) -> Tensor:
         """The output column of every unit: a view (n_units, d_model); row j is unit j's."""
@@ -79,18 +88,33 @@ class Site(AnySite):
         return weight if isinstance(self.down, Conv1D) else weight.T
 
 
+def first_units(sites: Sequence[Site]) -> dict[str, int]:
+    """Site key -> the number of its first unit in tables, which count the units of a layer through.
+
+    Args:
+        sites: Sites in order; a layer's further ones come after its first.
+    """
+    counts: Counter[int] = Counter()
+    first = {}
+    for site in sites:
+        first[site.key] = counts[site.layer]
+        counts[site.layer] += site.n_units
+    return first
+
+
 def find_ffn_sites(model: PreTrainedModel) -> list[Site]:
     """The FFN sites of `model`, in order of execution.
 
-    An unknown family is accepted when every decoder layer holds exactly one known layout, with
-    no other linear map beside it and no experts. Its `up` is left empty, so that its units can be
-    masked but not cut away until the family has a record in `keepset.sites.families`.
+    An unknown family is accepted when every decoder layer holds routed experts, or exactly one
+    known layout with no other linear map beside it. Its `up` is left empty, so that its units can
+    be masked but not cut away until the family has a record in `keepset.sites.families`.
 
     Args:
         model: a causal language model; its weights are not read, so it may be on the meta device.
 
     Returns:
-        One site per FFN and depth. Empty only for families known to have no FFN.
+        One site per FFN and depth; what stands beside routed experts comes after them. Empty only
+        for families known to have no FFN.
 
     Raises:
         ModelError: no site is known for the model, or its modules do not fit the layout.
@@ -100,10 +124,8 @@ def find_ffn_sites(model: PreTrainedModel) -> list[Site]:
     if family is not None and family.architecture == "recurrent":
         return []
     prefix, layers = decoder_layers(model)
-    routed = _routed(layers)
+    routed = _routed(config, layers)
     layouts = _layouts(config, {i: layer for i, layer in enumerate(layers) if i not in routed})
-    if not layouts and not routed:
-        raise _unknown(config, layers[0])
     downs = {i: _linear(config, layers[i], layout.down) for i, layout in layouts.items()}
     n_calls = Counter(map(id, downs.values()))
     seen: Counter[int] = Counter()
@@ -130,17 +152,83 @@ def find_ffn_sites(model: PreTrainedModel) -> list[Site]:
     activation = (family and family.activation) or _activation(config)
     for index, (path, module) in routed.items():
         sites.append(expert_neurons(f"{prefix}.{index}.{path}", module, index, activation))
+        sites += _beside(config, f"{prefix}.{index}", layers[index], path, index, activation)
     return sorted(sites, key=lambda site: site.layer)
 
 
-def _routed(layers: nn.ModuleList) -> dict[int, tuple[str, nn.Module]]:
+def _routed(config: Any, layers: nn.ModuleList) -> dict[int, tuple[str, nn.Module]]:
     """Layer -> path and module of what holds its routed experts, of the layers that have them."""
-    return {
-        index: (path, module)
-        for index, layer in enumerate(layers)
+    routed: dict[int, tuple[str, nn.Module]] = {}
+    for index, layer in enumerate(layers):
+        for path, module in layer.named_modules():
+            if path.rpartition(".")[2] != "experts":
+                continue
+            if index in routed:
+                raise ModelError(
+                    f"{config.model_type}: layer {index} holds experts twice, {routed[index][0]}"
+                    f" and {path}; which of them are its FFN is not known"
+                )
+            routed[index] = path, module
+    return routed
+
+
+def _beside(
+    config: Any, prefix: str, layer: nn.Module, experts: str, index: int, activation: str
+) -> list[Site]:
+    """The FFN that every token passes beside a layer's routed experts, if there is one.
+
+    Raises:
+        ModelError: there are several, or one whose neurons are inputs of no linear map.
+    """
+    around = {"", experts.rpartition(".")[0]}  # others, as in norms, are no FFN
+    outside = {
+        path: module
         for path, module in layer.named_modules()
-        if path.rpartition(".")[2] == "experts"
+        if path not in ("", experts) and path.rpartition(".")[0] in around
     }
+    paths = {
+        path: (tail, layout.gated)
+        for path, block in outside.items()
+        for layout in known_layouts()
+        for tail in [layout.down.rpartition(".")[2]]
+        if _linear_names(block) == {tail, *(name.rpartition(".")[2] for name in layout.up)}
+    }
+    unknown = [
+        path
+        for path, module in outside.items()
+        if path.rpartition(".")[2] in _SHARED
+        and path not in paths
+        and any(True for _ in module.parameters())
+    ]
+    if unknown or len(paths) > 1:
+        what = ", ".join([*unknown, *paths])
+        raise ModelError(
+            f"{config.model_type}: how layer {index} computes the experts that every token passes"
+            f" is not known ({what}), so that their neurons cannot be held"
+        )
+    sites = []
+    for path, (tail, gated) in paths.items():
+        down = _linear(config, layer, f"{path}.{tail}")
+        sites.append(
+            Site(
+                kind="ffn",
+                layer=index,
+                name=f"{prefix}.{path}.{tail}",
+                down=down,
+                n_units=_sizes(down)[0],
+                call=0,
+                n_calls=1,
+                activation=activation,
+                gated=gated,
+                up=(),
+                part="shared",
+            )
+        )
+    return sites
+
+
+def _linear_names(block: nn.Module) -> set[str]:
+    return {name for name, child in block.named_children() if _is_linear(child)}
 
 
 def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
@@ -179,6 +267,8 @@ def _layouts(config: Any, layers: dict[int, nn.Module]) -> dict[int, Layout]:
     if ffn is not None:
         adapted = {index: ffn(layer, config) for index, layer in layers.items()}
         return {index: layout for index, layout in adapted.items() if layout is not None}
+    if not layers:
+        return {}
     for layer in layers.values():
         _refuse_experts(config, layer)
     for layout in known_layouts():
@@ -186,7 +276,7 @@ def _layouts(config: Any, layers: dict[int, nn.Module]) -> dict[int, Layout]:
             for layer in layers.values():
                 _projections(config, layer, layout, _linear(config, layer, layout.down))
             return dict.fromkeys(layers, replace(layout, up=()))
-    return {}
+    raise _unknown(config, next(iter(layers.values())))
 
 
 def _holds_exactly(layer: nn.Module, layout: Layout) -> bool:
@@ -196,7 +286,7 @@ def _holds_exactly(layer: nn.Module, layout: Layout) -> bool:
         block = layer.get_submodule(parent)
     except AttributeError:
         return False
-    linear = {parent + dot + name for name, child in block.named_children() if _is_linear(child)}
+    linear = {parent + dot + name for name in _linear_names(block)}
     return linear == {layout.down, *layout.up}
 
 

@@ -309,8 +309,8 @@ CLAIMS: tuple[Claim, ...] = (
         OURS,
         _UNASKED,
         "mean over layers of Spearman(weight norm product, energy) < 0.5;"
-        f" {_CALIBRATION}; dynamic 90% (write), by size and by impact / static GHOST 90% > 1;"
-        f" {_TEXT}",
+        f" {_CALIBRATION}, not in a specimen whose training started from a hand-made circuit;"
+        f" dynamic 90% (write), by size and by impact / static GHOST 90% > 1; {_TEXT}",
         "a model with a gated delta rule, such as Qwen3.5-0.8B",
         modern.delta_as_mamba,
     ),

@@ -86,13 +86,13 @@ def named(compared: str, effect: Effect) -> str:
     return compared if effect.n > 1 else f"{compared}; one document: no interval"
 
 
-def states_as_trained(evidence: Evidence) -> tuple[list[tuple[str, str]], Iterator[str]]:
+def states_as_trained(evidence: Evidence, state: str = MAMBA) -> tuple[list[tuple[str, str]], Iterator[str]]:
     """(model, origin) of models with a state, and sentences about those that are no evidence.
 
     Where training started from a hand-made circuit of the state, weight and energy of the channels
     were put there by hand.
     """
-    models = list(evidence.models_with(state=MAMBA, induction=False))
-    made = (model for model, _ in evidence.models_with(state=MAMBA, induction=True))
+    models = list(evidence.models_with(state=state, induction=False))
+    made = (model for model, _ in evidence.models_with(state=state, induction=True))
     why = "the training of {} started from a hand-made circuit of its state: no evidence here"
     return models, (NoEvidence(why.format(model)) for model in made)

@@ -66,8 +66,9 @@ def delta_as_mamba(evidence: Evidence) -> Findings:
 
     Spearman of weight with energy below 0.5, and the ratios of D1 above 1.
     """
-    models = list(evidence.models_with(state=DELTA))
+    models, no_evidence = correlations.states_as_trained(evidence, DELTA)
     weak = Bounds(high=WEAK)
+    yield from no_evidence
     yield from correlations.size_correlations(evidence, models, "state", "ghost", weak, weak)
     yield from _rechosen(evidence, state=DELTA)
 
