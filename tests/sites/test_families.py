@@ -125,7 +125,7 @@ def test_every_training_start_is_there() -> None:
     [
         ("llama", "transformer", ("ffn",)),
         ("zamba2", "hybrid", ("ffn", "state")),
-        ("jamba", "hybrid", ("ffn", "state")),
+        ("jamba", "hybrid", ("ffn", "expert", "state")),
         ("mamba2", "recurrent", ("state",)),
     ],
 )
