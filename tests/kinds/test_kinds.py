@@ -25,8 +25,8 @@ def test_a_kind_defines_the_protocol(kind, name):
 
 
 def test_an_unknown_kind_is_refused():
-    with pytest.raises(ConfigError, match="unknown kind of site 'expert'; known: ffn, state"):
-        kinds.of("expert")
+    with pytest.raises(ConfigError, match="unknown kind of site 'head'; known: ffn, expert, state"):
+        kinds.of("head")
 
 
 def test_all_sites_of_a_hybrid(tiny_model):

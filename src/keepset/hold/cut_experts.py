@@ -47,6 +47,11 @@ def prune_experts(model: PreTrainedModel, masks: Masks) -> None:
             f"every layer must keep the same number of experts, at least one; got {counts}"
         )
     n_before, n_left = sites[0].n_units, next(iter(counts.values()))
+    if n_left < 2 and any(hasattr(site.router, "num_group") for site in sites):
+        raise ModelError(
+            f"{sites[0].name}: this router ranks groups by their two best experts; keep two at"
+            " least"
+        )
     for site in sites:
         _slice(site, masks[site.key].nonzero()[:, 0])
     config = model.config.get_text_config()

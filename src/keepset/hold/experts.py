@@ -50,6 +50,7 @@ class _Routing(TorchFunctionMode):
         """
         super().__init__()
         self._n, self._kept, self._for_good = site.n_units, kept, for_good
+        # Rows that keep everything are routed apart (`_merged`).
         self._fewest = None if kept is None else int(kept.sum(dim=-1).min())
         self.logits: Tensor | None = None
         self.choice: Tensor | None = None
@@ -97,6 +98,32 @@ def _weights(site: ExpertSite, forward: Any, args: Any, kwargs: Any) -> Tensor:
     return scores.softmax(dim=-1) if by_logits else scores
 
 
+def _merged(dense: Tensor, whole: Any, held: Any, n_experts: int) -> Any:
+    """A router's outputs: of `whole` for the tokens `dense` (tokens,) bool, of `held` for others.
+
+    Where fewer experts were chosen under the rule, others stand in their places, with weight 0.
+    """
+    parts = []
+    missing = torch.empty(0, dtype=torch.int64)
+    index = next((part for part in held if _is_index(part)), None)
+    if index is not None:
+        n_missing = max(part.shape[-1] for part in whole if _is_index(part)) - index.shape[-1]
+        free = torch.ones(len(dense), n_experts, device=index.device)
+        free.scatter_(1, index.reshape(len(dense), -1), 0.0)
+        missing = free.topk(n_missing, dim=1).indices
+    for one, other in zip(whole, held, strict=True):
+        if one.shape != other.shape:
+            gap = missing if _is_index(other) else torch.zeros_like(missing, dtype=other.dtype)
+            other = torch.cat([other, gap.view(*other.shape[:-1], -1).to(other.dtype)], dim=-1)
+        rows = dense.view(*one.shape[:-1], 1)
+        parts.append(torch.where(rows, one, other))
+    return type(held)(parts)
+
+
+def _is_index(part: Tensor) -> bool:
+    return not part.is_floating_point()
+
+
 def _unseen(site: ExpertSite) -> ModelError:
     return ModelError(
         f"{site.name}: {type(site.router).__name__} was not seen to choose experts by the largest"
@@ -129,12 +156,15 @@ def routing(model: nn.Module, sites: Sequence[ExpertSite], action: Action) -> It
         kept = action(site, weights)
         if kept is None or bool(kept.all()):
             return forward(*args, **kwargs)
-        for_good = kept.ndim == 1
-        with _Routing(site, kept.view(-1, site.n_units), for_good=for_good) as held:
+        for_good, rows = kept.ndim == 1, kept.view(-1, site.n_units)
+        dense = rows.all(dim=1)
+        with _Routing(site, rows, for_good=for_good) as held:
             outputs = forward(*args, **kwargs)
         if held.logits is None or held.choice is None:
             raise _unseen(site)
-        return outputs
+        if for_good or not bool(dense.any()):
+            return outputs
+        return _merged(dense, forward(*args, **kwargs), outputs, site.n_units)
 
     with ExitStack() as stack:
         stack.enter_context(model.register_forward_pre_hook(on_forward, with_kwargs=True))

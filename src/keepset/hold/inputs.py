@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from keepset.errors import ModelError
+from keepset.hold import expert_neurons
 from keepset.hold.windows import Windowed, not_finite
 from keepset.kernels.selection import NUMBA, Selection
 from keepset.rules.masks import spread_windows, window_means, window_width
 from keepset.rules.rule import Rule, describe, n_kept
 from keepset.rules.scores import NEURON_SCORES, site_seed, token_score
+from keepset.sites.expert_neurons import ExpertNeurons
 from keepset.sites.ffn import Site
 
 Action = Callable[[Site, Tensor], Tensor | None]
@@ -49,10 +51,18 @@ def watching(model: nn.Module, sites: Sequence[Site], action: Action) -> Iterato
         changed = action(site, h.view(*shape, h.shape[-1]))
         return None if changed is None else (changed.view(h.shape), *args[1:])
 
+    def on_experts(site: ExpertNeurons, h: Tensor) -> Tensor | None:
+        changed = action(site, h.view(*shape, h.shape[-1]))
+        return None if changed is None else changed.view(h.shape)
+
     with ExitStack() as stack:
         stack.enter_context(model.register_forward_pre_hook(on_forward, with_kwargs=True))
-        for down in dict.fromkeys(site.down for site in sites):
+        linear = [site for site in sites if not isinstance(site, ExpertNeurons)]
+        for down in dict.fromkeys(site.down for site in linear):
             stack.enter_context(down.register_forward_pre_hook(on_site))
+        for site in sites:
+            if isinstance(site, ExpertNeurons):
+                stack.enter_context(expert_neurons.seeing(site, on_experts))
         yield
 
 

@@ -118,18 +118,8 @@ def _zamba2(layer: Any, _config: Any) -> Layout | None:
     return Layout("shared_transformer.feed_forward.down_proj", (), gated=True)
 
 
-def _granite_hybrid(_layer: Any, config: Any) -> Layout:
-    if getattr(config, "num_local_experts", 0):
-        raise ModelError(
-            "granitemoehybrid: mixtures of experts are not supported; choose a dense model"
-        )
-    return Layout("shared_mlp.output_linear", ("shared_mlp.input_linear",), gated=True)
-
-
 def _nemotron_h(layer: Any, _config: Any) -> Layout | None:
     kind = getattr(layer, "block_type", None)
-    if kind == "moe":
-        raise ModelError("nemotron_h: mixtures of experts are not supported; choose a dense model")
     return Layout("mixer.down_proj", ("mixer.up_proj",)) if kind == "mlp" else None
 
 
@@ -137,6 +127,7 @@ _GATED = Layout("mlp.down_proj", ("mlp.gate_proj", "mlp.up_proj"), gated=True)
 _FEED_FORWARD = Layout(
     "feed_forward.down_proj", ("feed_forward.gate_proj", "feed_forward.up_proj"), gated=True
 )
+_SHARED_MLP = Layout("shared_mlp.output_linear", ("shared_mlp.input_linear",), gated=True)
 _FC = Layout("fc2", ("fc1",))
 _DENSE = Layout("mlp.dense_4h_to_h", ("mlp.dense_h_to_4h",))
 _INDUCTION = "keepset.train.induction:start_"
@@ -164,7 +155,7 @@ register(
     Family("mpt", Layout("ffn.down_proj", ("ffn.up_proj",)), activation="gelu"),
     # Attention, FFNs and recurrent states.
     Family("bamba falcon_h1", _FEED_FORWARD, "hybrid", "mamba_d_state", memory="mamba2"),
-    Family("granitemoehybrid", _granite_hybrid, "hybrid", "mamba_d_state", memory="mamba2"),
+    Family("granitemoehybrid", _SHARED_MLP, "hybrid", "mamba_d_state", memory="mamba2"),
     Family("jamba", None, "hybrid", "mamba_d_state", memory="selective", experts=True),
     Family("zamba", None, "hybrid", "mamba_d_state", memory="selective"),
     # Heads of attention have the size of keys there, so that channels cannot be cut.

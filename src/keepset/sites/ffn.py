@@ -97,8 +97,9 @@ def find_ffn_sites(model: PreTrainedModel) -> list[Site]:
     if family is not None and family.architecture == "recurrent":
         return []
     prefix, layers = decoder_layers(model)
-    layouts = _layouts(config, layers)
-    if not layouts:
+    routed = _routed(layers)
+    layouts = _layouts(config, {i: layer for i, layer in enumerate(layers) if i not in routed})
+    if not layouts and not routed:
         raise _unknown(config, layers[0])
     downs = {i: _linear(config, layers[i], layout.down) for i, layout in layouts.items()}
     n_calls = Counter(map(id, downs.values()))
@@ -121,7 +122,22 @@ def find_ffn_sites(model: PreTrainedModel) -> list[Site]:
         )
         seen[id(down)] += 1
         sites.append(site)
-    return sites
+    from keepset.sites.expert_neurons import expert_neurons  # they are sites of this kind
+
+    activation = (family and family.activation) or _activation(config)
+    for index, (path, module) in routed.items():
+        sites.append(expert_neurons(f"{prefix}.{index}.{path}", module, index, activation))
+    return sorted(sites, key=lambda site: site.layer)
+
+
+def _routed(layers: nn.ModuleList) -> dict[int, tuple[str, nn.Module]]:
+    """Layer -> path and module of what holds its routed experts, of the layers that have them."""
+    return {
+        index: (path, module)
+        for index, layer in enumerate(layers)
+        for path, module in layer.named_modules()
+        if path.rpartition(".")[2] == "experts"
+    }
 
 
 def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
@@ -145,21 +161,22 @@ def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     return name, lists[0]
 
 
-def _layouts(config: Any, layers: nn.ModuleList) -> dict[int, Layout]:
-    """The layout of every layer that holds an FFN, by layer index."""
+def _layouts(config: Any, layers: dict[int, nn.Module]) -> dict[int, Layout]:
+    """The layout of every layer that holds an FFN, by layer index; `layers` have no experts."""
     family = FAMILIES.get(config.model_type)
     ffn = family.ffn if family is not None else None
     if isinstance(ffn, Layout):
-        return dict.fromkeys(range(len(layers)), ffn)
+        return dict.fromkeys(layers, ffn)
     if ffn is not None:
-        adapted = {index: ffn(layer, config) for index, layer in enumerate(layers)}
+        adapted = {index: ffn(layer, config) for index, layer in layers.items()}
         return {index: layout for index, layout in adapted.items() if layout is not None}
-    _refuse_experts(config, layers)
+    for layer in layers.values():
+        _refuse_experts(config, layer)
     for layout in known_layouts():
-        if all(_holds_exactly(layer, layout) for layer in layers):
-            for layer in layers:
+        if all(_holds_exactly(layer, layout) for layer in layers.values()):
+            for layer in layers.values():
                 _projections(config, layer, layout, _linear(config, layer, layout.down))
-            return dict.fromkeys(range(len(layers)), replace(layout, up=()))
+            return dict.fromkeys(layers, replace(layout, up=()))
     return {}
 
 
@@ -174,12 +191,13 @@ def _holds_exactly(layer: nn.Module, layout: Layout) -> bool:
     return linear == {layout.down, *layout.up}
 
 
-def _refuse_experts(config: Any, layers: nn.ModuleList) -> None:
-    for name, _ in layers.named_modules():
+def _refuse_experts(config: Any, layer: nn.Module) -> None:
+    for name, module in layer.named_modules():
         if any(word in name.lower() for word in _EXPERT_WORDS):
             raise ModelError(
-                f"{config.model_type}: mixtures of experts are not supported (found layers.{name});"
-                " choose a dense model"
+                f"{config.model_type}: how this family stores its experts is not known (found"
+                f" {name}, {type(module).__name__}); it needs an adapter in"
+                " keepset/sites/expert_neurons.py"
             )
 
 
