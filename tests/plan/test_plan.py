@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,13 @@ def test_tokens_of_states_by_hand(paper, embedded):
     # All text is one batch: sums, two functions in order at 5 sparsities, Taylor, and what is
     # measured of memory, three methods on one block and two.
     assert tokens(paper, "score_state", size, **mamba) == (1 + 2 * 5 + 1) * 131072 + 9 * 1024
+    # Where channels influence one another, each of the 128 is left out of the scans once.
+    job = Job("score_state", {**WIKI, **mamba})
+    plain, measured = (
+        sum(part.stepped for part in work(paper, job, replace(size, interacts=interacts)))
+        for interacts in (False, True)
+    )
+    assert measured - plain == 128 * 131072
     # In batches, a pass in order goes up to each layer in turn: half of the model on average.
     few = paper.model_copy(update={"text": paper.text.model_copy(update={"batch_tokens": 4096})})
     found = tokens(few, "score_state", size, **mamba)

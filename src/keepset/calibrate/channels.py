@@ -114,9 +114,11 @@ class _Running:
 
 
 def _changes(scan: Scan, n_before: int) -> Tensor:
-    """Squared change of y when each channel alone is left out, as a static rule does.
+    """Squared change of y when each channel alone is neither written nor read.
 
-    One run of the scan per channel, of all groups at once, since groups do not meet.
+    One run of the scan per channel, of all groups at once, since groups do not meet. Where k and q
+    are divided by their norms, these stay: a smaller norm would make all of y larger, which the
+    norm behind it takes back, and so hide what a small channel does.
 
     Returns:
         (batch, groups, n_state) float64, summed over tokens, heads and head dims.
@@ -127,7 +129,7 @@ def _changes(scan: Scan, n_before: int) -> Tensor:
     for channel in range(n_state):
         kept = torch.ones(groups, n_state, dtype=torch.bool, device=scan.C.device)
         kept[:, channel] = False
-        change = scan.pruned(kept).output()[:, n_before:].float() - dense
+        change = scan.masked(kept, kept).output()[:, n_before:].float() - dense
         squares = change.square().sum(dim=(1, 3), dtype=torch.float64)  # (batch, heads)
         changes[:, :, channel] = squares.view(batch, groups, -1).sum(dim=2)
     return changes

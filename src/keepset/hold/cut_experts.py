@@ -6,11 +6,13 @@ layers: so every layer keeps as many.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from keepset.errors import ModelError
 from keepset.rules.masks import Masks
@@ -52,15 +54,39 @@ def prune_experts(model: PreTrainedModel, masks: Masks) -> None:
             f"{sites[0].name}: this router ranks groups by their two best experts; keep two at"
             " least"
         )
+    _check_smaller(model, n_before, n_left)
     for site in sites:
         _slice(site, masks[site.key].nonzero()[:, 0])
-    config = model.config.get_text_config()
+    _configure(model.config, n_before, n_left)
+
+
+def _configure(config: PreTrainedConfig, n_before: int, n_left: int) -> None:
+    """Put the number of experts that are left into a configuration."""
+    config = config.get_text_config()
     for name in NUMBERS:
         if getattr(config, name, None) == n_before:
             setattr(config, name, n_left)
     for name in CHOSEN:
         if isinstance(chosen := getattr(config, name, None), int):
             setattr(config, name, min(chosen, n_left))
+
+
+def _check_smaller(model: PreTrainedModel, n_before: int, n_left: int) -> None:
+    """Refuse a number of experts for which transformers builds other modules.
+
+    Raises:
+        ModelError: it does, as Jamba for one expert, whose FFN it makes dense.
+    """
+    config = copy.deepcopy(model.config)
+    _configure(config, n_before, n_left)
+    with torch.device("meta"):
+        smaller = type(model)(config)
+    if others := sorted(smaller.state_dict().keys() - model.state_dict().keys()):
+        raise ModelError(
+            f"{config.model_type}: with {n_left} of {n_before} experts transformers builds another"
+            f" model, which has {others[0]}; keep more experts, or hold the rule on the running"
+            " model"
+        )
 
 
 def _check(site: ExpertSite, mask: Tensor | None) -> None:

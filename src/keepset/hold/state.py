@@ -84,6 +84,8 @@ class StateWindows(Windowed, Whole):
         kept = n_kept(site.n_state, self.rule.sparsity)
         if kept == site.n_state or scan.tokens == self._n_bos:
             return scan
+        if scan.carries:  # its windows would be scored on a state that starts here
+            refuse_carried(site)
         by_size = self._seeded or self.rule.score in SCORES_BY_SIZE
         if isinstance(scan, Mamba2Scan) and scan.compiled and by_size:
             return self._compiled(site, scan, kept)

@@ -113,6 +113,7 @@ def size_of_model(model: Any) -> Size:
             head_dim=states[0].head_dim,
             n_state=states[0].n_state,
             groups=states[0].n_groups,
+            interacts=states[0].memory == "delta",
             chunk=DELTA_CHUNK
             if states[0].memory == "delta"
             else getattr(config, "chunk_size", 0) or 256,

@@ -194,7 +194,9 @@ def _score_state(study: _Study, _: Mapping[str, str]) -> Iterator[Work]:
     passes = len({score.static for score in scores if score.in_order}) * len(grid.sparsities)
     # Text that is more than one batch takes a pass per layer, up to it; a layer is scored once.
     depth = 1.0 if tokens <= batch else (size.state_layers + 1) / 2
-    yield Work(tokens, study.block, batch, stepped=tokens)
+    # What a channel does is measured, one at a time, where it is not known from the state.
+    measured = size.n_state if size.interacts else 0
+    yield Work(tokens, study.block, batch, stepped=tokens * (1 + measured))
     yield Work(round(passes * tokens * depth), study.block, batch, stepped=passes * tokens)
     if any(score.gradients for score in scores):
         yield study.gradients(tokens)

@@ -90,7 +90,8 @@ _ALL = (
         which contains \|h\|; *taylor*, the first-order change of the loss; *loss*, the size of
         the change of the loss measured by ablating {config.ablation.units} units one at a time, on
         corpora that ask for it. Channels of the recurrent state, size the product of the norms of
-        their rows of W_B and W_C: *energy*, the root mean square of H C, GHOST's score.
+        their rows of W_B and W_C: *energy*, the root mean square of H C, GHOST's score (under
+        a delta rule, of the measured change of the output without the channel).
 
         Above: the mean over layers (large marks) and single layers (small dots). Below: *weight*,
         and *energy* of a state, layer by layer. Layers and units are all that a model has: they
@@ -241,7 +242,8 @@ _ALL = (
         **Phantom and corporeal channels.** Every channel of the recurrent states: the product of
         the norms of its rows of W_B and W_C, which is what pruning by magnitude sees, against its
         energy on calibration text, the root mean square of what the channel contributes to the
-        output (GHOST's score, on the dense model). Dotted lines: medians over the model. *Phantom*
+        output (GHOST's score, on the dense model; under a delta rule the change of the output
+        without the channel, measured). Dotted lines: medians over the model. *Phantom*
         channels have little weight and much energy, *corporeal* ones much weight and little energy;
         numbers are shares of all channels. Since medians halve the channels, there are as many of
         the one as of the other. Two rankings that have nothing in common put a quarter into each

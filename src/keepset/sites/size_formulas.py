@@ -38,6 +38,7 @@ class Size:
     n_state: int = 0  # columns of a head's state
     groups: int = 0  # of heads that share B and C, or k and q
     chunk: int = 0  # tokens that the model's own scan takes at a time
+    interacts: bool = False  # whether what a channel holds depends on the others
 
     @property
     def state_numbers(self) -> int:
@@ -183,6 +184,7 @@ def qwen3_5(content: Content) -> Size:
         n_state=n_state,
         groups=groups,
         chunk=DELTA_CHUNK,
+        interacts=True,
     )
 
 

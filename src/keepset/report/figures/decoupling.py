@@ -16,7 +16,7 @@ _PANELS = {
     ("ffn", "output"): "FFN: output\nleave-one-out",
     ("ffn", "taylor"): "FFN: taylor\n$|\\Sigma h\\,\\partial L/\\partial h|$",
     ("ffn", "loss"): "FFN: loss\nmeasured",
-    ("state", "ghost"): "state: energy\n$\\sqrt{\\mathrm{mean}\\ H^2C^2}$",
+    ("state", "ghost"): "state: energy\nleave-one-out",
 }
 _PROFILES = {("ffn", "weight"): "FFN: weight", ("state", "ghost"): "state: energy"}
 _GAP = 0.8  # rows between models

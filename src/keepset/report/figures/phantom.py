@@ -50,7 +50,7 @@ def draw(channels: pd.DataFrame, shares: pd.DataFrame) -> Figure:
         mark = " (specimen)" if style.any_specimen(rows) else ""
         differ = f"{100 * facts['disagreement']:.0f}%"
         ax.set_title(f"{model}{mark}, {corpus}\nthe halves kept differ in {differ}")
-    figure.supylabel("energy $\\sqrt{\\mathrm{mean}\\ H^2 C^2}$", fontsize=8)
+    figure.supylabel("energy (root mean square change of $y$)", fontsize=8)
     figure.supxlabel("weight $\\Vert W_B\\Vert\\,\\Vert W_C\\Vert$", fontsize=8)
     handles = [
         style.handle(label, colour, marker, "")
