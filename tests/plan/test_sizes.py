@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from keepset import settings
@@ -17,6 +19,7 @@ from keepset.plan.sizes import from_config, known_size, table
 from keepset.sites.families import FAMILIES
 
 ROOT = Path(__file__).parents[2]
+SPECIMENS = sorted(path.parent for path in (ROOT / "specimens").glob("*/config.json"))
 OPT = {"vocab_size": 50272, "max_position_embeddings": 2048}
 QWEN = {"vocab_size": 151936, "num_key_value_heads": 2, "tie_word_embeddings": True}
 MAMBA = {"vocab_size": 50288, "state_size": 128, "head_dim": 64, "n_groups": 1, "chunk_size": 256}
@@ -134,6 +137,13 @@ def test_a_token_meets_the_experts_it_is_routed_to(tiny_model):
 def test_what_is_counted_of_a_delta_rule_is_what_is_built(tiny_model):
     model = tiny_model("qwen3_5_text")
     assert from_config(model.config.to_dict()) == size_of_model(model)
+
+
+@pytest.mark.parametrize("folder", SPECIMENS, ids=lambda folder: folder.name)
+def test_the_size_of_a_specimen_is_known_from_its_configuration(folder):
+    with safe_open(folder / "model.safetensors", "pt") as weights:
+        stored = sum(prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+    assert from_config(json.loads((folder / "config.json").read_text())).parameters == stored
 
 
 def test_post_norm_opt_with_projections(tiny_model, tmp_path):

@@ -96,3 +96,10 @@ def test_the_card_says_what_was_missed() -> None:
     assert "Without its FFN: perplexity 90.00." in text
     assert "routed to an expert: 25.0% to 75.0%" in text
     assert "It passes all." in model_card("mamba2", trained, measured, [{**gate, "passed": True}])
+
+
+def test_specimens_are_small() -> None:
+    sizes = [sum(file.stat().st_size for file in card.parent.iterdir()) / 2**20 for card in SHIPPED]
+    assert len(sizes) == 7
+    assert max(sizes) <= 16
+    assert sum(sizes) <= 96

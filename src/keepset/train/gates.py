@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from keepset.hold.inputs import watching
 from keepset.hold.memories import scanning
 from keepset.hold.state import StateMask
 from keepset.measure.runner import Runner, perplexity
+from keepset.sites.expert_neurons import ExpertNeurons
 from keepset.sites.experts import ExpertSite, find_expert_sites
 from keepset.sites.ffn import Site, find_ffn_sites
 from keepset.sites.state import find_state_sites
@@ -66,9 +67,9 @@ class Measurement:
     perplexity_without_state: float | None = None
     recall_without_state: float | None = None
     perplexity_without_ffn: float | None = None
-    """With h of every FFN zero; in a mixture of experts, the output of all routed experts."""
+    """With h of every FFN zero, also that of routed experts."""
     experts: dict[str, list[float]] = field(default_factory=dict)
-    """Share of tokens that are routed to each expert, by layer."""
+    """Share of tokens that are routed to each expert, by site."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,8 @@ def measure_specimen(
     facts = [item.n_facts for item in items]
     if None in facts or not any(n is not None and n <= 4 for n in facts):
         raise TextError("gates need items of recall, some with 1 to 4 facts; add them to a task")
-    experts, states = find_expert_sites(model), find_state_sites(model)
-    sites = [] if experts else find_ffn_sites(model)
-    runner = Runner(model, [*sites, *experts, *states], batch_tokens=batch_tokens)
+    sites, states = find_ffn_sites(model), find_state_sites(model)
+    runner = Runner(model, [*sites, *find_expert_sites(model), *states], batch_tokens=batch_tokens)
     half = copy.deepcopy(model).half().float()
     measurement = Measurement(
         n_parameters=model.num_parameters(),
@@ -116,8 +116,8 @@ def measure_specimen(
         zeros=_zeros(runner, rows),
         experts=_expert_shares(runner, rows),
     )
-    if sites or experts:
-        with _silent(model, sites, experts):
+    if sites:
+        with watching(model, sites, lambda _, h: torch.zeros_like(h)):
             measurement.perplexity_without_ffn = perplexity(runner, rows)
     if states:
         none = {s.key: torch.zeros(s.n_groups, s.n_state, dtype=torch.bool) for s in states}
@@ -136,18 +136,22 @@ def _recall(
 
 
 def _zeros(runner: Runner, rows: Tensor) -> dict[str, float]:
-    counts = {site.key: torch.zeros(2, dtype=torch.float64) for site in runner.sites_of("ffn")}
+    # A routed expert's are zero wherever it is not chosen.
+    sites = [site for site in runner.sites_of("ffn") if not isinstance(site, ExpertNeurons)]
+    counts = {site.key: torch.zeros(2, dtype=torch.float64) for site in sites}
 
     def action(site: Site, h: Tensor) -> None:
         counts[site.key] += torch.tensor([float((h == 0).sum()), float(h.numel())]).double()
 
-    with watching(runner.model, runner.sites_of("ffn"), action):
+    with watching(runner.model, sites, action):
         runner.block_nll(rows)
     return {key: float(zeros / total) for key, (zeros, total) in counts.items()}
 
 
 def _expert_shares(runner: Runner, rows: Tensor) -> dict[str, list[float]]:
     sites: list[ExpertSite] = runner.sites_of("expert")
+    if not sites:
+        return {}
     counts = {site.key: torch.zeros(site.n_units) for site in sites}
 
     def counting(key: str) -> Callable[..., None]:
@@ -163,20 +167,6 @@ def _expert_shares(runner: Runner, rows: Tensor) -> dict[str, list[float]]:
             stack.callback(hook.remove)
         runner.block_nll(rows)
     return {key: (count / rows.numel()).tolist() for key, count in counts.items()}
-
-
-@contextmanager
-def _silent(
-    model: PreTrainedModel, sites: Sequence[Site], experts: Sequence[ExpertSite]
-) -> Iterator[None]:
-    """No FFN adds what its activations make, and no routed expert anything."""
-    with ExitStack() as stack:
-        stack.enter_context(watching(model, sites, lambda _, h: torch.zeros_like(h)))
-        for site in experts:
-            block: Any = site.block
-            hook = block.experts.register_forward_hook(lambda _m, _args, out: torch.zeros_like(out))
-            stack.callback(hook.remove)
-        yield
 
 
 def _mean(shares: Mapping[str, float]) -> float:

@@ -22,7 +22,7 @@ from keepset.files import store
 from keepset.hold.inputs import watching
 from keepset.kernels.dispatch import torch_scans
 from keepset.settings import Specimen, Training
-from keepset.sites.families import FAMILIES
+from keepset.sites.expert_neurons import ExpertNeurons
 from keepset.sites.ffn import Site, find_ffn_sites
 from keepset.train.induction import start_induction
 from keepset.train.loss import BALANCE, balance_loss, weighted_loss
@@ -111,9 +111,9 @@ class Trainer:
         name, training = self.name, self.training
         self.model = build_model(name, self.specimen, self.tokenizer, training.seed).to(self.device)
         _prepare(name, self.model)
-        family = FAMILIES.get(self.model.config.model_type)
         # A routed expert has no activations at the tokens that pass it by.
-        self.sites = [] if family and family.experts else find_ffn_sites(self.model)
+        sites = find_ffn_sites(self.model)
+        self.sites = [site for site in sites if not isinstance(site, ExpertNeurons)]
         if self.specimen.l1 > 0 and not self.sites:
             raise ConfigError(
                 f"training.specimens.{name}.l1: the architecture has no FFN that sees every token"
