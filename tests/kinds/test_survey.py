@@ -29,6 +29,7 @@ REFUSED = {
     "gemma4_assistant": "cannot build it",
     "gemma4_unified_assistant": "cannot build it",
     "hrm_text": "looked for one list",
+    "inkling_text": "is not known",
     "jetmoe": "does not store its experts",
     "llama4": "does not store its experts",
     "llama4_text": "does not store its experts",

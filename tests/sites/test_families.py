@@ -98,7 +98,11 @@ def test_its_training_starts_where_the_record_says(tiny_model: Factory) -> None:
     assert started == ["made_up"]
 
 
-def test_messages_say_where_to_add_a_family(tiny_model: Factory) -> None:
+def test_messages_say_where_to_add_a_family(
+    tiny_model: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("lfm2", "lfm2_moe", "lfm3"):
+        monkeypatch.delitem(FAMILIES, name)
     with pytest.raises(ModelError, match=r"a record in keepset/sites/families\.py"):
         find_ffn_sites(tiny_model("lfm2"))
     mamba = named(tiny_model("mamba2"), "made_up")

@@ -25,7 +25,7 @@ WITH_FFN = (
     " granite granitemoehybrid llama mistral mpt nanochat nemotron nemotron_h olmo olmo2"
     " olmo3 opt persimmon phi phi3 qwen2 qwen3 seed_oss smollm3 stablelm starcoder2 xglm"
     " zamba2"
-).split()
+).split()  # noqa: SIM905
 WITHOUT_FFN = sorted(n for n, family in FAMILIES.items() if family.architecture == "recurrent")
 TOKENS = torch.tensor([[5, 17, 3, 200, 9, 44, 101], [7, 7, 250, 31, 12, 90, 4]])
 WIDE = {"bloom": 128, "mpt": 128}  # these families fix the width at four times the model's
@@ -242,7 +242,8 @@ def test_experts_that_are_stored_in_another_way_are_refused(tiny_model: Factory)
 def test_an_unknown_model_is_told_what_to_do(
     tiny_model: Factory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(FAMILIES, "lfm2")
+    for name in ("lfm2", "lfm2_moe", "lfm3"):
+        monkeypatch.delitem(FAMILIES, name)
     with pytest.raises(ModelError) as caught:
         find_ffn_sites(tiny_model("lfm2"))
     for part in (

@@ -86,7 +86,9 @@ def named(compared: str, effect: Effect) -> str:
     return compared if effect.n > 1 else f"{compared}; one document: no interval"
 
 
-def states_as_trained(evidence: Evidence, state: str = MAMBA) -> tuple[list[tuple[str, str]], Iterator[str]]:
+def states_as_trained(
+    evidence: Evidence, state: str = MAMBA
+) -> tuple[list[tuple[str, str]], Iterator[str]]:
     """(model, origin) of models with a state, and sentences about those that are no evidence.
 
     Where training started from a hand-made circuit of the state, weight and energy of the channels
