@@ -19,13 +19,14 @@ from keepset.sites.ffn import Site, find_ffn_sites
 Factory = Callable[..., PreTrainedModel]
 
 # Every family is run in tests/kinds/test_survey.py; these are looked at more closely.
-WITH_FFN = (
-    "apertus arcee bamba biogpt bloom codegen cohere cohere2 diffllama exaone4 falcon"
-    " falcon_h1 gemma gemma2 gemma3_text glm glm4 gpt2 gpt_bigcode gpt_neo gpt_neox gptj"
-    " granite granitemoehybrid llama mistral mpt nanochat nemotron nemotron_h olmo olmo2"
-    " olmo3 opt persimmon phi phi3 qwen2 qwen3 seed_oss smollm3 stablelm starcoder2 xglm"
-    " zamba2"
-).split()  # noqa: SIM905
+WITH_FFN = [
+    "apertus", "arcee", "bamba", "biogpt", "bloom", "codegen", "cohere", "cohere2", "diffllama",
+    "exaone4", "falcon", "falcon_h1", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "gpt2",
+    "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "granite", "granitemoehybrid", "llama",
+    "mistral", "mpt", "nanochat", "nemotron", "nemotron_h", "olmo", "olmo2", "olmo3", "opt",
+    "persimmon", "phi", "phi3", "qwen2", "qwen3", "seed_oss", "smollm3", "stablelm",
+    "starcoder2", "xglm", "zamba2",
+]  # fmt: skip
 WITHOUT_FFN = sorted(n for n, family in FAMILIES.items() if family.architecture == "recurrent")
 TOKENS = torch.tensor([[5, 17, 3, 200, 9, 44, 101], [7, 7, 250, 31, 12, 90, 4]])
 WIDE = {"bloom": 128, "mpt": 128}  # these families fix the width at four times the model's
