@@ -83,9 +83,11 @@ def size_by_building(name: str, path: Path, *, code: bool = False) -> Size:
 def size_of_model(model: Any) -> Size:
     """The size of a model that is built, perhaps on the meta device.
 
-    Adapters that a shared block holds for every depth count at each of them: the number of
-    multiplied weights of such models is at most what is returned.
+    Of routed experts, as many are multiplied as a token is routed to. Adapters that a shared block
+    holds for every depth count at each of them: the number of multiplied weights of such models is
+    at most what is returned.
     """
+    from keepset.sites.experts import find_expert_sites
     from keepset.sites.ffn import find_ffn_sites
     from keepset.sites.state import find_state_sites
 
@@ -102,6 +104,11 @@ def size_of_model(model: Any) -> Size:
         attention_layers=sum(type(m).__name__.endswith("Attention") for m in modules),
         attention_width=heads * head_dim,
     )
+    for site in find_expert_sites(model):
+        block: Any = site.block
+        experts = sum(part.numel() for part in block.experts.parameters())
+        multiplied = size.multiplied + experts * site.top_k // site.n_units
+        size = replace(size, multiplied=multiplied)
     if ffn := find_ffn_sites(model):
         n_units, gated = max(site.n_units for site in ffn), any(site.gated for site in ffn)
         size = replace(size, ffn_layers=len(ffn), n_units=n_units, gated=gated)
