@@ -195,6 +195,20 @@ _ALL = (
         when=_studied("ffn"),
     ),
     Figure(
+        "expert_dial",
+        ("significance/ratios",),
+        "No model of this run has routed experts.",
+        r"""
+        **The dial of routed experts.** Token perplexity relative to the dense model (log scale)
+        when a token may be routed to the kept experts alone, those that the router weighs most
+        over W tokens. Solid: *oracle*, weighed on the window itself: at W = 1 nothing is lost where
+        as many are kept as a token is routed to. Dashed: *causal*, on the window before it. Right
+        edge: chosen once, on calibration text. Bands and bars: {over_documents}. Hollow: specimens.
+        """,
+        site="expert",
+        when=_studied("expert"),
+    ),
+    Figure(
         "capability",
         ("significance/capability",),
         _NO_FFN,

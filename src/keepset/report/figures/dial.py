@@ -37,9 +37,14 @@ def draw(ratios: pd.DataFrame) -> Figure:
     Raises:
         KeepsetError: there is no windowed run of magnitude.
     """
-    ffn = style.of_site(ratios, "ffn")
-    table = style.with_windows(ffn[ffn["score"] == "magnitude"])
-    style.need(table, "dial", "windowed run of the score magnitude")
+    return draw_site(ratios, "ffn", "dial")
+
+
+def draw_site(ratios: pd.DataFrame, site: str, name: str) -> Figure:
+    """The same of one kind of site; `name` is the figure's, for messages."""
+    units = style.of_site(ratios, site)
+    table = style.with_windows(units[units["score"] == "magnitude"])
+    style.need(table, name, "windowed run of the score magnitude")
     places = positions(table["window"])
     sparsities = sorted(table["sparsity"].unique())
     looks = dict(zip(sparsities, zip(style.CYCLE, style.MARKERS, strict=True), strict=False))
