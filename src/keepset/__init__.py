@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from keepset.rules.rule import Rule as Rule, describe as describe
     from keepset.text import cut_blocks as cut_blocks
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 _HOME = {
     "KeepsetError": "errors",
