@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         prune_states as prune_states,
         save_pruned as save_pruned,
     )
+    from keepset.hold.cut_experts import prune_experts as prune_experts
     from keepset.kinds import find_sites as find_sites
     from keepset.measure.runner import Runner as Runner, perplexity as perplexity
     from keepset.models.anywhere import load as load
@@ -57,6 +58,7 @@ _HOME = {
     "load_pruned": "hold.cut",
     "parse_keep": "decode.generate",
     "perplexity": "measure.runner",
+    "prune_experts": "hold.cut_experts",
     "prune_states": "hold.cut",
     "save_pruned": "hold.cut",
     "sparse_decoding": "decode",

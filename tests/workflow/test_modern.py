@@ -87,6 +87,7 @@ def shrunk() -> dict[str, Any]:
         },
         "expert": {
             "static": {"scores": ["impact"], "sparsities": [0.5]},
+            "prune": {"score": "impact", "sparsity": 0.5},
             "windowed": {**one, **held},
         },
         "ablation": {"units": 4, "tokens": 32},
@@ -111,7 +112,7 @@ def modern(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint) -> Study:
     lines = {split: list(wikitext(prose(at, 6))) for at, split in enumerate(("train", "test"))}
     store_dataset(home, "Salesforce/wikitext", "wikitext-2-raw-v1", lines, scratch)
     study.environment = {"HF_HOME": str(home), "HF_DATASETS_OFFLINE": "1"}
-    study.run("perplexity")
+    study.run("perplexity", "results/modern/olmoe-1b-7b/wikitext2/pruned-experts.json")
     return study
 
 
@@ -129,6 +130,17 @@ def test_every_architecture_goes_through(modern: Study, name: str) -> None:
     assert all(math.isfinite(total) for total in totals)
     dense = totals["none", "dense"]
     assert all(total != dense for (site, _), total in totals.items() if site != "none")
+
+
+def test_a_checkpoint_with_fewer_experts_is_written(modern: Study) -> None:
+    folder = modern.folder / "results/modern/olmoe-1b-7b/wikitext2"
+    summary = json.loads((folder / "pruned-experts.json").read_text())
+    assert (summary["experts_dense"], summary["experts_pruned"]) == (4, 2)
+    assert summary["parameters_pruned"] < summary["parameters_dense"]
+    assert summary["perplexity_pruned"] == pytest.approx(summary["perplexity_masked"], rel=1e-5)
+    assert summary["perplexity_pruned"] != pytest.approx(summary["perplexity_dense"], rel=1e-3)
+    plain = AutoModelForCausalLM.from_pretrained(folder / "pruned-experts")
+    assert (plain.config.num_experts, plain.config.num_experts_per_tok) == (2, 2)
 
 
 def test_the_plan_knows_every_model() -> None:

@@ -80,3 +80,4 @@ rule states:
 rule pruned:
     input:
         per_corpus("pruned.json", "state"),
+        per_corpus("pruned-experts.json", "expert"),

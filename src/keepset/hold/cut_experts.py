@@ -37,6 +37,15 @@ def prune_experts(model: PreTrainedModel, masks: Masks) -> None:
         ModelError: a site has no mask, or one of another shape; layers keep unlike numbers; or the
             experts of a layer cannot be cut: their router does more than choose the largest scores,
             or they are stored in a number format of their own.
+
+    Example:
+        >>> import torch
+        >>> from keepset import find_sites, load, prune_experts
+        >>> model, _ = load("specimens/moe", dtype="float32")
+        >>> masks = {site.key: torch.arange(8) < 6 for site in find_sites(model, ["expert"])}
+        >>> prune_experts(model, masks)  # keeps the first six of the eight experts of every layer
+        >>> find_sites(model, ["expert"])[0].n_units
+        6
     """
     sites = find_expert_sites(model)
     if not sites:

@@ -234,4 +234,5 @@ WORK = {
     "score_state": _score_state,
     "evaluate_state_lengths": _lengths,
     "prune_state": _prune,
+    "prune_experts": _prune,
 }

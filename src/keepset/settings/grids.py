@@ -147,16 +147,32 @@ class ExpertDial(Dial):
     scores: Annotated[list[ExpertTokenScoreName], AfterValidator(unique)] = Field(min_length=1)
 
 
+class ExpertPrune(Strict):
+    """The checkpoints with fewer experts that `snakemake pruned` writes."""
+
+    score: ExpertScoreName = Field("impact", description="A score of expert.static.")
+    sparsity: Sparsity = Field(0.25, description="A sparsity of expert.static.")
+
+
 class Expert(Strict):
     """The study of routed experts; models without them are passed over."""
 
     static: ExpertStaticGrid
     windowed: ExpertDial
+    prune: ExpertPrune = ExpertPrune()
     corpora: list[Name] | None = Field(None, description="Corpora it is run on; all without.")
 
     def covers(self, corpus: str) -> bool:
         """Whether it is run on a corpus."""
         return self.corpora is None or corpus in self.corpora
+
+    @model_validator(mode="after")
+    def _chosen(self) -> Expert:
+        if self.prune.score not in self.static.scores:
+            raise ValueError(f"prune.score: not in static.scores: {self.prune.score}")
+        if self.prune.sparsity not in self.static.sparsities:
+            raise ValueError(f"prune.sparsity: not in static.sparsities: {self.prune.sparsity}")
+        return self
 
 
 class Capability(Strict):

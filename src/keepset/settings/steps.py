@@ -178,6 +178,14 @@ def _pruning(config: Config, wildcards: Wildcards) -> Settings:
     return {**_states(config, wildcards), "prune": state_section(config).prune.model_dump()}
 
 
+def _expert_pruning(config: Config, wildcards: Wildcards) -> Settings:
+    expert = config.expert
+    if expert is None:
+        raise ConfigError("expert: this section is missing; routed experts are cut by it")
+    seed = config.seeds()[0]
+    return {**_model_run(config, wildcards), "prune": {**expert.prune.model_dump(), "seed": seed}}
+
+
 def _channels(config: Config, wildcards: Wildcards) -> Settings:
     return {**_levels(config, wildcards), **_identity(config, wildcards)}
 
@@ -275,6 +283,7 @@ _STEPS = {
     "evaluate_dense": _step("evaluation:evaluate_rules", _model_run),
     "evaluate_capability": _step("evaluation:evaluate_capability", _capability),
     "score_experts": _step("experts:score_experts", _model_run),
+    "prune_experts": _step("experts:prune_experts", _expert_pruning),
     "score_state": _step("states:score_state", _states),
     "evaluate_state_lengths": _step("evaluation:evaluate_lengths", _lengths),
     "correlate_state": _step(
