@@ -122,6 +122,16 @@ def study(folder: Path) -> dict[str, Any]:
             "lengths": [1, 2],
             "prune": {"score": "ghost", "sparsity": 0.5},
         },
+        "expert": {
+            "static": {"scores": ["impact"], "sparsities": sparsities},
+            "windowed": {
+                "scores": ["magnitude"],
+                "sparsities": sparsities,
+                "windows": [1, 4],
+                "choices": ["oracle"],
+            },
+            "prune": {"score": "impact", "sparsity": 0.5},
+        },
         "grid": {
             "static": {"scores": config["grid"]["static"]["scores"], "sparsities": sparsities},
             "dynamic": {"scores": ["magnitude"], "sparsities": sparsities},
