@@ -32,7 +32,6 @@ Action = Callable[[ExpertSite, Callable[[], Tensor]], Tensor | None]
 """Sees a site, and what gives its router weights (batch, tokens, n_experts); returns which experts
 are kept: (n_experts,) bool for good, or of the weights' shape; None leaves the routing alone."""
 _TOPK = (torch.topk, Tensor.topk)
-_LINEAR = (nn.functional.linear, torch.nn.functional.linear)
 
 
 class _Routing(TorchFunctionMode):
@@ -63,9 +62,12 @@ class _Routing(TorchFunctionMode):
         if function in _TOPK and args[0].shape[-1] == self._n:
             return self._choose(function, args, kwargs)
         result = function(*args, **kwargs)
-        if function in _LINEAR and result.shape[-1] == self._n and self.logits is None:
+        if function is nn.functional.linear and self._is_first(result):
             result = self.logits = self._masked(result) if self._for_good else result
         return result
+
+    def _is_first(self, result: Tensor) -> bool:
+        return result.shape[-1] == self._n and self.logits is None
 
     def _choose(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         scores, *rest = args
