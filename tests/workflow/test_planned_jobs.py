@@ -40,7 +40,7 @@ def test_the_jobs_of_the_embedded_study(small_study):
     done = small_study.run("--dry-run", "--quiet", "rules")
     config = settings.from_mapping(small_study.config)
     expected = Counter(job.rule for job in plan.jobs(config))
-    assert expected["evaluate_dense"] == 8  # one model on three corpora, five on one
+    assert expected["evaluate_dense"] == 10  # one model on three corpora, seven on one
     assert counted(done) == expected
 
 
