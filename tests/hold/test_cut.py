@@ -102,7 +102,11 @@ def test_every_size_of_a_large_state(tiny_model: Factory, n: int) -> None:
 def test_layers_of_unlike_sizes_load_through_one_call(
     tiny_model: Factory, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, family: str
 ) -> None:
-    model = tiny_model(family)
+    more: dict[str, Any] = {}
+    if family in DELTA:  # two layers with a state
+        kinds = ["linear_attention", "full_attention", "linear_attention"]
+        more = {"num_hidden_layers": 3, "layer_types": kinds}
+    model = tiny_model(family, **more)
     kept = masks(model, [5, 2])
     with scanning(model, find_state_sites(model), StateMask(kept)):
         expected, steps = prefill(model), decoded(model)
@@ -114,6 +118,42 @@ def test_layers_of_unlike_sizes_load_through_one_call(
     ]
     same(prefill(again), expected)
     same(decoded(again), steps)
+
+
+@pytest.mark.parametrize("family", ["mamba2", "mamba"])
+def test_layers_that_are_made_alike_later_load_in_plain_transformers(
+    tiny_model: Factory, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, family: str
+) -> None:
+    model = tiny_model(family)
+    prune_states(model, masks(model, [5, 2]))
+    prune_states(model, masks(model, [2]))
+    save_pruned(model, tiny_tokenizer, tmp_path / "small")
+    expected = prefill(model)
+    same(prefill(AutoModelForCausalLM.from_pretrained(tmp_path / "small").eval()), expected)
+    same(prefill(load_pruned(tmp_path / "small")), expected)
+
+
+def test_a_refusal_leaves_the_model_as_it_was(tiny_model: Factory) -> None:
+    model = tiny_model("mamba2")
+    before, kept = prefill(model), masks(model, [3])
+    model.config.model_type = "made_up"
+    with pytest.raises(ModelError, match="made_up: which configuration key"):
+        prune_states(model, kept)
+    assert torch.equal(prefill(model), before)
+    with pytest.raises(ModelError, match="llama: the model has no state channels to cut"):
+        prune_states(tiny_model("llama"), {})
+
+
+@pytest.mark.parametrize("n", [0, 6])
+def test_a_state_size_that_the_configuration_has_not(
+    tiny_model: Factory, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, n: int
+) -> None:
+    model = tiny_model("mamba2")
+    prune_states(model, masks(model, [5, 2]))
+    model.config.keepset_state_sizes["1"] = n
+    save_pruned(model, tiny_tokenizer, tmp_path / "small")
+    with pytest.raises(ModelError, match=rf"gives layer 1 {n} channels, of 5"):
+        load_pruned(tmp_path / "small")
 
 
 def test_what_cannot_be_cut_is_refused(tiny_model: Factory, tmp_path: Path) -> None:

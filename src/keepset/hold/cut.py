@@ -7,7 +7,9 @@ smaller state that computes what the masked one does, in prefill and step by ste
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from keepset.errors import ModelError
 from keepset.hold import memories
 from keepset.models import checkpoint
 from keepset.rules.masks import Masks
-from keepset.sites.families import FAMILIES
+from keepset.sites.families import FAMILIES, no_sites
 from keepset.sites.state import StateSite, find_state_sites
 
 PER_LAYER = "keepset_state_sizes"
@@ -36,7 +38,9 @@ def prune_states(model: PreTrainedModel, masks: Masks) -> None:
         masks: Site key -> (n_groups, n_state) bool; every group of a layer keeps as many.
 
     Raises:
-        ModelError: a site has no mask, a mask has another shape, or groups keep unlike numbers.
+        ModelError: there are no states, a site has no mask, a mask has another shape, groups keep
+            unlike numbers, or transformers has no smaller model of this family. The model is as
+            before.
 
     Example:
         >>> import torch
@@ -48,12 +52,19 @@ def prune_states(model: PreTrainedModel, masks: Masks) -> None:
         32
     """
     sites = find_state_sites(model)
+    if not sites:
+        raise ModelError(f"{model.config.model_type}: {no_sites(model, 'state')} to cut")
     for site in sites:
         _check(site, masks.get(site.key))
+    key = _size_key(model, sites[0], masks)
     for site in sites:
-        mask = masks[site.key]
-        memories.of(site).cut(site, mask.flatten().nonzero()[:, 0], int(mask[0].sum()))
-    _configure(model, find_state_sites(model))
+        _cut(site, masks)
+    _configure(model, key, find_state_sites(model))
+
+
+def _cut(site: StateSite, masks: Masks) -> None:
+    mask = masks[site.key]
+    memories.of(site).cut(site, mask.flatten().nonzero()[:, 0], int(mask[0].sum()))
 
 
 def _check(site: StateSite, mask: Tensor | None) -> None:
@@ -70,18 +81,31 @@ def _check(site: StateSite, mask: Tensor | None) -> None:
         )
 
 
-def _configure(model: PreTrainedModel, sites: list[StateSite]) -> None:
-    config = model.config.get_text_config()
-    sizes = {site.layer: site.n_state for site in sites}
-    family = FAMILIES.get(config.model_type)
+def _size_key(model: PreTrainedModel, site: StateSite, masks: Masks) -> str:
+    """The key of the configuration that holds the state size.
+
+    Raises:
+        ModelError: there is none, and why, where the kind of memory knows.
+    """
+    name = model.config.get_text_config().model_type
+    family = FAMILIES.get(name)
     if family is None or family.state_size_key is None:
+        _cut(replace(site, mixer=copy.deepcopy(site.mixer)), masks)
         raise ModelError(
-            f"{config.model_type}: which configuration key holds the state size is not known; name"
+            f"{name}: which configuration key holds the state size is not known; name"
             " it as state_size_key of the family's record in keepset/sites/families.py"
         )
-    setattr(config, family.state_size_key, max(sizes.values()))
+    return family.state_size_key
+
+
+def _configure(model: PreTrainedModel, key: str, sites: Sequence[StateSite]) -> None:
+    config = model.config.get_text_config()
+    sizes = {site.layer: site.n_state for site in sites}
+    setattr(config, key, max(sizes.values()))
     if len(set(sizes.values())) > 1:
         setattr(config, PER_LAYER, {str(layer): n for layer, n in sizes.items()})
+    elif hasattr(config, PER_LAYER):  # of layers that were cut to unlike sizes before
+        delattr(config, PER_LAYER)
 
 
 def save_pruned(model: PreTrainedModel, tokenizer: Any, folder: str | Path) -> None:
@@ -146,6 +170,11 @@ def _read_layers(
     for site in find_state_sites(model):
         if site.layer not in sizes:
             raise ModelError(f"{folder}: {PER_LAYER} of config.json has no layer {site.layer}")
+        if not 1 <= sizes[site.layer] <= site.n_state:
+            raise ModelError(
+                f"{folder}: {PER_LAYER} of config.json gives layer {site.layer}"
+                f" {sizes[site.layer]} channels, of {site.n_state} that the configuration has"
+            )
         first = torch.zeros(site.n_groups, site.n_state, dtype=torch.bool)
         first[:, : sizes[site.layer]] = True
         memories.of(site).cut(site, first.flatten().nonzero()[:, 0], sizes[site.layer])
