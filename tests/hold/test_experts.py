@@ -104,6 +104,22 @@ def test_keeping_as_many_as_a_token_is_routed_to_changes_nothing(moe: Factory, f
     assert not torch.allclose(one[:, 1:], dense[:, 1:], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss", "granitemoe"])
+def test_nor_does_it_where_experts_are_weighed_alike(moe: Factory, family: str) -> None:
+    """A router takes any of equal experts; the lowest index would be another."""
+    model = moe(family)
+    sites = find_expert_sites(model)
+    for site in sites:
+        for parameter in site.router.parameters():
+            parameter[E // 2 :] = parameter[: E // 2].clone()
+            parameter[2] = parameter[1]
+    dense = logits(model)
+    for sparsity in (0.5, 0.75):
+        assert torch.equal(logits(model, hold_windows(model, sites, rule(1, sparsity))), dense)
+    other = logits(model, hold_windows(model, sites, rule(1, 0.5, "random")))
+    assert not torch.allclose(other, dense, rtol=1e-3, atol=1e-3)
+
+
 def test_fewer_at_a_token_are_the_first_that_the_router_chooses(moe: Factory) -> None:
     """As a model does that is told to route every token to one expert."""
     model = moe("mixtral")

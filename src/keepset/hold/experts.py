@@ -211,6 +211,7 @@ class ExpertWindows(Windowed):
                 f" {', '.join(token_names(EXPERT_SCORES))}"
             )
         self._token_score, self._seeded = score.token, score.seeded
+        self._by_router = rule.method == "dynamic" and rule.score == "magnitude"
 
     def score(self, site: ExpertSite, weights: Tensor) -> Tensor:
         """Score every expert at every token: (batch, tokens, n_experts) float32."""
@@ -220,7 +221,8 @@ class ExpertWindows(Windowed):
     def __call__(self, site: ExpertSite, weights: Callable[[], Tensor]) -> Tensor | None:
         """Which experts are kept: (batch, tokens, n_experts) bool."""
         kept = n_kept(site.n_units, self.rule.sparsity)
-        if kept == site.n_units:
+        # Of equal weights, common in bfloat16, a router need not choose the lowest index first.
+        if kept == site.n_units or (self._by_router and kept >= site.top_k):
             return None
         every = weights()
         scores = self.score(site, every[:, self._n_bos :])
