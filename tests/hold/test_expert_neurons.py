@@ -126,6 +126,13 @@ def test_what_cannot_be_held_is_refused_by_name(tiny_model: Factory) -> None:
     experts.down_proj = packed
     with pytest.raises(ModelError, match=r"layers\.1\.mlp\.experts: the experts are quantised"):
         find_ffn_sites(model)
+    for part in ("down_proj", "gate_up_proj"):
+        model = tiny_model("qwen3_moe", **SHAPES["qwen3_moe"])
+        experts = model.model.layers[1].mlp.experts
+        codes = getattr(experts, part).to(torch.float8_e4m3fn)
+        setattr(experts, part, nn.Parameter(codes, requires_grad=False))
+        with pytest.raises(ModelError, match=rf"mlp\.experts: .*{part} is torch\.float8"):
+            find_ffn_sites(model)
     del experts.down_proj
     with pytest.raises(ModelError, match=r"layers\.1\.mlp\.experts: .*no down_proj"):
         find_ffn_sites(model)

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from keepset.errors import ModelError
 from keepset.sites.families import FAMILIES, Family, Layout
 from keepset.sites.ffn import Site, find_ffn_sites
+from keepset.sites.state import find_state_sites
 
 Factory = Callable[..., PreTrainedModel]
 
@@ -265,12 +266,31 @@ def test_a_wrong_layout_names_the_module(
         find_ffn_sites(tiny_model("llama"))
 
 
-def test_a_quantized_projection_is_refused(tiny_model: Factory) -> None:
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("name", ["down_proj", "gate_proj"])
+def test_a_quantized_projection_is_refused(
+    tiny_model: Factory, name: str, dtype: torch.dtype
+) -> None:
     model = tiny_model("llama")
-    weight = torch.zeros(32, 48, dtype=torch.int8)
-    model.model.layers[0].mlp.down_proj.weight = nn.Parameter(weight, requires_grad=False)
-    with pytest.raises(ModelError, match="without quantization"):
+    linear = model.model.layers[0].mlp.get_submodule(name)
+    linear.weight = nn.Parameter(linear.weight.to(dtype), requires_grad=False)
+    with pytest.raises(ModelError, match=rf"mlp\.{name} is a Linear.*without quantization"):
         find_ffn_sites(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [("mamba2", "in_proj"), ("qwen3_5_text", "in_proj_qkv"), ("mamba", "x_proj")],
+)
+def test_a_quantized_mixer_is_refused(
+    tiny_model: Factory, family: str, name: str, dtype: torch.dtype
+) -> None:
+    model = tiny_model(family)
+    linear = find_state_sites(model)[0].mixer.get_submodule(name)
+    linear.weight = nn.Parameter(linear.weight.to(dtype), requires_grad=False)
+    with pytest.raises(ModelError, match=rf"layers\.0\..*: {name}\.weight is quantised"):
+        find_state_sites(model)
 
 
 def test_bloom_that_bypasses_its_projection_is_refused(tiny_model: Factory) -> None:

@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from keepset.errors import ModelError
 from keepset.rules.masks import Masks
+from keepset.sites import is_plain
 from keepset.sites.experts import ExpertSite, find_expert_sites
 
 NUMBERS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -105,7 +106,7 @@ def _check(site: ExpertSite, mask: Tensor | None) -> None:
         shape = "none" if mask is None else tuple(mask.shape)
         raise ModelError(f"{site.name}: a mask of shape {(site.n_units,)} is needed, got {shape}")
     for name, tensor in site.block.named_parameters():
-        if not tensor.is_floating_point() or tensor.element_size() < 2:
+        if not is_plain(tensor):
             raise ModelError(
                 f"{site.name}: {name} is stored as {tensor.dtype}; load the model in float32,"
                 " bfloat16 or float16 (dequantised) to cut its experts"

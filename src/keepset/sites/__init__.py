@@ -7,6 +7,7 @@ imports torch.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,3 +28,11 @@ class AnySite:
     def key(self) -> str:
         """Name of the site in files and tables, e.g. "ffn.003"; unique within a model."""
         return f"{self.kind}.{self.layer:03d}"
+
+
+def is_plain(weight: Any) -> bool:
+    """Whether a tensor holds the numbers themselves, and not codes whose scales stand beside it.
+
+    Numbers of eight bits and fewer are such codes, also where torch calls them floating point.
+    """
+    return bool(weight.is_floating_point()) and int(weight.element_size()) > 1

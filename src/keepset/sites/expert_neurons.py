@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from keepset.errors import ModelError
+from keepset.sites import is_plain
 from keepset.sites.ffn import Site
 
 
@@ -60,12 +61,15 @@ def expert_neurons(name: str, module: nn.Module, layer: int, activation: str) ->
     if getattr(experts, "has_post_expert_norm", False):
         raise ModelError(f"{name}: a norm follows every expert; their neurons cannot be held")
     weight = experts.down_proj
-    if not isinstance(weight, Tensor) or weight.ndim != 3 or not weight.is_floating_point():
-        kind = getattr(weight, "dtype", type(weight).__name__)
-        raise ModelError(
-            f"{name}: the experts are quantised or packed (down_proj is {kind}); load the model"
-            " dequantised, in float32, bfloat16 or float16"
-        )
+    parts = {"down_proj": weight, **dict(module.named_parameters(recurse=False))}
+    for part, tensor in parts.items():
+        wanted = isinstance(tensor, Tensor) and (tensor.ndim == 3 or tensor is not weight)
+        if not wanted or not is_plain(tensor):
+            kind = getattr(tensor, "dtype", type(tensor).__name__)
+            raise ModelError(
+                f"{name}: the experts are quantised or packed ({part} is {kind}); load the model"
+                " dequantised, in float32, bfloat16 or float16"
+            )
     n_experts, n_neurons = weight.shape[0], weight.shape[1 if experts.is_transposed else 2]
     return ExpertNeurons(
         kind="ffn",

@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from keepset.errors import ModelError
-from keepset.sites import AnySite
+from keepset.sites import AnySite, is_plain
 from keepset.sites.families import ACTIVATION_KEYS, FAMILIES, Layout, known_layouts
 
 _EXPERT_WORDS = ("expert", "router", "moe")
@@ -313,7 +313,7 @@ def _linear(config: Any, layer: nn.Module, path: str) -> nn.Module:
             f"{config.model_type}: {type(layer).__name__} has no module {path}, where this family"
             " keeps its FFN; correct the layout in keepset/sites/families.py"
         ) from None
-    if not _is_linear(module) or module.weight.ndim != 2 or not module.weight.is_floating_point():
+    if not _is_linear(module) or module.weight.ndim != 2 or not is_plain(module.weight):
         raise ModelError(
             f"{config.model_type}: {path} is a {type(module).__name__}; keepset needs plain Linear"
             " or Conv1D weights (load the model without quantization)"

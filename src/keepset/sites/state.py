@@ -12,7 +12,8 @@ from typing import Literal
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from keepset.sites import AnySite
+from keepset.errors import ModelError
+from keepset.sites import AnySite, is_plain
 
 SCAN = "mamba2_chunk_scan"
 STEP = "mamba2_selective_state_update"
@@ -57,7 +58,7 @@ def find_state_sites(model: PreTrainedModel) -> list[StateSite]:
     """The states of `model`, in order of execution; empty where it has none that is known.
 
     Raises:
-        ModelError: a mixer is of a known kind but lacks a part of it.
+        ModelError: a mixer is of a known kind but lacks a part of it, or is quantised.
     """
     from keepset.sites.memories import memories  # they are made of what is above
 
@@ -66,4 +67,11 @@ def find_state_sites(model: PreTrainedModel) -> list[StateSite]:
     for name, module in model.named_modules():
         recognised = (kind.recognise(name, module) for kind in kinds)
         sites += [site for site in recognised if site is not None][:1]
+    for site in sites:
+        for part, weight in site.mixer.named_parameters():
+            if not is_plain(weight):
+                raise ModelError(
+                    f"{site.name}: {part} is quantised ({weight.dtype}); load the model"
+                    " dequantised, in float32, bfloat16 or float16"
+                )
     return sites
