@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from keepset.errors import ConfigError, ModelError
-from keepset.hold.inputs import pass_shape
+from keepset.hold.inputs import pass_shape, whole_passages
 from keepset.hold.slices import standing_forward
 from keepset.hold.windows import Windowed
 from keepset.kernels.selection import Selection
@@ -260,7 +260,7 @@ def hold_windows(
 ) -> Iterator[ExpertWindows]:
     """Hold a windowed or dynamic rule; `options` are those of `Windowed`."""
     action = ExpertWindows(rule, **options)
-    with routing(model, sites, action):
+    with whole_passages(model), routing(model, sites, action):
         yield action
 
 

@@ -73,6 +73,28 @@ def pass_shape(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, .
     return shape
 
 
+@contextmanager
+def whole_passages(model: nn.Module) -> Iterator[None]:
+    """Refuse forward passes that go on with a cache: their first token is not a row's first.
+
+    Raises:
+        ModelError: on such a pass.
+    """
+
+    def on_forward(_: nn.Module, __: Any, kwargs: dict[str, Any]) -> None:
+        caches = (kwargs.get(name) for name in ("past_key_values", "cache_params", "state"))
+        cache = next((one for one in caches if one is not None), None)
+        length = getattr(cache, "get_seq_length", None)
+        if cache is not None and (length is None or length() > 0):
+            raise ModelError(
+                f"{type(model).__name__}: this rule holds on whole passages: give use_cache=False,"
+                " or decode with keepset.sparse_decoding where it can"
+            )
+
+    with model.register_forward_pre_hook(on_forward, with_kwargs=True):
+        yield
+
+
 def rules_run_by(
     selection: Selection | None, device: torch.device, dtype: torch.dtype
 ) -> Literal["torch", "numba"]:
@@ -197,7 +219,7 @@ def hold_windows(
 ) -> Iterator[Windows]:
     """Hold a windowed or dynamic rule; `options` are those of `Windows`."""
     action = Windows(rule, **options)
-    with watching(model, sites, action):
+    with whole_passages(model), watching(model, sites, action):
         yield action
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from keepset.hold.inputs import pass_shape, watching
+from keepset.hold.inputs import pass_shape, watching, whole_passages
 from keepset.hold.slices import Forward, slice_down, slice_up, sliceable, standing_forward, twin
 from keepset.kernels.selection import Selection
 from keepset.rules.masks import Masks
@@ -55,6 +55,7 @@ def hold_static(
             for block in blocks:
                 block.batch, block.tokens = pass_shape(args, kwargs)
 
+        stack.enter_context(whole_passages(model))
         stack.enter_context(model.register_forward_pre_hook(on_forward, with_kwargs=True))
         for block in blocks:
             stack.enter_context(block.standing_in())
