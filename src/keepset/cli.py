@@ -266,7 +266,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Reads claims.csv and claims_cases.csv of a study.",
     )
     claims.add_argument("folder", help="the results of a study, e.g. results/embedded")
-    claims.add_argument("--claim", help="show this claim alone, with its cases: C1 ... E3")
+    claims.add_argument("--claim", help="show this claim alone, with its cases: C1 ... F2")
     claims.set_defaults(run=_claims)
 
     perplexity = commands.add_parser(

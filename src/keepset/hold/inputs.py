@@ -30,26 +30,42 @@ def watching(model: nn.Module, sites: Sequence[Site], action: Action) -> Iterato
     """Call `action` with the activations of every site, at every forward pass.
 
     A module that is shared over depths is one site per call; calls are counted within a forward
-    pass of `model`. All hooks are removed on exit, also after an exception.
+    pass of `model`. Several modules that read one tensor are one site, and one call of `action`.
+    All hooks are removed on exit, also after an exception.
     """
     shape: tuple[int, ...] = ()
     calls: Counter[nn.Module] = Counter()
-    by_call = {(site.down, site.call): site for site in sites}
+    by_call = {reader: site for site in sites for reader in site.readers}
+    # What other readers of a tensor are given, and how many of them are still to come.
+    waiting: dict[Site, tuple[Tensor | None, int]] = {}
 
     def on_forward(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal shape
         calls.clear()
+        waiting.clear()
         shape = pass_shape(args, kwargs)
 
-    def on_site(down: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        site = by_call.get((down, calls[down]))
-        calls[down] += 1
+    def on_reader(
+        reader: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        site = by_call.get((reader, calls[reader]))
+        calls[reader] += 1
         if site is None:
             return None
-        h = args[0]
-        # Some families flatten (batch, tokens) before the FFN.
-        changed = action(site, h.view(*shape, h.shape[-1]))
-        return None if changed is None else (changed.view(h.shape), *args[1:])
+        h = args[0] if args else kwargs["hidden_states"]
+        if site in waiting:
+            changed, left = waiting.pop(site)
+        else:
+            # Some families flatten (batch, tokens) before the FFN.
+            changed, left = action(site, h.view(*shape, h.shape[-1])), len(site.readers)
+        if left > 1:
+            waiting[site] = changed, left - 1
+        if changed is None:
+            return None
+        changed = changed.view(h.shape)
+        if args:
+            return (changed, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": changed}
 
     def on_experts(site: ExpertNeurons, h: Tensor) -> Tensor | None:
         changed = action(site, h.view(*shape, h.shape[-1]))
@@ -58,8 +74,8 @@ def watching(model: nn.Module, sites: Sequence[Site], action: Action) -> Iterato
     with ExitStack() as stack:
         stack.enter_context(model.register_forward_pre_hook(on_forward, with_kwargs=True))
         linear = [site for site in sites if not isinstance(site, ExpertNeurons)]
-        for down in dict.fromkeys(site.down for site in linear):
-            stack.enter_context(down.register_forward_pre_hook(on_site))
+        for module in dict.fromkeys(reader for site in linear for reader, _ in site.readers):
+            stack.enter_context(module.register_forward_pre_hook(on_reader, with_kwargs=True))
         for site in sites:
             if isinstance(site, ExpertNeurons):
                 stack.enter_context(expert_neurons.seeing(site, on_experts))
@@ -108,8 +124,9 @@ def rules_run_by(
 
 
 def output_norms(site: Site) -> Tensor:
-    """||w_j||_2 of every unit's output column: (n_units,) float32."""
-    return site.down_weight().float().norm(dim=1)
+    """||w_j||_2 of every unit's column, over all that read it: (n_units,) float32."""
+    norms = [columns.float().norm(dim=1) for columns in site.columns()]
+    return norms[0] if len(norms) == 1 else torch.stack(norms).norm(dim=0)
 
 
 class Windows(Windowed):

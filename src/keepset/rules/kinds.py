@@ -121,6 +121,34 @@ register(
 
 register(
     Kind(
+        name="input",
+        units="inputs of linear maps",
+        module="keepset.kinds.input",
+        scores=NEURON_SCORES,
+        section="input",
+        impacts={},
+        evaluations=(
+            Evaluation(
+                "evaluate_inputs", "static", "input-static", "the inputs of {model}, static"
+            ),
+            Evaluation(
+                "evaluate_inputs_dynamic",
+                "dynamic",
+                "input-dynamic",
+                "the inputs of {model}, dynamic",
+            ),
+            Evaluation(
+                "evaluate_inputs_windowed",
+                "windowed",
+                "input-windowed-{choice}",
+                "the windowed inputs ({choice}) of {model}",
+            ),
+        ),
+    )
+)
+
+register(
+    Kind(
         name="expert",
         units="routed experts",
         module="keepset.kinds.expert",

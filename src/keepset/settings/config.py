@@ -24,6 +24,7 @@ from keepset.settings.grids import (
     Expert,
     Grid,
     GridOverride,
+    InputGrid,
     State,
 )
 from keepset.settings.measuring import Benchmark, Kernels, Statistics
@@ -82,6 +83,7 @@ class Config(Strict):
     random_seeds: int = Field(5, ge=1, description="Seeds of the random score.")
     capability: Capability
     ablation: Ablation
+    input: InputGrid | None = Field(None, description="The study of inputs of linear maps.")
     state: State | None = Field(None, description="The study of recurrent states.")
     expert: Expert | None = Field(None, description="The study of routed experts.")
     statistics: Statistics = Statistics()
@@ -117,6 +119,7 @@ class Config(Strict):
             "benchmark.corpus": [self.benchmark.corpus] if self.benchmark else None,
             "capability.corpus": [self.capability.corpus],
             "text.specimen_corpora": self.text.specimen_corpora,
+            "input.corpora": self.input.corpora if self.input else None,
             "state.corpora": self.state.corpora if self.state else None,
             "expert.corpora": self.expert.corpora if self.expert else None,
         }
@@ -137,7 +140,8 @@ class Config(Strict):
         for name, corpus in self.corpora.items():
             if corpus.grid.windowed is not None:
                 dials.append((f"corpora.{name}.grid.windowed", corpus.grid.windowed))
-        for name, section in (("state", self.state), ("expert", self.expert)):
+        sections = {"input": self.input, "state": self.state, "expert": self.expert}
+        for name, section in sections.items():
             if section is not None:
                 dials.append((f"{name}.windowed", section.windowed))
         return dials
@@ -228,8 +232,11 @@ class Config(Strict):
         return [self.seed + number for number in range(self.random_seeds)]
 
     def needs_gradients(self, corpus: str) -> bool:
-        """Whether a score of this corpus's grid needs the gradient of the loss."""
-        return need_gradients(NEURON_SCORES, self.corpus_grid(corpus).static.scores)
+        """Whether a static score of inputs of linear maps needs the gradient of the loss here."""
+        scores = [*self.corpus_grid(corpus).static.scores]
+        if self.input is not None and self.input.covers(corpus):
+            scores += self.input.static.scores
+        return need_gradients(NEURON_SCORES, scores)
 
     def evaluation_tokens(self, model: str) -> int:
         """Evaluation tokens per corpus for `model`."""

@@ -58,6 +58,16 @@ class Grid(Strict):
         return True
 
 
+class InputGrid(Grid):
+    """The same of the inputs of all other linear maps of decoder layers."""
+
+    corpora: list[Name] | None = Field(None, description="Corpora it is run on; all without.")
+
+    def covers(self, corpus: str) -> bool:
+        """Whether it is run on a corpus."""
+        return self.corpora is None or corpus in self.corpora
+
+
 class GridOverride(Strict):
     """The parts of `grid` that one corpus replaces."""
 
