@@ -43,11 +43,17 @@ def test_down_projections_are_the_neurons_and_routers_are_none(tiny_model):
 
 
 def test_depths_that_share_a_module_are_sites_of_their_own(tiny_model):
-    sites = find_input_sites(tiny_model("zamba2"))
-    shared = [site for site in sites if site.part.endswith("gate_up_proj")]
-    assert len({site.key for site in sites}) == len(sites)
-    assert len({site.layer for site in shared}) == len(shared) > 1
-    assert [site.call for site in shared] == list(range(len(shared)))
+    model = tiny_model("llama")
+    model.model.layers[1].mlp = model.model.layers[0].mlp
+    shared = [site for site in find_input_sites(model) if site.part == "gate_proj"]
+    assert [(site.key, site.call, site.n_calls) for site in shared] == [
+        ("input.000.gate_proj", 0, 2),
+        ("input.001.gate_proj", 1, 2),
+    ]
+    seen = {}
+    with watching(model, shared, lambda site, h: seen.update({site.key: h})):
+        logits(model)
+    assert not torch.equal(*seen.values())
 
 
 def test_norms_are_over_all_maps_that_read_a_unit(tiny_model):
