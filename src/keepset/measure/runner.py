@@ -279,7 +279,8 @@ class Runner:
         if not items:
             raise ConfigError("there are no items; give at least one")
         longest = max(items, key=lambda item: len(item.ids))
-        length, what = len(longest.ids) + self._n_bos, f"passages (item {longest.item})"
+        # The last token is only predicted, never read.
+        length, what = len(longest.ids) - 1 + self._n_bos, f"passages (item {longest.item})"
         check_length(self.model, length, what, longest.remedy)
         for item in items:
             check_ids(self.model, item.ids, f"item {item.item}")
@@ -302,7 +303,6 @@ class Runner:
     def _last_word_batch(
         self, items: Sequence[Encoded], windows: Windowed | None
     ) -> list[tuple[bool, float]]:
-        # The last token is only predicted, never read.
         lengths = [len(item.ids) - 1 for item in items]
         text = torch.zeros(len(items), max(lengths), dtype=torch.long)
         valid = torch.zeros_like(text, dtype=torch.bool)

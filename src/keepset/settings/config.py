@@ -177,7 +177,11 @@ class Config(Strict):
 
     def has_task(self, kind: str) -> bool:
         """Whether a task of `kind` is run."""
-        return any(task.kind == kind for task in self.tasks.values())
+        return bool(self.tasks_of(kind))
+
+    def tasks_of(self, kind: str, *, others: bool = False) -> list[str]:
+        """The tasks of a kind, or those of all other kinds."""
+        return [name for name, task in self.tasks.items() if (task.kind == kind) != others]
 
     def all_models(self) -> dict[str, Model]:
         """The configured models and the specimens found, before `only`.
