@@ -54,7 +54,9 @@ LOGS = f"{RESULTS}/logs"
 CORPORA = list(CONFIG.corpora)
 TASKS = list(CONFIG.tasks)
 HARNESS = "|".join(map(re.escape, CONFIG.tasks_of("harness"))) or "no-task"
-OTHER_TASKS = "|".join(map(re.escape, CONFIG.tasks_of("harness", others=True))) or "no-task"
+OTHER_TASKS = (
+    "|".join(map(re.escape, CONFIG.tasks_of("harness", others=True))) or "no-task"
+)
 # A model, and the folder of what is made from it and a corpus.
 MODEL = f"{RESULTS}/{{model}}/model.json"
 FOLDER = f"{RESULTS}/{{model}}/{{corpus}}"

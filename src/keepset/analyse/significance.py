@@ -98,9 +98,9 @@ def _need_finite(values: pd.DataFrame | pd.Series, name: str) -> None:
         raise KeepsetError(f"{name} is not finite; run the model in float32")
 
 
-def _need_logprobs(answers: pd.DataFrame, name: str) -> None:
-    """All are finite; or there is none, as in multiple choice."""
-    if answers["logprob"].notna().any():
+def _need_logprobs(answers: pd.DataFrame, everything: pd.DataFrame, name: str) -> None:
+    """All of `answers` are finite; or the task has none at all, as in multiple choice."""
+    if everything["logprob"].notna().any():
         _need_finite(answers["logprob"], f"{name}: logprob")
 
 
@@ -166,7 +166,7 @@ def _dense(runs: pd.DataFrame, cell: Row, unit: str) -> pd.DataFrame:
     if unit == "block":
         _need_finite(dense["nll"], f"{name_of(cell)} dense: nll")
     else:
-        _need_logprobs(dense, f"{name_of(cell)} dense")
+        _need_logprobs(dense, runs, f"{name_of(cell)} dense")
     return dense
 
 
@@ -293,7 +293,7 @@ def _capability(capability: pd.DataFrame, statistics: Statistics) -> Iterator[Ro
                 raise KeepsetError(
                     f"{name_of(cell, setting)}: its items are not those of dense; run both again"
                 )
-            _need_logprobs(answers, name_of(cell, setting))
+            _need_logprobs(answers, everything, name_of(cell, setting))
             row = {**cell, **setting, **_accuracy(answers, statistics)}
             if setting["method"] != "dense":
                 row |= _against_dense(answers["correct"], dense["correct"], statistics)

@@ -129,7 +129,7 @@ class HarnessTask:
 
     def answers(self, lm: Any) -> list[Any]:
         """What a model of the harness answers to every request."""
-        answers: list[Any] = getattr(lm, self.request_type)(self.requests)
+        answers: list[Any] = getattr(lm, self.request_type)(self.requests, disable_tqdm=True)
         return answers
 
     def graded(self, answers: Sequence[Any]) -> pd.DataFrame:
