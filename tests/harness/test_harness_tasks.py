@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +139,6 @@ def test_groups_are_named_as_such(folder: Path, tmp_path: Path) -> None:
 
 
 def test_without_lm_eval(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.partition(".")[0] == "lm_eval"]:
-        monkeypatch.delitem(sys.modules, name)
     real = builtins.__import__
 
     def without(name: str, *args: Any) -> Any:

@@ -37,7 +37,6 @@ FORMS: dict[str, dict[str, Any]] = {
         "output_type": "loglikelihood_rolling",
         "doc_to_text": "",
         "doc_to_target": "{{question}}",
-        "metric_list": ["word_perplexity"],
     },
 }
 """Task -> what it has beside its items, which are the same for all; names of metrics alone."""
@@ -57,7 +56,8 @@ def write(folder: Path) -> Path:
             "test_split": "test",
             "doc_to_text": "{{question}}",
             **form,
-            "metric_list": [{"metric": metric, **better} for metric in form["metric_list"]],
         }
+        if "metric_list" in form:
+            content["metric_list"] = [{"metric": one, **better} for one in form["metric_list"]]
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
     return folder
