@@ -157,6 +157,15 @@ def test_the_callers_tokenizer_and_model_are_left_as_they_were(
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
+def test_text_that_the_tokenizer_does_not_know_is_counted(
+    tiny_model: Make, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    lm = made(tiny_model("llama"), tiny_tokenizer, None)
+    pairs = [("a <unk>", " b"), ("a", " b")]
+    with pytest.warns(UserWarning, match="1 of 2 texts are not known to the tokenizer in some"):
+        lm.loglikelihood(requests("loglikelihood", *pairs), disable_tqdm=True)
+
+
 class TestArguments:
     def test_a_model_and_a_rule_by_name(self, tiny_checkpoint: Path) -> None:
         lm = KeepsetLM.create_from_arg_string(
@@ -185,6 +194,8 @@ class TestArguments:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
+            ({"keep": "static:0.5", "site": "state"}, "state channels are chosen by a study alone"),
+            ({"keep": "dynamic:0.5", "site": "x"}, "unknown kind of site 'x'; known: ffn"),
             ({"keep": "half"}, "keep rule 'half' is not understood"),
             ({"keep": "static:0.5"}, "needs the model's activation cache"),
             ({"keep": "dynamic:0.5", "peft": "x"}, "model_args: unknown peft; known: pretrained"),

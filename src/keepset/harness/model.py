@@ -24,6 +24,7 @@ from keepset.kinds import find_sites
 from keepset.measure.runner import Runner
 from keepset.models.anywhere import source_of
 from keepset.models.limits import positions_of
+from keepset.rules.kinds import CACHE, KINDS
 from keepset.rules.masks import KeepSets
 from keepset.rules.rule import Rule, describe
 from keepset.run.progress import Progress
@@ -94,26 +95,38 @@ class HeldLM(HFLM):
         """Log-probability (nats) of each target, and whether it is the greedy continuation."""
         if not requests:
             return []
-        items = [self._encoded(number, *request[1:]) for number, request in enumerate(requests)]
-        if cut := sum(len(one) + len(two) > self.max_length + 1 for _, one, two in requests):
-            warnings.warn(
-                f"{cut} of {len(requests)} texts are longer than the {self.max_length} tokens that"
-                " the model reads; the harness takes their ends",
-                stacklevel=2,
-            )
+        texts = [self._without_bos(context) + target for _, context, target in requests]
+        self._warn_of(texts)
+        items = [
+            self._encoded(number, ids, len(target))
+            for number, (ids, (_, _, target)) in enumerate(zip(texts, requests, strict=True))
+        ]
         table = self.runner.last_words(items, self.rule, self.progress)
         pairs = zip(table["logprob"], table["correct"], strict=True)
         return [(float(logprob), bool(greedy)) for logprob, greedy in pairs]
 
-    def _encoded(self, number: int, context: list[int], target: list[int]) -> Encoded:
-        if len(target) > self.max_length:
+    def _warn_of(self, texts: Sequence[list[int]]) -> None:
+        """Count the texts that are not read as they are."""
+        most = self.max_length
+        unknown = {self.tokenizer.unk_token_id} - {None, self.prefix_token_id}
+        cut = sum(len(ids) > most + 1 for ids in texts)
+        lost = sum(not unknown.isdisjoint(ids) for ids in texts)
+        for some, what in (
+            (cut, f"longer than the {most} tokens that the model reads: their ends are taken"),
+            (lost, "not known to the tokenizer in some part"),
+        ):
+            if some:
+                warnings.warn(f"{some} of {len(texts)} texts are {what}", stacklevel=4)
+
+    def _encoded(self, number: int, ids: list[int], n_target: int) -> Encoded:
+        if n_target > self.max_length:
             raise ModelError(
-                f"item {number}: its target has {len(target)} tokens, and the model reads"
-                f" {self.max_length}; leave the item out"
+                f"request {number}: its target has {n_target} tokens, and the model reads"
+                f" {self.max_length}; leave it out"
             )
         # The last token is only predicted, never read.
-        ids = [*self._without_bos(context), *target][-(self.max_length + 1) :]
-        return Encoded(ids, len(ids) - len(target), number)
+        read = ids[-(self.max_length + 1) :]
+        return Encoded(read, len(read) - n_target, number)
 
     def _without_bos(self, ids: list[int]) -> list[int]:
         """Text without the BOS token that the runner puts before it."""
@@ -240,12 +253,18 @@ def held_rule(
     rule = dataclasses.replace(parse_keep(keep, score), **place)
     if rule.window != "corpus":
         return rule, None
+    kind = KINDS[rule.site]
+    if kind.sets != CACHE:
+        raise ConfigError(
+            f"model_args: keep={keep}: {kind.units} are chosen by a study alone: run the task there"
+        )
     if activations is None:
         raise ConfigError(
             f"model_args: keep={keep} needs the model's activation cache:"
             " activations=results/STUDY/MODEL/CORPUS/activations.safetensors"
         )
-    return rule, RankedSets(read_moments(Path(activations), info["fingerprint"], info["bos"]))
+    moments = read_moments(Path(activations), info["fingerprint"], info["bos"])
+    return rule, RankedSets(moments, rule.site)
 
 
 def _bos(value: str | bool) -> Literal["auto"] | bool:
