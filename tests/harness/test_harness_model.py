@@ -136,7 +136,10 @@ def test_a_stop_string_ends_the_text(
     assert ask([stop]) == whole[: whole.index(stop)]
 
 
-@pytest.mark.parametrize("asked", [{"do_sample": True, "temperature": 0.7}, {"num_beams": 3}])
+@pytest.mark.parametrize(
+    "asked",
+    [{"do_sample": True}, {"temperature": 0.7}, {"num_beams": 3}, {"repetition_penalty": 1.3}],
+)
 def test_only_greedy_text_is_generated(
     tiny_model: Make, tiny_tokenizer: PreTrainedTokenizerFast, asked: dict[str, Any]
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,9 @@ from keepset.steps.activations import cache_activations
 from keepset.steps.evaluation import evaluate_capability
 from keepset.steps.harness import evaluate_harness, prepare_harness
 from keepset.steps.prepare import prepare_model, tokenize_corpus
+from written_tasks import ITEMS, write
 
 ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "tests/harness"))
-from written_tasks import ITEMS, write  # noqa: E402
-
 NAMES = {"model": "m", "corpus": "c", "task": "endings"}
 
 

@@ -32,6 +32,8 @@ from keepset.text import Encoded
 
 _ALL_AT_ONCE = 2**31
 """Requests per call: the runner makes its own batches."""
+_SAMPLING = {"do_sample", "temperature", "top_p", "top_k", "min_p", "typical_p"}
+"""What greedy generation does not read."""
 _Request = tuple[Any, list[int], list[int]]
 
 
@@ -137,14 +139,11 @@ class HeldLM(HFLM):
     ) -> Tensor:
         """Continue rows (batch, n) with padding on the left: (batch, at most `max_length`)."""
         valid, new = options.pop("attention_mask").bool(), max_length - context.shape[1]
-        if (
-            options.get("do_sample")
-            or options.get("temperature")
-            or options.get("num_beams", 1) > 1
-        ):
+        asked = {key: value for key, value in options.items() if key not in _SAMPLING}
+        if options.get("do_sample") or any(value not in (None, 1) for value in asked.values()):
             raise ConfigError(
-                f"text is generated greedily, and the task asks for {options}; set do_sample: false"
-                " in its generation_kwargs"
+                f"text is generated greedily, and the task asks for {options}; change its"
+                " generation_kwargs: do_sample: false, and nothing else that changes what is chosen"
             )
         pad = self.tokenizer.pad_token_id
         rows = torch.full((len(context), max_length), pad, dtype=torch.long)
