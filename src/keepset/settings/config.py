@@ -152,11 +152,13 @@ class Config(Strict):
         specimen = self.all_models()[model].origin == "specimen"
         return not specimen or wanted is None or corpus in wanted
 
-    def section(self, kind: str, corpus: str | None = None) -> Grid | State | Expert | None:
+    def section(
+        self, kind: str, corpus: str | None = None
+    ) -> Grid | InputGrid | State | Expert | None:
         """The section that the grid of a kind of site stands in (as `corpus` has it), or None."""
         if corpus is not None and KINDS[kind].section == "grid":
             return self.corpus_grid(corpus)
-        section: Grid | State | Expert | None = getattr(self, KINDS[kind].section)
+        section: Grid | InputGrid | State | Expert | None = getattr(self, KINDS[kind].section)
         return section
 
     def studies(self, model: str, kind: str, corpus: str | None = None) -> bool:
