@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import builtins
+import copy
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,8 +35,11 @@ def by_runner(keep: str | None) -> pd.DataFrame:
 
 
 def test_the_command_line_of_the_harness(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    logger = logging.getLogger("lm_eval")  # the command sets it up for a process of its own
+    for name in ("handlers", "propagate", "level"):
+        monkeypatch.setattr(logger, name, copy.copy(getattr(logger, name)))
     folder, given = write(tmp_path / "tasks"), list(sys.argv)
     arguments = f"pretrained={SPECIMEN},dtype=float32,keep=dynamic:0.9"
     status = main(

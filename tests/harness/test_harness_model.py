@@ -12,12 +12,17 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from keepset import load, models
 from keepset.calibrate import activations
 from keepset.errors import ConfigError, ModelError
 from keepset.harness.model import HeldLM, KeepsetLM
 from keepset.kinds import find_sites
 from keepset.measure.runner import Runner
+from keepset.models.anywhere import source_of
+from keepset.models.identity import weights_digest
+from keepset.rules.recipe import Recipe
 from keepset.rules.rule import Rule
+from keepset.settings.recipes import write_recipe
 
 Make = Callable[..., PreTrainedModel]
 PAIRS = [("The river", " is long and wide"), ("a", "b"), ("", "One ship"), ("In the year ", "of")]
@@ -180,9 +185,6 @@ class TestArguments:
         assert lm.get_model_info()["keep"] == "windowed magnitude 0.5 W=4 causal"
 
     def test_static_sets_come_from_a_cache(self, tiny_checkpoint: Path, tmp_path: Path) -> None:
-        from keepset import models
-        from keepset.models.anywhere import load, source_of
-
         path = str(tiny_checkpoint)
         info = models.prepare("model", source_of(path), tmp_path)
         model, _ = load(path, dtype="float32")
@@ -190,15 +192,36 @@ class TestArguments:
         moments = activations.collect_moments(model, find_sites(model), blocks)
         owner = {"model": info["fingerprint"], "bos": None, "text": "t", "dtype": "torch.float32"}
         activations.save(moments, tmp_path / "a.safetensors", owner)
-        lm = KeepsetLM(path, "static:0.5", activations=str(tmp_path / "a.safetensors"))
+        lm = KeepsetLM(path, keep="static:0.5", activations=str(tmp_path / "a.safetensors"))
         (answer,) = lm.loglikelihood(requests("loglikelihood", PAIRS[0]), disable_tqdm=True)
         assert answer[0] == pytest.approx(naive(lm, lm.tokenizer, *PAIRS[0]), rel=1e-4)
+
+    def test_a_recipe(self, tiny_checkpoint: Path, tmp_path: Path) -> None:
+        path = str(tiny_checkpoint)
+        model, _ = load(path, dtype="float32")
+        rules = {"ffn.000": Rule("magnitude", 0.5, 1), "ffn.001": Rule("magnitude", 0.75, 1)}
+        owner = {"name": "mine", "weights": weights_digest(model)}
+        write_recipe(Recipe(rules, model=owner), tmp_path / "recipe.yaml")
+        lm = KeepsetLM(path, recipe=str(tmp_path / "recipe.yaml"), dtype="float32")
+        answers = lm.loglikelihood(requests("loglikelihood", *PAIRS), disable_tqdm=True)
+        expected = [naive(lm, lm.tokenizer, *pair) for pair in PAIRS]
+        assert [logprob for logprob, _ in answers] == pytest.approx(expected, rel=1e-5)
+        lm.rule = None
+        dense = lm.loglikelihood(requests("loglikelihood", *PAIRS), disable_tqdm=True)
+        assert [logprob for logprob, _ in dense] != pytest.approx(expected, rel=1e-3)
+        with pytest.raises(ConfigError, match="made with the BOS token None before texts"):
+            KeepsetLM(path, recipe=str(tmp_path / "recipe.yaml"), bos=True)
+        write_recipe(Recipe(rules, model={**owner, "weights": "0" * 64}), tmp_path / "recipe.yaml")
+        with pytest.raises(ModelError, match="the recipe belongs to mine"):
+            KeepsetLM(path, recipe=str(tmp_path / "recipe.yaml"))
 
     @pytest.mark.parametrize(
         ("options", "message"),
         [
             ({"keep": "static:0.5", "site": "state"}, "state channels are chosen by a study alone"),
             ({"keep": "dynamic:0.5", "site": "x"}, "unknown kind of site 'x'; known: ffn"),
+            ({"keep": "dynamic:0.5", "recipe": "r.yaml"}, "give recipe alone"),
+            ({"recipe": "nowhere.yaml"}, r"nowhere.yaml: this recipe cannot be read"),
             ({"keep": "half"}, "keep rule 'half' is not understood"),
             ({"keep": "static:0.5"}, "needs the model's activation cache"),
             ({"keep": "dynamic:0.5", "peft": "x"}, "model_args: unknown peft; known: pretrained"),
@@ -213,7 +236,7 @@ class TestArguments:
 
     def test_a_model_without_such_sites(self, tiny_checkpoint: Path) -> None:
         with pytest.raises(ModelError, match=r"state read .*: the model has no state channels"):
-            KeepsetLM(str(tiny_checkpoint), "dynamic:0.5", site="state", access="read")
+            KeepsetLM(str(tiny_checkpoint), keep="dynamic:0.5", site="state", access="read")
 
     def test_a_tokenizer_without_an_end(
         self, tiny_model: Make, tiny_tokenizer: PreTrainedTokenizerFast

@@ -23,17 +23,21 @@ from keepset.hold.contexts import with_bos
 from keepset.kinds import find_sites
 from keepset.measure.runner import Runner
 from keepset.models.anywhere import source_of
+from keepset.models.identity import still_to_do
 from keepset.models.limits import positions_of
 from keepset.rules.kinds import CACHE, KINDS
 from keepset.rules.masks import KeepSets
+from keepset.rules.recipe import Recipe
 from keepset.rules.rule import Rule, describe
 from keepset.run.progress import Progress
+from keepset.settings.recipes import read_recipe
 from keepset.text import Encoded
 
 _ALL_AT_ONCE = 2**31
 """Requests per call: the runner makes its own batches."""
 _SAMPLING = {"do_sample", "temperature", "top_p", "top_k", "min_p", "typical_p"}
 """What greedy generation does not read."""
+_RULE_ARGUMENTS = ("score", "site", "access", "activations", "recipe")
 _Request = tuple[Any, list[int], list[int]]
 
 
@@ -53,7 +57,7 @@ class HeldLM(HFLM):
         self,
         runner: Runner,
         tokenizer: Any,
-        rule: Rule | None = None,
+        rule: Rule | Recipe | None = None,
         max_length: int | None = None,
     ) -> None:
         """Wrap a runner.
@@ -61,7 +65,7 @@ class HeldLM(HFLM):
         Args:
             runner: The model, its sites and its static keep sets.
             tokenizer: The model's tokenizer; a copy is used.
-            rule: A keep rule.
+            rule: A keep rule, or a recipe.
             max_length: Tokens that the model reads at most; its positions, or 2,048, if left out.
 
         Raises:
@@ -180,7 +184,6 @@ class KeepsetLM(HeldLM):
     def __init__(
         self,
         pretrained: str,
-        keep: str = "dense",
         *,
         device: str = "auto",
         dtype: str = "auto",
@@ -192,7 +195,6 @@ class KeepsetLM(HeldLM):
 
         Args:
             pretrained: A folder, a .gguf file, PACKAGE:FILE, or a hub id.
-            keep: dense, or a rule as in `keepset generate --keep`.
             device: auto, cpu, cuda or cuda:N.
             dtype: auto, float32, bfloat16 or float16.
             batch_tokens: Tokens per forward pass, at least one text. The harness's `--batch_size`
@@ -201,8 +203,9 @@ class KeepsetLM(HeldLM):
             options: tokenizer and bos, as in the configuration; and those of `held_rule`.
 
         Raises:
-            ConfigError: a rule that is not understood, or an unknown argument.
-            ModelError: the model cannot be loaded, or has no site for the rule.
+            ConfigError: a rule or recipe that is not understood, or an unknown argument.
+            ModelError: the model cannot be loaded or has no site for the rule, or the recipe is of
+                another.
         """
         where: dict[str, Any] = {"tokenizer": options.pop("tokenizer", None)}
         where["bos"] = _bos(options.pop("bos", "auto"))
@@ -211,8 +214,8 @@ class KeepsetLM(HeldLM):
         place = models.resolve_device(device)
         with tempfile.TemporaryDirectory() as folder:
             info = models.prepare("model", source_of(pretrained, **where), folder)
-            rule, keep_sets = held_rule(keep, info, **options)
             model, tokenizer = models.load(info, place, models.resolve_dtype(dtype, place))
+        rule, keep_sets = held_rule(model, info, **options)
         runner = Runner(
             model,
             find_sites(model),
@@ -226,29 +229,42 @@ class KeepsetLM(HeldLM):
 
 
 def held_rule(
-    keep: str, info: Mapping[str, Any], **options: Any
-) -> tuple[Rule | None, KeepSets | None]:
-    """The rule that arguments of the model class say, and its static keep sets.
+    model: Any, info: Mapping[str, Any], keep: str = "dense", **options: Any
+) -> tuple[Rule | Recipe | None, KeepSets | None]:
+    """The rule or recipe that arguments of the model class say, and its static keep sets.
 
     Args:
+        model: The loaded model.
+        info: What `keepset.models.prepare` says of it.
         keep: dense, or a rule as in `keepset generate --keep`.
-        info: What `keepset.models.prepare` says of the model.
         options: score; site and access, of other sites than neurons; activations: the model's
-            activation cache, for a static rule.
+            activation cache, for a static rule. Or recipe, a recipe.yaml, in the place of all.
 
     Raises:
-        ConfigError: a rule that is not understood, or an unknown argument.
+        ConfigError: a rule or recipe that is not understood, or an unknown argument.
+        ModelError: the recipe is of another model.
         CacheError: the activation cache is of another model.
     """
-    score, activations = options.pop("score", "magnitude"), options.pop("activations", None)
-    place = {name: options.pop(name) for name in ("site", "access") if name in options}
-    if options:
+    if unknown := options.keys() - _RULE_ARGUMENTS:
         raise ConfigError(
-            f"model_args: unknown {', '.join(options)}; known: pretrained, keep, score, site,"
-            " access, activations, tokenizer, bos, dtype, device, batch_tokens, max_length"
+            f"model_args: unknown {', '.join(sorted(unknown))}; known: pretrained, keep,"
+            f" {', '.join(_RULE_ARGUMENTS)}, tokenizer, bos, dtype, device, batch_tokens,"
+            " max_length"
         )
+    if "recipe" in options:
+        if keep != "dense" or len(options) > 1:
+            raise ConfigError("model_args: a recipe says all of what is kept: give recipe alone")
+        recipe = still_to_do(model, read_recipe(options["recipe"]))
+        if recipe.bos != info["bos"]:
+            raise ConfigError(
+                f"model_args: the recipe was made with the BOS token {recipe.bos} before texts, and"
+                f" here it is {info['bos']}; set bos as it was then"
+            )
+        return recipe, None
     if keep == "dense":
         return None, None
+    place = {name: options[name] for name in ("site", "access") if name in options}
+    score, activations = options.get("score", "magnitude"), options.get("activations")
     rule = dataclasses.replace(parse_keep(keep, score), **place)
     if rule.window != "corpus":
         return rule, None
