@@ -12,12 +12,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from written_tasks import ITEMS, write
 
 from keepset import find_sites, load, text
 from keepset.cli import main
 from keepset.decode.generate import parse_keep
 from keepset.measure.runner import Runner
+from written_tasks import ITEMS, write
 
 SPECIMEN = Path(__file__).parents[2] / "specimens/relu"
 
