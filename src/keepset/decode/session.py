@@ -27,6 +27,10 @@ from keepset.sites.families import no_sites
 from keepset.sites.ffn import Site, find_ffn_sites
 
 
+Recipe = Mapping[str, Rule]
+"""Site key -> the rule of that site; others run dense."""
+
+
 @dataclass
 class Session:
     """What a model has run under `sparse_decoding`.
@@ -36,13 +40,13 @@ class Session:
         selection: Which kernels may run; what was timed and refused.
         paths: Tokens x sites by path: a path of the down projection (`keepset.kernels.dispatch`),
             `numba` (chosen and projected by one kernel, or, of long prompts, masked by one),
-            `held` (gate, up and down of kept units only, copied together), or `triton-ffn` (the
-            whole block by a kernel). Empty when dense, and where a static rule's cut weights run
-            in torch.
+            `held` (gate, up and down of kept units only, copied together), `triton-ffn` (the
+            whole block by a kernel), or `masked` (sites of a recipe that no kernel runs). Empty
+            when dense, and where a static rule's cut weights run in torch.
         mixers: scan and state -> what runs them in Mamba-2 mixers; empty where there are none.
     """
 
-    rule: Rule | None
+    rule: Rule | Recipe | None
     selection: Selection
     paths: Counter[str] = field(default_factory=Counter)
     mixers: Mapping[str, str] = field(default_factory=dict)
@@ -51,9 +55,10 @@ class Session:
 @contextmanager
 def sparse_decoding(
     model: Any,
-    rule: Rule | None,
+    rule: Rule | Recipe | None,
     *,
     moments: Mapping[str, Moments] | None = None,
+    thresholds: Mapping[str, float] | None = None,
     sites: Sequence[Site] | None = None,
     given: Mapping[str, Tensor] | None = None,
     kernels: Kernels | Selection | str | None = None,
@@ -69,11 +74,19 @@ def sparse_decoding(
     static rule a prompt runs masked, as its first token needs all weights. Of several paths the
     fastest is taken; they are timed on the model's own weights at the first token.
 
+    Under a recipe every site has a rule of its own, dynamic or static. On a CPU the weights of its
+    sites are stored unit by unit until exit, in the place of the usual layout: there is no second
+    copy, and a prompt, which runs masked, reads them as they are.
+
     Args:
         model: A causal language model in eval mode.
-        rule: Dynamic, windowed with choice `causal`, or static; None is dense.
+        rule: Dynamic, windowed with choice `causal`, or static; None is dense. On neurons (`ffn`),
+            or a dynamic one on inputs of linear maps. Or a recipe.
         moments: Site key -> calibration sums (`keepset.calibrate.activations`), for static rules.
-        sites: The model's sites, of which those of the rule's kind count; found if left out.
+        thresholds: Site key of a recipe -> the least score that is kept there, in the place of
+            the share that a dynamic rule keeps.
+        sites: The model's sites, of which those of the rule's kind count; found if left out. For a
+            recipe: all sites of both kinds.
         given: Site key -> (n_windows, n_units) bool, the sets of a windowed rule, known
             beforehand (replayed). Then choice may be `oracle`, and batches have one row.
         kernels: Which implementations may run: the section `kernels` of a configuration, or
@@ -97,6 +110,20 @@ def sparse_decoding(
         >>> sum(session.paths.values()) > 0  # tokens x layers, by the path that ran
         True
     """
+    selection = Selection.of(kernels)
+    selection.require(next(model.parameters()).device)
+    session = Session(rule, selection)
+    if isinstance(rule, Rule) and rule.site == "input":
+        sites = _recipe_sites(model) if sites is None else sites
+        rule = {site.key: rule for site in sites if site.kind == "input"}
+    if isinstance(rule, Mapping):
+        sites = _recipe_sites(model) if sites is None else sites
+        choices = _choices(model, sites, rule, moments, thresholds or {})
+        with ExitStack() as stack:
+            session.mixers = stack.enter_context(mixer_kernels(model, selection))
+            stack.enter_context(sites_held(model, sites, choices, session.paths, selection))
+            yield session
+        return
     _check(rule, moments, given)
     if sites is None:
         sites = find_ffn_sites(model)
@@ -105,9 +132,6 @@ def sparse_decoding(
         if rule.sparsity and not sites:
             raise ModelError(f"{describe(rule)}: {no_sites(model, rule.site)}")
         _refuse_routed(rule, sites)
-    selection = Selection.of(kernels)
-    selection.require(next(model.parameters()).device)
-    session = Session(rule, selection)
     with ExitStack() as stack:
         session.mixers = stack.enter_context(mixer_kernels(model, selection))
         if rule is None or rule.sparsity == 0:
