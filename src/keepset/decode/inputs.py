@@ -14,6 +14,7 @@ from keepset.decode.choice import UnitChoice
 from keepset.decode.layout import widths
 from keepset.decode.position import Position
 from keepset.decode.token import TokenMap, TokenPaths
+from keepset.errors import ModelError
 from keepset.hold.slices import Forward, standing_forward
 from keepset.kernels.selection import NUMBA
 from keepset.kernels.weights import MAX_ROWS
@@ -89,14 +90,21 @@ class SparseReaders(TokenMap):
         return torch.cat([forward(held) for forward in self._forwards], dim=-1)
 
     def by_numba(self, x: Tensor) -> Tensor:
-        """The same by one kernel that chooses and projects."""
+        """The same by one kernel that chooses and projects.
+
+        Raises:
+            ModelError: a score is NaN; the message names the site.
+        """
         if self._by_numba is None:
             from keepset.kernels.numba_ffn import TokenDown  # compiled at its first use
 
             choice = self._choice
             self._by_numba = TokenDown(self.rows, choice.least, choice.norms, self._bias())
         self.peers.paths[NUMBA] += x.numel() // self.ins
-        return self._by_numba(x)
+        try:
+            return self._by_numba(x)
+        except ModelError:
+            raise self._choice.not_finite() from None
 
     def _bias(self) -> Tensor | None:
         """The biases of all maps, side by side; None where none has one."""

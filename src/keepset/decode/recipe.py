@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from keepset.decode.choice import UnitChoice
 from keepset.decode.inputs import SparseReaders
@@ -21,7 +22,17 @@ from keepset.decode.token import TokenPaths, TokenProjection
 from keepset.hold.inputs import rules_run_by, watching
 from keepset.hold.slices import standing_forward
 from keepset.kernels.selection import NUMBA, Selection
-from keepset.sites.ffn import Site
+from keepset.sites.ffn import Site, find_ffn_sites
+from keepset.sites.inputs import find_input_sites
+
+
+def linear_sites(model: PreTrainedModel) -> list[Site]:
+    """All sites that a recipe may name: neurons, and inputs of the other linear maps.
+
+    Raises:
+        ModelError: see `find_ffn_sites` and `find_input_sites`.
+    """
+    return [*find_ffn_sites(model), *find_input_sites(model)]
 
 
 @contextmanager

@@ -100,8 +100,9 @@ class TokenDown:
         """
         n, self._width = rows.shape
         self._rows = bits(rows)
-        counted = isinstance(least, int)
-        self._kept, self._threshold = (least, 0.0) if counted else (0, least)
+        # 0: not counted
+        self._kept = least if isinstance(least, int) else 0
+        self._threshold = np.float32(0 if self._kept else least)
         self._norms, self._bias = _floats(norms), _floats(bias)
         # Each token's own: nothing of the last one is read.
         self._scratch = (
@@ -119,7 +120,7 @@ class TokenDown:
         """
         out = h.new_empty(*h.shape[:-1], self._width)
         tokens, results = bits(h).reshape(-1, h.shape[-1]), bits(out).reshape(-1, self._width)
-        choice = (self._kept, np.float32(self._threshold), self._norms)
+        choice = (self._kept, self._threshold, self._norms)
         if not _down_tokens(tokens, self._rows, *choice, self._bias, *self._scratch, results):
             raise ModelError(NOT_A_NUMBER)
         return out
