@@ -1,5 +1,7 @@
 """Decoding under recipes: the tokens of the masked reference, and every weight as it was."""
 
+from collections import Counter
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from keepset.calibrate import activations
 from keepset.calibrate.sets import RankedSets
 from keepset.decode import sparse_decoding
 from keepset.decode.generate import compare, generate
+from keepset.decode.joined import JoinedBlock
 from keepset.decode.recipe import linear_sites
 from keepset.errors import ConfigError, KernelError, ModelError
 from keepset.hold.inputs import Windows, watching
@@ -104,6 +107,35 @@ def test_one_rule_on_inputs_is_a_recipe_of_all_of_them(tiny_model):
     inputs = [site.key for site in linear_sites(model) if site.kind == "input"]
     paths = check(model, rule, {key: Windows(rule) for key in inputs})
     assert paths == {NUMBA: 2 * 3 * (TOKENS - 1)}
+
+
+@pytest.fixture
+def joined_runs(monkeypatch):
+    """The blocks that run as one step, a module at every token."""
+    runs, tokens = [], JoinedBlock._tokens
+
+    def counted(block, x):
+        runs.append(block._module)
+        return tokens(block, x)
+
+    monkeypatch.setattr(JoinedBlock, "_tokens", counted)
+    return runs
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "gpt2"])
+def test_a_block_with_rules_at_both_its_sites_is_one_step(tiny_model, family, joined_runs):
+    model = tiny_model(family)
+    check(model, mixed(model))
+    assert list(Counter(joined_runs).values()) == [TOKENS - 1] * 2
+
+
+def test_a_block_that_does_more_than_its_layout_says_runs_itself(tiny_model, joined_runs):
+    model = tiny_model("llama")
+    model.model.layers[0].mlp.act_fn = torch.nn.Tanh()
+    check(model, mixed(model))
+    runs = Counter(joined_runs)
+    assert runs[model.model.layers[0].mlp] == 1  # the trial
+    assert runs[model.model.layers[1].mlp] == TOKENS - 1
 
 
 def test_an_empty_recipe_is_dense(tiny_model):

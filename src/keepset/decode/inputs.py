@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from keepset.decode.choice import UnitChoice
 from keepset.decode.layout import widths
@@ -25,6 +25,9 @@ class SparseReaders(TokenMap):
     """Stands in for the forwards of the maps of a site.
 
     The first that is called with a tensor computes the outputs of all; the others hand out theirs.
+
+    Attributes:
+        site: The site.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class SparseReaders(TokenMap):
             peers: The other sites of the model.
         """
         super().__init__(rows, site.n_units, peers)
+        self.site = site
         self._choice, self._position = choice, position
         self._modules: list[Any] = [reader for reader, _ in site.readers]
         self._forwards: list[Forward] = [module.forward for module in self._modules]
@@ -74,15 +78,27 @@ class SparseReaders(TokenMap):
         return seen is not None and x.data_ptr() == seen.data_ptr() and x.shape == seen.shape
 
     def _project(self, x: Tensor) -> list[Tensor]:
-        position = self._position
-        tokens = position.batch * position.tokens
-        if position.opens or tokens > MAX_ROWS or x.numel() != tokens * self.ins:
-            x = self._choice.hold(x, position)
+        if not self.takes(x):
+            x = self._choice.hold(x, self._position)
             return [forward(x) for forward in self._forwards]
         if len(self._forwards) == 1:
-            return [self.peers.run(self, x)]
-        parts = self.peers.run(self, x).split(self._widths, dim=-1)
-        return list(parts) if tokens == 1 else [part.contiguous() for part in parts]
+            return [self.tokens(x)]
+        parts = self.tokens(x).split(self._widths, dim=-1)
+        return list(parts) if x.numel() == self.ins else [part.contiguous() for part in parts]
+
+    def start(self, module: nn.Module) -> int:
+        """Where the outputs of one of the maps begin among those of all."""
+        return sum(self._widths[: self._modules.index(module)])
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether x (..., n_units) is a few tokens that choose: no prompt, no first token."""
+        position = self._position
+        rows = position.batch * position.tokens
+        return not position.opens and rows <= MAX_ROWS and x.numel() == rows * self.ins
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """Tokens x (..., n_units) that it takes -> (..., outputs of all maps)."""
+        return self.peers.run(self, x)
 
     def by_torch(self, x: Tensor) -> Tensor:
         """Tokens x (..., n_units) -> (..., outputs of all maps), masked."""

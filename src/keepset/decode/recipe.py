@@ -1,8 +1,9 @@
 """Recipes: every site has a rule of its own, and what a token leaves out is not read.
 
 On a CPU one kernel call chooses the units of a token and projects them, for all maps that read
-them. Sites whose maps cannot be run so are masked. All other linear maps, the output layer among
-them, are read in the order of memory where that is faster than torch (`TokenProjection`).
+them; a feed-forward block with a rule at both its sites is one step (`JoinedBlock`). Sites whose
+maps cannot be run so are masked. All other linear maps, the output layer among them, are read in
+the order of memory where that is faster than torch (`TokenProjection`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 
 from keepset.decode.choice import UnitChoice
 from keepset.decode.inputs import SparseReaders
+from keepset.decode.joined import joined_blocks
 from keepset.decode.layout import storable, unit_major
 from keepset.decode.position import Position
 from keepset.decode.token import TokenPaths, TokenProjection
@@ -71,9 +73,14 @@ def sites_held(
         stack.enter_context(position.following(model))
         rows = stack.enter_context(unit_major(fast))
         stack.enter_context(watching(model, masked, hold))
-        for site in fast:
-            readers = SparseReaders(site, choices[site.key], rows[site.key], position, groups)
-            stack.enter_context(readers.standing_in())
+        readers = {
+            site.key: SparseReaders(site, choices[site.key], rows[site.key], position, groups)
+            for site in fast
+        }
+        for one in readers.values():
+            stack.enter_context(one.standing_in())
+        for block in joined_blocks(model, readers):
+            stack.enter_context(block.standing_in())
         taken = {reader for site in fast for reader, _ in site.readers}
         for module in model.modules():
             # Others may do more than a linear map, or keep their weights in another order.
