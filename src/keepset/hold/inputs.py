@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from keepset.errors import ModelError
 from keepset.hold import expert_neurons
+from keepset.hold.gates import seeing_gates
 from keepset.hold.windows import Windowed, not_finite
 from keepset.kernels.selection import NUMBA, Selection
 from keepset.rules.masks import spread_windows, window_means, window_width
@@ -141,11 +142,20 @@ class Windows(Windowed):
     is the attention sink, and no set chosen on later tokens keeps its large units.
     """
 
-    def __init__(self, rule: Rule, *, noise: int | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        rule: Rule,
+        *,
+        noise: int | None = None,
+        thresholds: Mapping[str, float] | None = None,
+        **options: Any,
+    ) -> None:
         """See `Windowed`.
 
         Args:
             rule: The rule.
+            thresholds: Site key -> the least score that is kept, in the place of the share that a
+                dynamic rule keeps.
             noise: Seed of noise in the last bit of every h, as another machine's kernels would
                 make; none where left out.
             options: Those of `Windowed`.
@@ -154,13 +164,19 @@ class Windows(Windowed):
         score = NEURON_SCORES.get(rule.score)
         self._seeded = score is not None and score.seeded
         self._needs_norms = score is not None and score.needs_norms
+        self._reads_gate = score is not None and score.reads_gate
         self._of_h_alone = rule.method == "dynamic" and score is not None and score.decodes
+        self.gates: dict[str, Tensor] = {}
+        self._thresholds = thresholds or {}
         self._norms: dict[str, Tensor] = {}
         self._noise = noise
         self._noises: dict[str, np.random.Generator] = {}
 
     def score(self, site: Site, h: Tensor) -> Tensor:
         """Score every unit at every token: (batch, tokens, n_units) float32."""
+        if self._reads_gate:
+            # Scores are of the text, and so are windows: a gate is read where h is.
+            h = self.gates[site.key].view(len(h), -1, site.n_units)[:, -h.shape[1] :]
         generator = self._generator(site, h.device) if self._seeded else None
         return token_score(self.rule.score, h, self._output_norms(site), generator)
 
@@ -173,6 +189,8 @@ class Windows(Windowed):
 
     def __call__(self, site: Site, h: Tensor) -> Tensor | None:
         """Mask h (batch, tokens, n_units)."""
+        if site.key in self._thresholds:
+            return self._above(site, h, self._thresholds[site.key])
         kept = n_kept(site.n_units, self.rule.sparsity)
         if kept == site.n_units or h.shape[1] == self._n_bos:
             return None
@@ -181,6 +199,15 @@ class Windows(Windowed):
         path = rules_run_by(self.selection, h.device, h.dtype)
         hold = self._held_by_numba if path == NUMBA else self._held
         return hold(site, h, kept)
+
+    def _above(self, site: Site, h: Tensor, least: float) -> Tensor:
+        """h where its score is no less than `least`, and all of a row's first token."""
+        scores = self.score(site, h)
+        if bool(scores.isnan().any()):
+            raise not_finite(site.name, describe(self.rule))
+        held = h * (scores >= least)
+        held[:, 0] = h[:, 0]
+        return held
 
     def _held(self, site: Site, h: Tensor, kept: int) -> Tensor:
         """The plain reference: h times the masks of its windows."""
@@ -241,7 +268,11 @@ def hold_windows(
 ) -> Iterator[Windows]:
     """Hold a windowed or dynamic rule; `options` are those of `Windows`."""
     action = Windows(rule, **options)
-    with whole_passages(model), watching(model, sites, action):
+    with ExitStack() as stack:
+        stack.enter_context(whole_passages(model))
+        stack.enter_context(watching(model, sites, action))
+        if NEURON_SCORES[rule.score].reads_gate:
+            stack.enter_context(seeing_gates(sites, action.gates))
         yield action
 
 

@@ -11,7 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from keepset.rules.scores import CHANNEL_SCORES, EXPERT_SCORES, NEURON_SCORES, Score
+from keepset.rules.scores import (
+    CHANNEL_SCORES,
+    EXPERT_SCORES,
+    INPUT_SCORES,
+    NEURON_SCORES,
+    Score,
+)
 
 Part = Literal["static", "dynamic", "windowed"]
 CACHE = "activations.safetensors"
@@ -124,7 +130,7 @@ register(
         name="input",
         units="inputs of linear maps",
         module="keepset.kinds.input",
-        scores=NEURON_SCORES,
+        scores=INPUT_SCORES,
         section="input",
         impacts={},
         evaluations=(

@@ -152,11 +152,13 @@ class Config(Strict):
         specimen = self.all_models()[model].origin == "specimen"
         return not specimen or wanted is None or corpus in wanted
 
-    def section(self, kind: str, corpus: str | None = None) -> Grid | State | Expert | None:
+    def section(
+        self, kind: str, corpus: str | None = None
+    ) -> Grid | InputGrid | State | Expert | None:
         """The section that the grid of a kind of site stands in (as `corpus` has it), or None."""
         if corpus is not None and KINDS[kind].section == "grid":
             return self.corpus_grid(corpus)
-        section: Grid | State | Expert | None = getattr(self, KINDS[kind].section)
+        section: Grid | InputGrid | State | Expert | None = getattr(self, KINDS[kind].section)
         return section
 
     def studies(self, model: str, kind: str, corpus: str | None = None) -> bool:
@@ -177,7 +179,11 @@ class Config(Strict):
 
     def has_task(self, kind: str) -> bool:
         """Whether a task of `kind` is run."""
-        return any(task.kind == kind for task in self.tasks.values())
+        return bool(self.tasks_of(kind))
+
+    def tasks_of(self, kind: str, *, others: bool = False) -> list[str]:
+        """The tasks of a kind, or those of all other kinds."""
+        return [name for name, task in self.tasks.items() if (task.kind == kind) != others]
 
     def all_models(self) -> dict[str, Model]:
         """The configured models and the specimens found, before `only`.

@@ -237,7 +237,8 @@ _ALL = (
         _NO_FFN,
         r"""
         **What is left of a skill.** Share of items whose whole answer (the last word of a passage,
-        or the thing that a fact named) is predicted right, dense and with {task_sparsity:g}% of
+        or the thing that a fact named) is predicted right, or that are right by the metric of a
+        task of the evaluation harness, dense and with {task_sparsity:g}% of
         feed-forward neurons left out by {config.capability.score}: dynamic, windowed (W =
         {config.capability.window}) and static (chosen on {config.capability.corpus}). The black
         tick in each row is dense.
