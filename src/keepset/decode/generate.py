@@ -16,6 +16,7 @@ from torch import Tensor
 from keepset.calibrate import activations
 from keepset.calibrate.sets import RankedSets
 from keepset.decode import Session, sparse_decoding
+from keepset.decode.choice import Recipe
 from keepset.errors import CacheError, ConfigError, ModelError
 from keepset.files import archive
 from keepset.hold.contexts import with_bos
@@ -25,7 +26,7 @@ from keepset.kernels.selection import Selection
 from keepset.measure.finite import refuse_infinite
 from keepset.measure.runner import Runner
 from keepset.models import check_ids, check_length
-from keepset.rules.rule import Rule, describe
+from keepset.rules.rule import Rule
 from keepset.rules.scores import Moments
 from keepset.settings import Kernels
 from keepset.sites.ffn import find_ffn_sites
@@ -121,12 +122,11 @@ def generate(
     model: Any,
     ids: Tensor,
     tokens: int,
-    rule: Rule | None = None,
+    rule: Rule | Recipe | None = None,
     *,
-    moments: Mapping[str, Moments] | None = None,
     stop: Collection[int] = (),
-    kernels: Kernels | Selection | str | None = None,
     bos: int | None = None,
+    **options: Any,
 ) -> Generation:
     """Continue a prompt greedily with a key-value cache; of equal logits the lowest index wins.
 
@@ -134,12 +134,11 @@ def generate(
         model: A causal language model in eval mode.
         ids: The prompt, (1, n) int64, n >= 1, or 0 where a BOS token stands before it.
         tokens: New tokens, at most.
-        rule: The keep rule, as in `sparse_decoding`; None is dense. The prompt is under it too,
-            but for the first token of the context.
-        moments: Calibration sums, for static rules.
+        rule: The keep rule or recipe, as in `sparse_decoding`; None is dense. The prompt is under
+            it too, but for the first token of the context.
         stop: Tokens after which generation ends.
-        kernels: Which implementations may run, as in `sparse_decoding`.
         bos: The token that is put before the prompt; None where the model has none.
+        options: moments, thresholds and kernels, as in `sparse_decoding`.
 
     Raises:
         ConfigError: an empty prompt or several, no tokens asked for, or a rule that cannot be
@@ -154,7 +153,7 @@ def generate(
         >>> generate(model, prompt, 4, parse_keep("dynamic:0.9"), kernels="torch").tokens.shape
         torch.Size([4])
     """
-    with sparse_decoding(model, rule, moments=moments, kernels=kernels, bos=bos) as session:
+    with sparse_decoding(model, rule, bos=bos, **options) as session:
         (run,) = _take_turns([_Decoder(model, session, stop)], with_bos(ids, bos), tokens)
     return run
 
@@ -163,7 +162,7 @@ def compare(
     model: Any,
     ids: Tensor,
     tokens: int,
-    rule: Rule,
+    rule: Rule | Recipe,
     *,
     replay: Replay | None = None,
     stop: Collection[int] = (),
@@ -172,12 +171,13 @@ def compare(
     """Generate dense and under a rule; the two take turns, token by token.
 
     So a machine that is busy now and then slows both. The kernels of mixers stand in for both.
-    Errors as in `generate`.
+    Under a recipe, which stores weights another way, the two have weights of their own. Errors as
+    in `generate`.
 
     Args:
         model, ids, tokens, rule, stop: As in `generate`.
         replay: A text to read in the place of the new tokens.
-        options: moments, kernels and bos, as in `generate`.
+        options: moments, thresholds, kernels and bos, as in `generate`.
 
     Returns:
         Dense, sparse.
@@ -191,7 +191,7 @@ def compare(
         True
         >>> speedup = sparse.rate / dense.rate
     """
-    other = twin(model)
+    other = twin(model) if isinstance(rule, Rule) else copy.deepcopy(model)
     sets, text = (None, None) if replay is None else (replay.sets, replay.tokens)
     with sparse_decoding(other, rule, given=sets, **options) as session:
         plain = Session(None, session.selection, mixers=session.mixers)
@@ -281,7 +281,7 @@ class _Decoder:
 
     def _refuse(self) -> NoReturn:
         sites, context = find_ffn_sites(self.model), torch.cat(self._read, dim=1)
-        label = describe(self._session.rule)
+        label = self._session.label
         refuse_infinite(self.model, sites, [context], "the logits are", label)
 
     def _clock(self) -> float:
