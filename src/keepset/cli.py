@@ -16,6 +16,7 @@ import yaml
 
 from keepset import __version__, settings
 from keepset.errors import ConfigError, KeepsetError
+from keepset.harness import command
 from keepset.rules.rule import Rule
 from keepset.rules.scores import NEURON_SCORES, decoding_names, token_names
 from keepset.run.verify import names_of, verify
@@ -256,6 +257,7 @@ def _parser() -> argparse.ArgumentParser:
     kinds.add_argument("family", nargs="*", help="model types; all decoder-only ones if left out")
     kinds.add_argument("--markdown", action="store_true", help="as docs/FAMILIES.md")
     kinds.set_defaults(run=_families)
+    command.add_to(commands)
     times = commands.add_parser("times", help="say where a study's time went, start-up too")
     times.add_argument("folder", help="results/<study>")
     times.add_argument("--csv", action="store_true", help="a row per job, as CSV")
@@ -266,7 +268,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Reads claims.csv and claims_cases.csv of a study.",
     )
     claims.add_argument("folder", help="the results of a study, e.g. results/embedded")
-    claims.add_argument("--claim", help="show this claim alone, with its cases: C1 ... E3")
+    claims.add_argument("--claim", help="show this claim alone, with its cases: C1 ... F2")
     claims.set_defaults(run=_claims)
 
     perplexity = commands.add_parser(
