@@ -14,12 +14,12 @@ from keepset.decode.position import Position
 from keepset.decode.score import SCORES, UnitScore
 from keepset.errors import ConfigError, ModelError
 from keepset.hold.windows import not_finite
-from keepset.rules.masks import top_mask
+from keepset.rules.masks import Masks, top_mask
 from keepset.rules.rule import Rule, describe
 from keepset.rules.scores import Moments, token_score
 from keepset.sites.ffn import Site
 
-Recipe = Mapping[str, Rule]
+Rules = Mapping[str, Rule]
 """Site key -> the rule of that site; others run dense."""
 
 
@@ -102,11 +102,20 @@ def choice_of(
 def choices_of(
     model: Any,
     sites: Sequence[Site],
-    recipe: Recipe,
+    recipe: Rules,
     moments: Mapping[str, Moments] | None,
     thresholds: Mapping[str, float],
+    kept: Masks | None = None,
 ) -> dict[str, UnitChoice]:
     """What every site of a recipe keeps.
+
+    Args:
+        model: The model.
+        sites: Its sites.
+        recipe: Its rules.
+        moments: Calibration sums that static rules choose by, where `kept` has no set.
+        thresholds: Site key -> the least score that is kept.
+        kept: Site key -> what a static rule keeps, (n_units,) bool.
 
     Raises:
         ConfigError: a rule or a threshold has no site, or the site cannot be decoded under it.
@@ -133,9 +142,12 @@ def choices_of(
                 f"{key}: threshold {threshold} under {describe(rule)}: thresholds are 0 or more,"
                 " and of rules that choose per token"
             )
-        check_rule(rule, moments, None)
+        fixed = None if kept is None else kept.get(key)
+        if fixed is None:
+            check_rule(rule, moments, None)
         if rule.sparsity or threshold is not None:
-            fixed = _fixed(key, rule, sets[site.kind]) if rule.window == "corpus" else None
+            if rule.window == "corpus" and fixed is None:
+                fixed = _fixed(key, rule, sets[site.kind])
             choices[key] = choice_of(site, rule, threshold, fixed)
     return choices
 

@@ -16,16 +16,18 @@ from torch import Tensor
 from keepset.calibrate import activations
 from keepset.calibrate.sets import RankedSets
 from keepset.decode import Session, sparse_decoding
-from keepset.decode.choice import Recipe
+from keepset.decode.choice import Rules
 from keepset.errors import CacheError, ConfigError, ModelError
 from keepset.files import archive
 from keepset.hold.contexts import with_bos
 from keepset.hold.static import MASKED
 from keepset.kernels import clock
 from keepset.kernels.selection import Selection
+from keepset.kinds import find_sites
 from keepset.measure.finite import refuse_infinite
 from keepset.measure.runner import Runner
-from keepset.models import check_ids, check_length
+from keepset.models import check_ids, check_length, still_to_do
+from keepset.rules.recipe import Recipe
 from keepset.rules.rule import Rule
 from keepset.rules.scores import Moments
 from keepset.settings import Kernels
@@ -122,7 +124,7 @@ def generate(
     model: Any,
     ids: Tensor,
     tokens: int,
-    rule: Rule | Recipe | None = None,
+    rule: Rule | Rules | Recipe | None = None,
     *,
     stop: Collection[int] = (),
     bos: int | None = None,
@@ -162,7 +164,7 @@ def compare(
     model: Any,
     ids: Tensor,
     tokens: int,
-    rule: Rule | Recipe,
+    rule: Rule | Rules | Recipe,
     *,
     replay: Replay | None = None,
     stop: Collection[int] = (),
@@ -324,7 +326,7 @@ def disagreement(
     model: Any,
     ids: Tensor,
     new: Tensor,
-    rule: Rule | None,
+    rule: Rule | Recipe | None,
     moments: Mapping[str, Moments] | None = None,
     kernels: Kernels | Selection | str | None = None,
     bos: int | None = None,
@@ -339,7 +341,7 @@ def disagreement(
         model: The model, outside any rule.
         ids: The prompt, (1, n).
         new: The new tokens, (m,).
-        rule: The rule that they were generated under.
+        rule: The rule, or the recipe, that they were generated under.
         moments: Calibration sums, for static rules.
         kernels: Which implementations run the reference's mixers.
         bos: The token that was put before the prompt.
@@ -356,11 +358,13 @@ def disagreement(
     plain = Selection.of(kernels).wanted.model_copy(update={"ffn": "torch"})
     runner = Runner(
         model,
-        find_ffn_sites(model),
+        find_sites(model),
         keep_sets=RankedSets(moments or {}),
         kernels=Selection(plain, forced=[MASKED]),
         bos=bos,
     )
+    if isinstance(rule, Recipe):
+        rule = still_to_do(model, rule)
     with runner.holding(rule), torch.inference_mode():
         logits = model(input_ids=context, use_cache=False).logits[0, -len(new) :].cpu()
     if not bool(torch.isfinite(logits.amax(dim=-1)).all()):

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
+from keepset import kinds
 from keepset.calibrate.sets import RankedSets
-from keepset.decode.choice import Recipe, check_rule, choices_of
+from keepset.decode.choice import Rules, check_rule, choices_of
 from keepset.decode.dynamic import dynamic_downs
 from keepset.decode.position import Position
 from keepset.decode.recipe import linear_sites, sites_held
@@ -20,6 +21,10 @@ from keepset.decode.windowed import running_windows
 from keepset.errors import ConfigError, ModelError
 from keepset.kernels.mixers import mixer_kernels
 from keepset.kernels.selection import Selection
+from keepset.kinds import find_sites
+from keepset.kinds.recipes import kept_masks
+from keepset.models import still_to_do
+from keepset.rules.recipe import Recipe
 from keepset.rules.rule import Rule, describe
 from keepset.rules.scores import Moments
 from keepset.settings import Kernels
@@ -43,7 +48,7 @@ class Session:
         mixers: scan and state -> what runs them in Mamba-2 mixers; empty where there are none.
     """
 
-    rule: Rule | Recipe | None
+    rule: Rule | Rules | Recipe | None
     selection: Selection
     paths: Counter[str] = field(default_factory=Counter)
     mixers: Mapping[str, str] = field(default_factory=dict)
@@ -52,14 +57,14 @@ class Session:
     def label(self) -> str:
         """What is held, in words."""
         if isinstance(self.rule, Mapping):
-            return f"a recipe of {len(self.rule)} rules"
+            return f"{len(self.rule)} rules"
         return describe(self.rule)
 
 
 @contextmanager
 def sparse_decoding(
     model: Any,
-    rule: Rule | Recipe | None,
+    rule: Rule | Rules | Recipe | None,
     *,
     moments: Mapping[str, Moments] | None = None,
     thresholds: Mapping[str, float] | None = None,
@@ -117,7 +122,10 @@ def sparse_decoding(
     selection = Selection.of(kernels)
     selection.require(next(model.parameters()).device)
     session = Session(rule, selection)
-    if isinstance(rule, Mapping) or (rule is not None and rule.site == "input"):
+    held: AbstractContextManager[None]
+    if isinstance(rule, Recipe):
+        held = _recipe_held(model, rule, session, bos)
+    elif isinstance(rule, Mapping) or (rule is not None and rule.site == "input"):
         sites = linear_sites(model) if sites is None else sites
         if isinstance(rule, Rule):
             rule = {site.key: rule for site in sites if site.kind == rule.site}
@@ -127,6 +135,38 @@ def sparse_decoding(
         held = _rule_held(model, rule, moments, sites, given, session, bos)
     with mixer_kernels(model, selection) as session.mixers, held:
         yield session
+
+
+@contextmanager
+def _recipe_held(model: Any, recipe: Recipe, session: Session, bos: int | None) -> Iterator[None]:
+    """Hold a recipe: its linear maps with less work, and what else it leaves out by masks."""
+    recipe = still_to_do(model, recipe)
+    if recipe.bos != bos:
+        raise ConfigError(
+            f"the recipe was made with {_named(recipe.bos)} before every text, and here it is"
+            f" {_named(bos)}; set bos (--bos) as it was then"
+        )
+    sites = find_sites(model)
+    masks = kept_masks({site.key: site for site in sites}, recipe)
+    linear = [site for site in sites if isinstance(site, Site)]
+    keys = {site.key for site in linear}
+    rules = {key: rule for key, rule in recipe.rules.items() if key in keys}
+    choices = choices_of(model, linear, rules, None, recipe.thresholds, masks)
+    others: dict[str, list[Any]] = {}
+    for site in sites:
+        if site.key in recipe.rules and site.key not in keys:
+            if recipe.rules[site.key].method != "static":
+                raise ConfigError(f"{site.key}: only a static rule can be decoded under there")
+            others.setdefault(site.kind, []).append(site)
+    with ExitStack() as stack:
+        for kind, held in others.items():
+            stack.enter_context(kinds.of(kind).hold_static(model, held, masks, session.selection))
+        stack.enter_context(sites_held(model, linear, choices, session.paths, session.selection))
+        yield
+
+
+def _named(bos: int | None) -> str:
+    return "no BOS token" if bos is None else f"token {bos}"
 
 
 @contextmanager

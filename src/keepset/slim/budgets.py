@@ -1,8 +1,9 @@
-"""Shares of a budget, site by site: what is left out where, for a number of bytes. No torch here."""
+"""Shares of a budget, site by site: what is left out where, for a number of bytes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -40,7 +41,7 @@ def cheapest(
     steps = []
     for key, values in costs.items():
         corners = _hull(shares, values)
-        for before, after in zip(corners, corners[1:], strict=False):
+        for before, after in pairwise(corners):
             gain = (shares[after] - shares[before]) * sizes[key]
             steps.append(((values[after] - values[before]) / gain, key, shares[after], gain))
     chosen, saved = dict.fromkeys(costs, shares[0]), 0.0

@@ -117,7 +117,7 @@ def per_token(
         levels = [level for level in LEVELS if level <= 0.6]
         # A step at a time, so that the search measures each level on its way.
         return sensitivity.layer_greedy(
-            model, linear, few, "magnitude", sizes, levels, **shared, step=0.05, tell=tell
+            model, linear, few, "magnitude", sizes, levels, **shared, tell=tell
         )
 
     gated = [s for s in linear if s.kind == "ffn" and s.gated and s.up]
@@ -224,8 +224,8 @@ def cut_for_good(
     if not states and (save == "memory" or not experts):
         what = "no recurrent state" if save == "memory" else "neither experts nor a recurrent state"
         raise ModelError(
-            f"{name}: --save {save}: it has {what} that can be cut out of a checkpoint; --save speed"
-            " leaves parts out at every token"
+            f"{name}: --save {save}: it has {what} that can be cut out of a checkpoint; --save"
+            " speed leaves parts out at every token"
         )
     candidates = []
     for score in ("ghost-uniform", "magnitude-uniform") if states else ():

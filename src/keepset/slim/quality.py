@@ -150,7 +150,7 @@ def _key(recipe: Recipe | None, part: Part) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-def need_enough(part: Part, budget: Budget, dense_spread: float = 0.05) -> None:
+def need_enough(part: Part, budget: Budget) -> None:
     """Refuse text or items that can decide nothing.
 
     Raises:
@@ -161,7 +161,6 @@ def need_enough(part: Part, budget: Budget, dense_spread: float = 0.05) -> None:
             f"the text is too short to decide: {len(part.blocks)} blocks are left to report on, and"
             f" 8 are needed; give more text, or a smaller --block"
         )
-    del dense_spread
     if budget.points is not None:
         z = float(stats.norm.ppf(budget.confidence))
         # With no answer changed, Tango's upper bound is z^2 / (n + z^2).

@@ -80,7 +80,7 @@ def _of_rule(site: Any, rule: Rule, share: float, save: Save) -> float:
         weights = (site.projection("B"), site.projection("C"))
         return share * sum(w.numel() * w.element_size() for w in weights)
     if isinstance(site, ExpertSite):
-        experts: Any = site.block.experts  # type: ignore[union-attr]
+        experts: Any = site.block.experts
         size = sum(p.nbytes for p in experts.parameters())
         # A token reads as many experts as before.
         return share * size if save == "size" else 0.0

@@ -20,6 +20,9 @@ from keepset.sites.ffn import Site, decoder_layers
 MOST = 0.95
 """The largest share that is left out of a site."""
 
+_STEP = 0.05
+"""The bytes of a step of the greedy allotment, as a share of a layer's."""
+
 Tell = Callable[[int], None]
 """Told of tokens that were run."""
 
@@ -168,7 +171,6 @@ def layer_greedy(
     levels: Sequence[float],
     *,
     bos: int | None = None,
-    step: float = 0.05,
     tell: Tell = lambda _: None,
 ) -> dict[float, dict[str, float]]:
     """TEAL's block-wise greedy allotment (arXiv:2408.14690, algorithm 1), of all layers at once.
@@ -182,7 +184,6 @@ def layer_greedy(
         model, sites, blocks, score, bos, tell: As in `loss_curves`.
         sizes: Site key -> bytes that a share of 1 saves.
         levels: Shares of a layer's bytes, ascending.
-        step: Bytes of a step, as a share of the layer's.
 
     Returns:
         Level -> site key -> share.
@@ -197,7 +198,7 @@ def layer_greedy(
     errors = _LayerErrors(model, blocks, bos, tell)
     for wanted in sorted(levels):
         while level < wanted - 1e-9:
-            amount = min(step, wanted - level)
+            amount = min(_STEP, wanted - level)
             best: dict[int, tuple[float, str, float]] = {}
             for place in range(max(map(len, by_layer.values()))):
                 trial = dict(shares)
