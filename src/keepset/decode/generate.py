@@ -16,16 +16,19 @@ from torch import Tensor
 from keepset.calibrate import activations
 from keepset.calibrate.sets import RankedSets
 from keepset.decode import Session, sparse_decoding
+from keepset.decode.choice import Rules
 from keepset.errors import CacheError, ConfigError, ModelError
 from keepset.files import archive
 from keepset.hold.contexts import with_bos
 from keepset.hold.static import MASKED
 from keepset.kernels import clock
 from keepset.kernels.selection import Selection
+from keepset.kinds import find_sites
 from keepset.measure.finite import refuse_infinite
 from keepset.measure.runner import Runner
-from keepset.models import check_ids, check_length
-from keepset.rules.rule import Rule, describe
+from keepset.models import check_ids, check_length, still_to_do
+from keepset.rules.recipe import Recipe
+from keepset.rules.rule import Rule
 from keepset.rules.scores import Moments
 from keepset.settings import Kernels
 from keepset.sites.ffn import find_ffn_sites
@@ -121,12 +124,11 @@ def generate(
     model: Any,
     ids: Tensor,
     tokens: int,
-    rule: Rule | None = None,
+    rule: Rule | Rules | Recipe | None = None,
     *,
-    moments: Mapping[str, Moments] | None = None,
     stop: Collection[int] = (),
-    kernels: Kernels | Selection | str | None = None,
     bos: int | None = None,
+    **options: Any,
 ) -> Generation:
     """Continue a prompt greedily with a key-value cache; of equal logits the lowest index wins.
 
@@ -134,12 +136,11 @@ def generate(
         model: A causal language model in eval mode.
         ids: The prompt, (1, n) int64, n >= 1, or 0 where a BOS token stands before it.
         tokens: New tokens, at most.
-        rule: The keep rule, as in `sparse_decoding`; None is dense. The prompt is under it too,
-            but for the first token of the context.
-        moments: Calibration sums, for static rules.
+        rule: The keep rule or recipe, as in `sparse_decoding`; None is dense. The prompt is under
+            it too, but for the first token of the context.
         stop: Tokens after which generation ends.
-        kernels: Which implementations may run, as in `sparse_decoding`.
         bos: The token that is put before the prompt; None where the model has none.
+        options: moments, thresholds and kernels, as in `sparse_decoding`.
 
     Raises:
         ConfigError: an empty prompt or several, no tokens asked for, or a rule that cannot be
@@ -154,7 +155,7 @@ def generate(
         >>> generate(model, prompt, 4, parse_keep("dynamic:0.9"), kernels="torch").tokens.shape
         torch.Size([4])
     """
-    with sparse_decoding(model, rule, moments=moments, kernels=kernels, bos=bos) as session:
+    with sparse_decoding(model, rule, bos=bos, **options) as session:
         (run,) = _take_turns([_Decoder(model, session, stop)], with_bos(ids, bos), tokens)
     return run
 
@@ -163,7 +164,7 @@ def compare(
     model: Any,
     ids: Tensor,
     tokens: int,
-    rule: Rule,
+    rule: Rule | Rules | Recipe,
     *,
     replay: Replay | None = None,
     stop: Collection[int] = (),
@@ -172,12 +173,13 @@ def compare(
     """Generate dense and under a rule; the two take turns, token by token.
 
     So a machine that is busy now and then slows both. The kernels of mixers stand in for both.
-    Errors as in `generate`.
+    Under a recipe, which stores weights another way, the two have weights of their own. Errors as
+    in `generate`.
 
     Args:
         model, ids, tokens, rule, stop: As in `generate`.
         replay: A text to read in the place of the new tokens.
-        options: moments, kernels and bos, as in `generate`.
+        options: moments, thresholds, kernels and bos, as in `generate`.
 
     Returns:
         Dense, sparse.
@@ -191,7 +193,7 @@ def compare(
         True
         >>> speedup = sparse.rate / dense.rate
     """
-    other = twin(model)
+    other = twin(model) if isinstance(rule, Rule) else copy.deepcopy(model)
     sets, text = (None, None) if replay is None else (replay.sets, replay.tokens)
     with sparse_decoding(other, rule, given=sets, **options) as session:
         plain = Session(None, session.selection, mixers=session.mixers)
@@ -281,7 +283,7 @@ class _Decoder:
 
     def _refuse(self) -> NoReturn:
         sites, context = find_ffn_sites(self.model), torch.cat(self._read, dim=1)
-        label = describe(self._session.rule)
+        label = self._session.label
         refuse_infinite(self.model, sites, [context], "the logits are", label)
 
     def _clock(self) -> float:
@@ -324,7 +326,7 @@ def disagreement(
     model: Any,
     ids: Tensor,
     new: Tensor,
-    rule: Rule | None,
+    rule: Rule | Recipe | None,
     moments: Mapping[str, Moments] | None = None,
     kernels: Kernels | Selection | str | None = None,
     bos: int | None = None,
@@ -339,7 +341,7 @@ def disagreement(
         model: The model, outside any rule.
         ids: The prompt, (1, n).
         new: The new tokens, (m,).
-        rule: The rule that they were generated under.
+        rule: The rule, or the recipe, that they were generated under.
         moments: Calibration sums, for static rules.
         kernels: Which implementations run the reference's mixers.
         bos: The token that was put before the prompt.
@@ -356,11 +358,13 @@ def disagreement(
     plain = Selection.of(kernels).wanted.model_copy(update={"ffn": "torch"})
     runner = Runner(
         model,
-        find_ffn_sites(model),
+        find_sites(model),
         keep_sets=RankedSets(moments or {}),
         kernels=Selection(plain, forced=[MASKED]),
         bos=bos,
     )
+    if isinstance(rule, Recipe):
+        rule = still_to_do(model, rule)
     with runner.holding(rule), torch.inference_mode():
         logits = model(input_ids=context, use_cache=False).logits[0, -len(new) :].cpu()
     if not bool(torch.isfinite(logits.amax(dim=-1)).all()):

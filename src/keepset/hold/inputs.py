@@ -90,6 +90,12 @@ def pass_shape(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, .
     return shape
 
 
+def running_cache(kwargs: Mapping[str, Any]) -> Any:
+    """What a forward pass goes on with, whatever its name; None where it has none."""
+    caches = (kwargs.get(name) for name in ("past_key_values", "cache_params", "state"))
+    return next((one for one in caches if one is not None), None)
+
+
 @contextmanager
 def whole_passages(model: nn.Module) -> Iterator[None]:
     """Refuse forward passes that go on with a cache: their first token is not a row's first.
@@ -99,8 +105,7 @@ def whole_passages(model: nn.Module) -> Iterator[None]:
     """
 
     def on_forward(_: nn.Module, __: Any, kwargs: dict[str, Any]) -> None:
-        caches = (kwargs.get(name) for name in ("past_key_values", "cache_params", "state"))
-        cache = next((one for one in caches if one is not None), None)
+        cache = running_cache(kwargs)
         length = getattr(cache, "get_seq_length", None)
         if cache is not None and (length is None or length() > 0):
             raise ModelError(
