@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from keepset.calibrate.sets import RankedSets
-from keepset.decode.choice import Recipe, check_rule, choices_of
+from keepset.decode.choice import check_rule, choices_of, recipe_of
 from keepset.decode.dynamic import dynamic_downs
 from keepset.decode.position import Position
 from keepset.decode.recipe import linear_sites, sites_held
@@ -20,6 +20,8 @@ from keepset.decode.windowed import running_windows
 from keepset.errors import ConfigError, ModelError
 from keepset.kernels.mixers import mixer_kernels
 from keepset.kernels.selection import Selection
+from keepset.models.identity import still_to_do
+from keepset.rules.recipe import Recipe
 from keepset.rules.rule import Rule, describe
 from keepset.rules.scores import Moments
 from keepset.settings import Kernels
@@ -48,13 +50,6 @@ class Session:
     paths: Counter[str] = field(default_factory=Counter)
     mixers: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def label(self) -> str:
-        """What is held, in words."""
-        if isinstance(self.rule, Mapping):
-            return f"a recipe of {len(self.rule)} rules"
-        return describe(self.rule)
-
 
 @contextmanager
 def sparse_decoding(
@@ -62,7 +57,6 @@ def sparse_decoding(
     rule: Rule | Recipe | None,
     *,
     moments: Mapping[str, Moments] | None = None,
-    thresholds: Mapping[str, float] | None = None,
     sites: Sequence[Site] | None = None,
     given: Mapping[str, Tensor] | None = None,
     kernels: Kernels | Selection | str | None = None,
@@ -87,8 +81,6 @@ def sparse_decoding(
         rule: Dynamic, windowed with choice `causal`, or static; None is dense. On neurons (`ffn`),
             or a dynamic one on inputs of linear maps. Or a recipe.
         moments: Site key -> calibration sums (`keepset.calibrate.activations`), for static rules.
-        thresholds: Site key of a recipe -> the least score that is kept there, in the place of
-            the share that a dynamic rule keeps.
         sites: The model's sites, of which those of the rule's kind count; found if left out. For a
             recipe: all sites of both kinds.
         given: Site key -> (n_windows, n_units) bool, the sets of a windowed rule, known
@@ -103,7 +95,7 @@ def sparse_decoding(
         ConfigError: the rule cannot be decoded under (the message says why; neurons of routed
             experts follow static rules alone), a static rule has no moments, or an implementation
             that is chosen by name cannot run here.
-        ModelError: the model has no FFN neurons.
+        ModelError: the model has no FFN neurons; or a recipe belongs to another model.
 
     Example:
         >>> from keepset import Rule, load, sparse_decoding
@@ -117,11 +109,13 @@ def sparse_decoding(
     selection = Selection.of(kernels)
     selection.require(next(model.parameters()).device)
     session = Session(rule, selection)
-    if isinstance(rule, Mapping) or (rule is not None and rule.site == "input"):
+    if isinstance(rule, Recipe) or (rule is not None and rule.site == "input"):
         sites = linear_sites(model) if sites is None else sites
-        if isinstance(rule, Rule):
-            rule = {site.key: rule for site in sites if site.kind == rule.site}
-        choices = choices_of(model, sites, rule, moments, thresholds or {})
+        if isinstance(rule, Recipe):
+            recipe = still_to_do(model, rule)
+        else:
+            recipe = recipe_of(rule, sites, moments)
+        choices = choices_of(sites, recipe)
         held = sites_held(model, sites, choices, session.paths, selection)
     else:
         held = _rule_held(model, rule, moments, sites, given, session, bos)
