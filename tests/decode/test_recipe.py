@@ -11,6 +11,7 @@ from keepset.calibrate.sets import RankedSets
 from keepset.decode import sparse_decoding
 from keepset.decode.generate import compare, disagreement, generate
 from keepset.decode.joined import JoinedBlock
+from keepset.decode.layout import unit_major
 from keepset.decode.recipe import linear_sites
 from keepset.errors import ConfigError, KernelError, ModelError
 from keepset.kernels.selection import NUMBA, Selection
@@ -281,6 +282,13 @@ def test_weights_are_stored_once(tiny_model):
         shared = gate.untyped_storage()
         assert shared.data_ptr() == up.untyped_storage().data_ptr()
         assert shared.nbytes() == gate.nbytes + up.nbytes
+
+
+def test_nothing_is_kept_of_the_other_layout(tiny_model):
+    sites = linear_sites(tiny_model("llama"))
+    with unit_major(sites) as rows:
+        assert all(len(rows[site.key]) == site.n_units for site in sites)
+    assert not any(len(one) for one in rows.values())
 
 
 def refused(lm, rules, match, error=ConfigError, **parts):
