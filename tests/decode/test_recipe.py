@@ -15,6 +15,7 @@ from keepset.decode.layout import unit_major
 from keepset.decode.recipe import linear_sites
 from keepset.errors import ConfigError, KernelError, ModelError
 from keepset.kernels.selection import NUMBA, Selection
+from keepset.kinds import find_sites
 from keepset.kinds.recipes import hold_recipe
 from keepset.rules.masks import top_mask
 from keepset.rules.recipe import Recipe
@@ -53,7 +54,7 @@ def greedy(model, ids, tokens=TOKENS):
 def reference(model, ids, recipe, tokens=TOKENS):
     """The same by running whole masked passages in torch."""
     logits = []
-    with hold_recipe(model, linear_sites(model), recipe), torch.inference_mode():
+    with hold_recipe(model, find_sites(model), recipe), torch.inference_mode():
         for _ in range(tokens):
             logits.append(model(input_ids=ids, use_cache=False).logits[:, -1])
             ids = torch.cat([ids, logits[-1].argmax(dim=-1)[:, None]], dim=1)
@@ -162,6 +163,14 @@ def test_one_static_rule_on_inputs(tiny_model):
     expected, _ = reference(model, prompt(PROMPT), Recipe(dict.fromkeys(kept, rule), kept=kept))
     decoded = generate(model, prompt(PROMPT), TOKENS, rule, moments=sums, kernels=BY_KERNEL)
     assert torch.equal(decoded.tokens, expected[0])
+
+
+def test_channels_of_a_state_are_left_out_beside_inputs(tiny_model):
+    model = tiny_model("mamba2")
+    state = Rule("ghost", 0.5, "corpus", site="state")
+    (site,) = (site for site in find_sites(model, ["state"]) if site.key == "state.001")
+    kept = {site.key: [list(range(0, site.n_state, 2))] * site.n_groups}
+    check(model, Recipe({**mixed(model).rules, site.key: state}, kept=kept))
 
 
 def test_gates_choose_by_masks(tiny_model):
@@ -300,8 +309,7 @@ def test_recipes_that_do_not_fit_are_refused(tiny_model):
     model, ffn = tiny_model("llama"), Rule("magnitude", 0.5, 1)
     refused(model, {"ffn.007": ffn}, "the recipe names ffn.007", ModelError)
     refused(model, {"ffn.000": Rule("random", 0.5, 1)}, "ffn.000: score random cannot choose")
-    state = {"state.000": Rule("ghost", 0.5, "corpus", site="state")}
-    refused(model, state, "state.000: .* cut out of the model before", kept={"state.000": [[0]]})
+    refused(model, {"ffn.000": ffn}, "made with token 3 before every text", bos=3)
     owner = {"name": "another", "weights": "0" * 64}
     refused(model, {"ffn.000": ffn}, "belongs to another", ModelError, model=owner)
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from written_tasks import ITEMS, write
 
 from keepset.errors import ConfigError, TextError
 from keepset.harness import tasks
 from keepset.settings import Task
+from written_tasks import ITEMS, write
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,7 @@ from keepset.decode.position import Position
 from keepset.decode.score import SCORES, UnitScore
 from keepset.errors import ConfigError, ModelError
 from keepset.hold.windows import not_finite
-from keepset.kinds.recipes import kept_masks
-from keepset.rules.masks import top_mask
+from keepset.rules.masks import Masks, top_mask
 from keepset.rules.recipe import Recipe
 from keepset.rules.rule import Rule, describe
 from keepset.rules.scores import NEURON_SCORES, Moments, token_score
@@ -108,42 +107,40 @@ def choice_of(
     return UnitChoice(site, rule, least, score.norms)
 
 
-def choices_of(sites: Sequence[Site], recipe: Recipe) -> dict[str, UnitChoice]:
-    """What every site of a recipe keeps, by its key.
+def choices_of(sites: Sequence[Site], recipe: Recipe, masks: Masks) -> dict[str, UnitChoice]:
+    """What those of `sites` keep that a recipe names, by their keys.
 
     Args:
-        sites: All sites of the model's linear maps.
+        sites: The sites of a model's linear maps.
         recipe: The recipe.
+        masks: What its static rules keep (`keepset.kinds.recipes.kept_masks`).
 
     Raises:
         ConfigError: one of its rules cannot be decoded under; the message names its site.
-        ModelError: see `keepset.kinds.recipes.kept_masks`.
     """
-    for key, rule in recipe.rules.items():
-        if rule.site not in _KINDS:
-            raise ConfigError(
-                f"{key}: sites of kind {rule.site} have to be cut out of the model before it"
-                " decodes under a recipe, as `keepset slim` does"
-            )
+    choices = {}
+    for site in sites:
+        key, rule = site.key, recipe.rules.get(site.key)
+        if rule is None:
+            continue
         score = NEURON_SCORES.get(rule.score)
         if rule.method == "dynamic" and (score is None or score.token is None or score.seeded):
             raise ConfigError(f"{key}: score {rule.score} cannot choose while decoding")
-    by_key = {site.key: site for site in sites}
-    masks = kept_masks(by_key, recipe)
-    return {
-        key: choice_of(by_key[key], rule, recipe.thresholds.get(key), masks.get(key))
-        for key, rule in recipe.rules.items()
-        if rule.sparsity or key in recipe.thresholds
-    }
+        if rule.sparsity or key in recipe.thresholds:
+            choices[key] = choice_of(site, rule, recipe.thresholds.get(key), masks.get(key))
+    return choices
 
 
-def recipe_of(rule: Rule, sites: Sequence[Site], moments: Mapping[str, Moments] | None) -> Recipe:
+def recipe_of(
+    rule: Rule, sites: Sequence[Site], moments: Mapping[str, Moments] | None, bos: int | None
+) -> Recipe:
     """One rule at all of `sites` that are of its kind.
 
     Args:
         rule: A dynamic rule, or a static one.
         sites: Sites of any kinds.
         moments: Calibration sums, for static rules.
+        bos: The token that stands before every text, if there is one.
 
     Raises:
         ConfigError: the rule cannot be decoded under, or is windowed.
@@ -154,7 +151,7 @@ def recipe_of(rule: Rule, sites: Sequence[Site], moments: Mapping[str, Moments] 
     if rule.method == "static":
         masks = RankedSets(moments or {}, rule.site)[rule]
         kept = {key: masks[key].nonzero()[:, 0].tolist() for key in keys}
-    return Recipe(dict.fromkeys(keys, rule), kept=kept)
+    return Recipe(dict.fromkeys(keys, rule), kept=kept, bos=bos)
 
 
 def check_rule(

@@ -16,13 +16,13 @@ from torch import Tensor
 from keepset.calibrate import activations
 from keepset.calibrate.sets import RankedSets
 from keepset.decode import Session, sparse_decoding
-from keepset.decode.recipe import linear_sites
 from keepset.errors import CacheError, ConfigError, ModelError
 from keepset.files import archive
 from keepset.hold.contexts import with_bos
 from keepset.hold.static import MASKED
 from keepset.kernels import clock
 from keepset.kernels.selection import Selection
+from keepset.kinds import find_sites
 from keepset.measure.finite import refuse_infinite
 from keepset.measure.runner import Runner
 from keepset.models import check_ids, check_length
@@ -365,7 +365,7 @@ def disagreement(
         rule = still_to_do(model, rule)
     runner = Runner(
         model,
-        find_ffn_sites(model) if _is_of_neurons(rule) else linear_sites(model),
+        find_ffn_sites(model) if _is_of_neurons(rule) else find_sites(model),
         keep_sets=RankedSets(moments or {}, rule.site if isinstance(rule, Rule) else "ffn"),
         kernels=Selection(plain, forced=[MASKED]),
         bos=bos,

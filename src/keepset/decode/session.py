@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
+from keepset import kinds
 from keepset.calibrate.sets import RankedSets
 from keepset.decode.choice import check_rule, choices_of, recipe_of
 from keepset.decode.dynamic import dynamic_downs
@@ -20,7 +21,9 @@ from keepset.decode.windowed import running_windows
 from keepset.errors import ConfigError, ModelError
 from keepset.kernels.mixers import mixer_kernels
 from keepset.kernels.selection import Selection
-from keepset.models.identity import still_to_do
+from keepset.kinds import find_sites
+from keepset.kinds.recipes import kept_masks
+from keepset.models import still_to_do
 from keepset.rules.recipe import Recipe
 from keepset.rules.rule import Rule, describe
 from keepset.rules.scores import Moments
@@ -82,7 +85,7 @@ def sparse_decoding(
             or a dynamic one on inputs of linear maps. Or a recipe.
         moments: Site key -> calibration sums (`keepset.calibrate.activations`), for static rules.
         sites: The model's sites, of which those of the rule's kind count; found if left out. For a
-            recipe: all sites of both kinds.
+            recipe, or a rule on inputs: all sites of the linear maps.
         given: Site key -> (n_windows, n_units) bool, the sets of a windowed rule, known
             beforehand (replayed). Then choice may be `oracle`, and batches have one row.
         kernels: Which implementations may run: the section `kernels` of a configuration, or
@@ -109,18 +112,49 @@ def sparse_decoding(
     selection = Selection.of(kernels)
     selection.require(next(model.parameters()).device)
     session = Session(rule, selection)
-    if isinstance(rule, Recipe) or (rule is not None and rule.site == "input"):
+    held: AbstractContextManager[None]
+    if isinstance(rule, Recipe):
+        held = _recipe_held(model, still_to_do(model, rule), sites, session, bos)
+    elif rule is not None and rule.site == "input":
         sites = linear_sites(model) if sites is None else sites
-        if isinstance(rule, Recipe):
-            recipe = still_to_do(model, rule)
-        else:
-            recipe = recipe_of(rule, sites, moments)
-        choices = choices_of(sites, recipe)
-        held = sites_held(model, sites, choices, session.paths, selection)
+        recipe = recipe_of(rule, sites, moments, bos)
+        held = _recipe_held(model, recipe, sites, session, bos)
     else:
         held = _rule_held(model, rule, moments, sites, given, session, bos)
     with mixer_kernels(model, selection) as session.mixers, held:
         yield session
+
+
+@contextmanager
+def _recipe_held(
+    model: Any, recipe: Recipe, sites: Sequence[Any] | None, session: Session, bos: int | None
+) -> Iterator[None]:
+    """Hold a recipe: its linear maps with less work, and what else it leaves out by masks."""
+    if recipe.bos != bos:
+        raise ConfigError(
+            f"the recipe was made with {_named(recipe.bos)} before every text, and here it is"
+            f" {_named(bos)}; set bos (--bos) as it was then"
+        )
+    if sites is None:
+        sites = find_sites(model)
+    masks = kept_masks({site.key: site for site in sites}, recipe)
+    linear = [site for site in sites if isinstance(site, Site)]
+    choices = choices_of(linear, recipe, masks)
+    others: dict[str, list[Any]] = {}
+    for site in sites:
+        if site.key in recipe.rules and not isinstance(site, Site):
+            if recipe.rules[site.key].method != "static":
+                raise ConfigError(f"{site.key}: only a static rule can be decoded under there")
+            others.setdefault(site.kind, []).append(site)
+    with ExitStack() as stack:
+        for kind, held in others.items():
+            stack.enter_context(kinds.of(kind).hold_static(model, held, masks, session.selection))
+        stack.enter_context(sites_held(model, linear, choices, session.paths, session.selection))
+        yield
+
+
+def _named(bos: int | None) -> str:
+    return "no BOS token" if bos is None else f"token {bos}"
 
 
 @contextmanager

@@ -322,15 +322,17 @@ class Runner:
         # The prediction of a token stands where the token before it was read.
         places = [item.target_start - 1 + self._n_bos for item in items]
         logits = self._tail_logits(self._contexts(text), min(places))
-        results = []
-        for row, (item, place) in enumerate(zip(items, places, strict=True)):
-            target = torch.tensor(item.ids[item.target_start :], device=self._device)
-            start = place - min(places)
-            scores = logits[row, start : start + len(target)].float().log_softmax(dim=-1)
-            picked = scores.gather(1, target[:, None]).sum(dtype=torch.float64)
-            correct = bool((scores.argmax(dim=-1) == target).all())
-            results.append((correct, float(picked)))
-        return results
+        targets = [item.ids[item.target_start :] for item in items]
+        counts = [len(target) for target in targets]
+        rows = [row for row, count in enumerate(counts) for _ in range(count)]
+        starts = [place - min(places) for place in places]
+        at = [start + n for start, count in zip(starts, counts, strict=True) for n in range(count)]
+        scores = logits[rows, at].float().log_softmax(dim=-1)  # one row for each target token
+        wanted = torch.tensor([token for target in targets for token in target]).to(self._device)
+        picked = scores.gather(1, wanted[:, None])[:, 0].double().cpu()
+        right = (scores.argmax(dim=-1) == wanted).cpu()
+        parts = zip(right.split(counts), picked.split(counts), strict=True)
+        return [(bool(correct.all()), float(logprobs.sum())) for correct, logprobs in parts]
 
     def _tail_logits(self, ids: Tensor, first: int) -> Tensor:
         """Logits at positions first.. only: the head is a fifth of a small model's work."""
