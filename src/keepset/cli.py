@@ -276,6 +276,15 @@ def _parser() -> argparse.ArgumentParser:
     claims.add_argument("--claim", help="show this claim alone, with its cases: C1 ... F2")
     claims.set_defaults(run=_claims)
 
+    _add_perplexity(commands)
+    _add_generate(commands)
+    slim = slim_command.add(commands)
+    _add_model(slim)
+    slim.set_defaults(run=_slim)
+    return parser
+
+
+def _add_perplexity(commands: Any) -> None:
     perplexity = commands.add_parser(
         "perplexity",
         help="perplexity of a model on a text file, dense or under a keep rule",
@@ -301,11 +310,6 @@ def _parser() -> argparse.ArgumentParser:
     perplexity.add_argument("--batch-tokens", type=int, default=1024)
     perplexity.add_argument("--threads", type=int, default=None, help="CPU threads")
     perplexity.set_defaults(run=_perplexity, least={"block": 2, "batch_tokens": 1, "threads": 1})
-    _add_generate(commands)
-    slim = slim_command.add(commands)
-    _add_model(slim)
-    slim.set_defaults(run=_slim)
-    return parser
 
 
 def _either(names: Sequence[str]) -> str:

@@ -113,11 +113,9 @@ def per_token(
         return Recipe(recipe.rules, dict.fromkeys(recipe.rules, least))
 
     @cache
-    def layers() -> dict[float, dict[str, float]]:
-        levels = [level for level in LEVELS if level <= 0.6]
-        # A step at a time, so that the search measures each level on its way.
+    def by_layers(level: float) -> dict[str, float]:
         return sensitivity.layer_greedy(
-            model, linear, few, "magnitude", sizes, levels, **shared, tell=tell
+            model, linear, few, "magnitude", sizes, level, **shared, tell=tell
         )
 
     gated = [s for s in linear if s.kind == "ffn" and s.gated and s.up]
@@ -164,7 +162,7 @@ def per_token(
         Candidate(
             "layer error (TEAL)",
             "shares allotted within each layer by the error of its output (TEAL, arXiv:2408.14690)",
-            lambda level: of_shares(layers()[level]),
+            lambda level: of_shares(by_layers(level)),
             [level for level in LEVELS if level <= 0.6],
             rival=True,
         ),

@@ -149,7 +149,7 @@ def _texts(
         queues = [
             list(text.cut_blocks(list(documents), tokenizer, arguments.block, arguments.text))
         ]
-    taken = []
+    taken: list[tuple[int, torch.Tensor]] = []
     for turn in range(max(map(len, queues))):
         for number, queue in enumerate(queues):
             if turn < len(queue) and len(taken) < wanted:

@@ -49,6 +49,7 @@ def draw(rows: pd.DataFrame, shares: pd.DataFrame, save: str, budget: float | No
     right.set_xlabel("layer")
     right.set_ylabel("left out (%)")
     right.set_ylim(0, None)
+    right.xaxis.get_major_locator().set_params(integer=True)
     right.set_title("the recipe, site by site")
     right.legend(fontsize=6, ncols=2, frameon=False)
     return figure

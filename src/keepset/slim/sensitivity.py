@@ -168,11 +168,11 @@ def layer_greedy(
     blocks: Tensor,
     score: str,
     sizes: Mapping[str, int],
-    levels: Sequence[float],
+    wanted: float,
     *,
     bos: int | None = None,
     tell: Tell = lambda _: None,
-) -> dict[float, dict[str, float]]:
+) -> dict[str, float]:
     """TEAL's block-wise greedy allotment (arXiv:2408.14690, algorithm 1), of all layers at once.
 
     Within each layer the site whose next step changes the layer's output least takes it, until the
@@ -183,43 +183,38 @@ def layer_greedy(
     Args:
         model, sites, blocks, score, bos, tell: As in `loss_curves`.
         sizes: Site key -> bytes that a share of 1 saves.
-        levels: Shares of a layer's bytes, ascending.
+        wanted: The level: a share of a layer's bytes.
 
     Returns:
-        Level -> site key -> share.
+        Site key -> share.
     """
     by_layer: dict[int, list[Site]] = {}
     for site in sites:
         by_layer.setdefault(site.layer, []).append(site)
     totals = {layer: sum(sizes[s.key] for s in group) for layer, group in by_layer.items()}
     shares = {site.key: 0.0 for site in sites}
-    reached: dict[float, dict[str, float]] = {}
     level = 0.0
     errors = _LayerErrors(model, blocks, bos, tell)
-    for wanted in sorted(levels):
-        while level < wanted - 1e-9:
-            amount = min(_STEP, wanted - level)
-            best: dict[int, tuple[float, str, float]] = {}
-            for place in range(max(map(len, by_layer.values()))):
-                trial = dict(shares)
-                moved = {}
-                for layer, group in by_layer.items():
-                    if place < len(group):
-                        key = group[place].key
-                        trial[key] = min(MOST, shares[key] + amount * totals[layer] / sizes[key])
-                        if trial[key] > shares[key]:
-                            moved[layer] = key
-                rules = {s.key: Rule(score, trial[s.key], 1, site=s.kind) for s in sites}
-                measured = errors.of(sites, Recipe(rules))
-                for layer, key in moved.items():
-                    # A step that hits the upper end saves less than the others.
-                    candidate = (measured[layer], key, trial[key])
-                    best[layer] = min(best.get(layer, candidate), candidate)
-            for _, key, share in best.values():
-                shares[key] = share
-            level += amount
-        reached[wanted] = dict(shares)
-    return reached
+    while level < wanted - 1e-9:
+        amount = min(_STEP, wanted - level)
+        best: dict[int, tuple[float, str, float]] = {}
+        for place in range(max(map(len, by_layer.values()))):
+            trial, moved = dict(shares), {}
+            for layer, group in by_layer.items():
+                if place < len(group):
+                    key = group[place].key
+                    trial[key] = min(MOST, shares[key] + amount * totals[layer] / sizes[key])
+                    if trial[key] > shares[key]:
+                        moved[layer] = key
+            rules = {s.key: Rule(score, trial[s.key], 1, site=s.kind) for s in sites}
+            measured = errors.of(sites, Recipe(rules))
+            for layer, key in moved.items():
+                candidate = (measured[layer], key, trial[key])
+                best[layer] = min(best.get(layer, candidate), candidate)
+        for _, key, share in best.values():
+            shares[key] = share
+        level += amount
+    return shares
 
 
 class _LayerErrors:
