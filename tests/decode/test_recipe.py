@@ -314,6 +314,13 @@ def test_recipes_that_do_not_fit_are_refused(tiny_model):
     refused(model, {"ffn.000": ffn}, "belongs to another", ModelError, model=owner)
 
 
+def test_a_cache_that_does_not_say_what_it_holds_is_refused(tiny_model):
+    model = tiny_model("llama")
+    held = sparse_decoding(model, mixed(model), kernels="torch")
+    with held, pytest.raises(ConfigError, match="does not say whether it holds tokens"):
+        model(input_ids=prompt(1), past_key_values=object())
+
+
 def test_dense_and_a_recipe_take_turns(tiny_model):
     model = tiny_model("llama")
     recipe = mixed(model)
