@@ -315,10 +315,11 @@ def test_recipes_that_do_not_fit_are_refused(tiny_model):
 
 
 def test_a_cache_that_does_not_say_what_it_holds_is_refused(tiny_model):
-    model = tiny_model("llama")
-    held = sparse_decoding(model, mixed(model), kernels="torch")
+    """Each token would count as the first of a context, and run dense."""
+    model = tiny_model("rwkv")
+    held = sparse_decoding(model, Rule("magnitude", 0.5, 1), kernels="torch")
     with held, pytest.raises(ConfigError, match="does not say whether it holds tokens"):
-        model(input_ids=prompt(1), past_key_values=object())
+        model.generate(prompt(PROMPT), max_new_tokens=3, do_sample=False, eos_token_id=None)
 
 
 def test_dense_and_a_recipe_take_turns(tiny_model):
