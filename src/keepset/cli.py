@@ -172,7 +172,13 @@ def _generate(arguments: argparse.Namespace) -> None:
     from keepset.rules.rule import describe
     from keepset.run.job import limit_threads
 
-    rule = generate.parse_keep(arguments.keep, arguments.score)
+    rule: Any = None
+    if (arguments.recipe is None) == (arguments.keep is None):
+        raise ConfigError("give --keep, a rule, or --recipe, a recipe.yaml or its folder")
+    if arguments.recipe is not None:
+        rule = settings.read_recipe(arguments.recipe)
+    else:
+        rule = generate.parse_keep(arguments.keep, arguments.score)
     limit_threads(arguments.threads)
     device = models.resolve_device(arguments.device)
     with tempfile.TemporaryDirectory() as folder:
@@ -358,8 +364,10 @@ def _add_generate(commands: Any) -> None:
     generate.add_argument("--prompt", required=True)
     generate.add_argument(
         "--keep",
-        required=True,
         help="dynamic:SPARSITY, windowed:TOKENS:SPARSITY (causal) or static:SPARSITY",
+    )
+    generate.add_argument(
+        "--recipe", help="recipe.yaml of `keepset slim`, or its folder, in the place of --keep"
     )
     generate.add_argument("--tokens", type=int, default=64, help="new tokens, at most")
     generate.add_argument(

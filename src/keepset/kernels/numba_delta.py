@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from keepset.kernels import numba_state as loops
 from keepset.kernels.naive import normalised
 from keepset.kernels.numba_scan import Inputs, array, needs_torch
 
@@ -61,13 +62,16 @@ def delta_rule(original: Callable[..., Any]) -> Callable[..., tuple[Tensor, Tens
                 *tensors, initial_state=initial_state, output_final_state=output_final_state,
                 use_qk_l2norm_in_kernel=use_qk_l2norm_in_kernel, **options,
             )  # fmt: skip
-        batch, _, heads, head_dim = value.shape
-        if initial_state is None:
-            state = np.zeros((batch, heads, key.shape[-1], head_dim), np.float32)
-        else:
-            state = array(initial_state).copy()
+        (batch, _, groups, n), (heads, head_dim) = key.shape, value.shape[2:]
+        state = np.zeros((batch, groups, heads // groups, head_dim, n), np.float32)
+        if initial_state is not None:
+            state[:] = array(initial_state.transpose(2, 3)).reshape(state.shape)
+        given = inputs(*tensors, use_qk_l2norm_in_kernel)
         y = torch.empty(value.shape, dtype=torch.float32)
-        inputs(*tensors, use_qk_l2norm_in_kernel).read(state, y.numpy())
-        return y.to(query.dtype), torch.from_numpy(state) if output_final_state else None
+        loops.dense_delta(given.x, given.step, given.decay, given.B, given.C, state, y.numpy())
+        if not output_final_state:
+            return y.to(query.dtype), None
+        last = torch.from_numpy(state).view(batch, heads, head_dim, n).transpose(2, 3)
+        return y.to(query.dtype), last.contiguous()
 
     return passage

@@ -35,7 +35,7 @@ class Inputs:
     B: Array  # (batch, tokens, groups, n)
     C: Array  # (batch, tokens, groups, n)
     D: Array  # (heads,), zero without a skip connection
-    corrects: bool = False  # whether x - H B is written, as by the delta rule, in place of x
+    corrects: bool = False  # whether x - H B is written, by the delta rule; D is zero then
 
     @classmethod
     def of(
@@ -56,10 +56,6 @@ class Inputs:
         decay = (step * A.float()).exp()
         skip = x.new_zeros(x.shape[2]) if D is None else D
         return cls(*map(array, (x, step, decay, B, C, skip)))
-
-    def read(self, state: Array, y: Array) -> None:
-        """Write y; `state` (batch, heads, n, head_dim), that before the first token, advances."""
-        loops.dense(self.x, self.step, self.decay, self.B, self.C, self.D, self.corrects, state, y)
 
 
 def array(values: Tensor) -> Array:
@@ -98,7 +94,7 @@ def scan(
     else:
         state = array(initial_states.transpose(2, 3)).copy()
     y = torch.empty(hidden_states.shape, dtype=torch.float32)
-    given.read(state, y.numpy())
+    loops.dense(given.x, given.step, given.decay, given.B, given.C, given.D, state, y.numpy())
     if not return_final_states:
         return y
     return y, torch.from_numpy(state).transpose(2, 3).contiguous()

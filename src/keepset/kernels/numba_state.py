@@ -48,6 +48,54 @@ def _correct_turned(x, decay, B, state, gain):
 
 
 @vectorised
+def _correct_and_read(x, step, decay, B, C, state, y):
+    """One token of one head under the delta rule; state (head_dim, n), four rows at a time.
+
+    H C of the new state is that of the old one, and what the token wrote times B C: so a row is
+    multiplied by B and C together, before it is written.
+    """
+    head_dim, n_state = state.shape
+    both = np.float32(0)
+    for n in range(n_state):
+        both += B[n] * C[n]
+    p = 0
+    while p + 4 <= head_dim:
+        h0, h1, h2, h3 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+        r0, r1, r2, r3 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+        for n in range(n_state):
+            b, c = B[n], C[n]
+            h0 += state[p, n] * b
+            h1 += state[p + 1, n] * b
+            h2 += state[p + 2, n] * b
+            h3 += state[p + 3, n] * b
+            r0 += state[p, n] * c
+            r1 += state[p + 1, n] * c
+            r2 += state[p + 2, n] * c
+            r3 += state[p + 3, n] * c
+        g0, g1 = step * (x[p] - decay * h0), step * (x[p + 1] - decay * h1)
+        g2, g3 = step * (x[p + 2] - decay * h2), step * (x[p + 3] - decay * h3)
+        y[p], y[p + 1] = decay * r0 + g0 * both, decay * r1 + g1 * both
+        y[p + 2], y[p + 3] = decay * r2 + g2 * both, decay * r3 + g3 * both
+        for n in range(n_state):
+            b = B[n]
+            state[p, n] = state[p, n] * decay + g0 * b
+            state[p + 1, n] = state[p + 1, n] * decay + g1 * b
+            state[p + 2, n] = state[p + 2, n] * decay + g2 * b
+            state[p + 3, n] = state[p + 3, n] * decay + g3 * b
+        p += 4
+    while p < head_dim:
+        h0, r0 = np.float32(0), np.float32(0)
+        for n in range(n_state):
+            h0 += state[p, n] * B[n]
+            r0 += state[p, n] * C[n]
+        g0 = step * (x[p] - decay * h0)
+        y[p] = decay * r0 + g0 * both
+        for n in range(n_state):
+            state[p, n] = state[p, n] * decay + g0 * B[n]
+        p += 1
+
+
+@vectorised
 def _advance_and_read(x, step, decay, B, C, D, state, y):
     """One token of one head. state (n, head_dim); B, C (n,); x, y (head_dim,).
 
@@ -110,21 +158,46 @@ def _advance_and_size(x, step, decay, B, state, sizes):
 
 
 @vectorised
-def dense(x, step, decay, B, C, D, corrects, state, y):
+def dense(x, step, decay, B, C, D, state, y):
     """All tokens of all heads; `state` (batch, heads, n, head_dim) is advanced in place."""
-    batch, tokens, heads, head_dim = x.shape
+    batch, tokens, heads, _ = x.shape
     per_group = heads // B.shape[2]
-    gain = np.empty(head_dim, np.float32)
     for b in range(batch):
         for h in range(heads):
             g = h // per_group
             for t in range(tokens):
-                if corrects:
-                    _correct(x[b, t, h], decay[b, t, h], B[b, t, g], state[b, h], gain)
                 _advance_and_read(
-                    gain if corrects else x[b, t, h], step[b, t, h], decay[b, t, h], B[b, t, g],
-                    C[b, t, g], D[h], state[b, h], y[b, t, h],
+                    x[b, t, h], step[b, t, h], decay[b, t, h], B[b, t, g], C[b, t, g], D[h],
+                    state[b, h], y[b, t, h],
                 )  # fmt: skip
+
+
+@vectorised
+def _read_corrected(x, step, decay, B, C, b, g, begin, end, factor, state, y):
+    """Run tokens begin..end of a group under the delta rule, each channel read times `factor` (n,).
+
+    state (heads of the group, head_dim, n) is advanced in place.
+    """
+    per_group = len(state)
+    read = np.empty(len(factor), np.float32)
+    for i in range(per_group):
+        h = g * per_group + i
+        for t in range(begin, end):
+            for n in range(len(factor)):
+                read[n] = C[b, t, g, n] * factor[n]
+            _correct_and_read(
+                x[b, t, h], step[b, t, h], decay[b, t, h], B[b, t, g], read, state[i], y[b, t, h]
+            )
+
+
+@vectorised
+def dense_delta(x, step, decay, B, C, state, y):
+    """`dense` under the delta rule; `state` (batch, groups, heads of the group, head_dim, n)."""
+    batch, tokens, groups, n_state = B.shape
+    factor = np.ones(n_state, np.float32)
+    for b in range(batch):
+        for g in range(groups):
+            _read_corrected(x, step, decay, B, C, b, g, 0, tokens, factor, state[b, g], y)
 
 
 @vectorised
@@ -198,8 +271,8 @@ def _read_group(x, C, D, b, t, g, state, factor, y):
 
 
 @vectorised
-def _rerun_group(x, step, decay, B, C, D, corrects, b, g, begin, end, channels, factor, state, y):
-    """Run tokens begin..end with some channels of `state`, each read times `factor` (n,).
+def _rerun_group(x, step, decay, B, C, D, corrects, b, g, begin, end, channels, state, y):
+    """Run tokens begin..end with some channels of `state`.
 
     state (heads of the group, head_dim, n) is advanced in place in these channels.
     """
@@ -215,7 +288,7 @@ def _rerun_group(x, step, decay, B, C, D, corrects, b, g, begin, end, channels, 
         for t in range(begin, end):
             for k in range(n_kept):
                 written[k] = B[b, t, g, channels[k]]
-                read[k] = C[b, t, g, channels[k]] * factor[channels[k]]
+                read[k] = C[b, t, g, channels[k]]
             if corrects:
                 _correct(x[b, t, h], decay[b, t, h], written, part, gain)
             _advance_and_read(
@@ -250,14 +323,13 @@ def windows(x, step, decay, B, C, D, corrects, weights, valid, opening, kept, wi
         for g in range(groups):
             state[:] = 0
             _rerun_group(
-                x, step, decay, B, C, D, corrects, b, g, 0, n_before, all_channels, everything,
-                state, y,
-            )  # fmt: skip
+                x, step, decay, B, C, D, corrects, b, g, 0, n_before, all_channels, state, y
+            )
             for begin in range(n_before, tokens, width):
                 end = min(begin + width, tokens)
                 opens = causal and begin == n_before
                 first = begin  # the first token that is read under the set
-                if corrects or end > begin + 1:
+                if (corrects and forget) or end > begin + 1:
                     start[:] = state
                 means[:] = 0
                 count = 0
@@ -292,15 +364,16 @@ def windows(x, step, decay, B, C, D, corrects, weights, valid, opening, kept, wi
                             for n in range(n_state):
                                 state[i, p, n] = start[i, p, n] * factor[n]
                     _rerun_group(
-                        x, step, decay, B, C, D, corrects, b, g, first, end, held, factor, state, y
+                        x, step, decay, B, C, D, corrects, b, g, first, end, held, state, y
                     )
                 elif first + 1 == end:
                     _read_group(x, C, D, b, first, g, state, factor, y)
+                elif first < end and corrects:
+                    _read_corrected(x, step, decay, B, C, b, g, first, end, factor, start, y)
                 elif first < end:
                     _rerun_group(
-                        x, step, decay, B, C, D, corrects, b, g, first, end,
-                        all_channels if corrects else held, factor, start, y,
-                    )  # fmt: skip
+                        x, step, decay, B, C, D, corrects, b, g, first, end, held, start, y
+                    )
                 if first < end and forget and not corrects:
                     for i in range(len(state)):
                         for p in range(head_dim):

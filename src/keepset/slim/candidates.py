@@ -11,24 +11,29 @@ import torch
 from torch import Tensor
 
 from keepset.calibrate import experts as expert_sums
+from keepset.calibrate.channels import Scorer
 from keepset.calibrate.choice import choose_channels
 from keepset.calibrate.sets import RankedSets
 from keepset.decode.layout import storable
 from keepset.errors import ModelError
+from keepset.rules.masks import top_mask
 from keepset.rules.recipe import Recipe
 from keepset.rules.rule import Rule, n_kept
+from keepset.rules.scores import ghost
 from keepset.sites.experts import ExpertSite
 from keepset.sites.families import FAMILIES
 from keepset.sites.ffn import Site
 from keepset.sites.state import StateSite
 from keepset.slim import budgets, sensitivity
-from keepset.slim.savings import Save, site_bytes
+from keepset.slim.savings import Save, site_bytes, state_bytes
 from keepset.slim.sensitivity import Tell
 
 SHARES = [round(0.05 * step, 2) for step in range(20)]
 """What a site may leave out."""
 LEVELS = [round(0.025 * step, 3) for step in range(1, 39)]
 """What is tried: shares of the bytes that can be saved."""
+_STATE_SHARES = [0.0, 0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9]
+Cost = Callable[[Recipe], float]
 _SEARCHED = 1024
 """Tokens of calibration text that sensitivities and thresholds are measured on, at most."""
 
@@ -200,6 +205,7 @@ def cut_for_good(
     texts: Mapping[str, Tensor],
     bos: int | None,
     save: Save,
+    cost: Cost,
 ) -> list[Candidate]:
     """Candidates for memory and size: parts that are cut out of the weights, once.
 
@@ -209,6 +215,7 @@ def cut_for_good(
         texts: What parts are chosen on: name -> (n_blocks, tokens) int64; the first is plain text.
         bos: The token that stands before every text.
         save: memory or size.
+        cost: What a recipe costs, in shares of the budget.
 
     Raises:
         ModelError: nothing of the model can be cut for good.
@@ -229,6 +236,8 @@ def cut_for_good(
     for score in ("ghost-uniform", "magnitude-uniform") if states else ():
         for source, blocks in texts.items():
             candidates.append(_state_cut(model, states, blocks, bos, score, source))
+    for source, blocks in texts.items() if states else ():
+        candidates.append(_allotted_cut(model, states, blocks, bos, source, cost))
     for score in ("impact", "magnitude") if experts and save == "size" else ():
         for source, blocks in texts.items():
             candidates.append(_expert_cut(model, experts, blocks, bos, score, source))
@@ -253,6 +262,55 @@ def _state_cut(
         f"channels of the state cut once, by {what[score]} on {source}",
         recipe,
         [level for level in LEVELS if n_kept(most, level) < n_kept(most, level - 0.024)],
+    )
+
+
+def _allotted_cut(
+    model: Any,
+    sites: list[StateSite],
+    blocks: Tensor,
+    bos: int | None,
+    source: str,
+    cost: Cost,
+) -> Candidate:
+    """Each layer keeps as many of its channels, best first, as its measured costs allow."""
+    sizes = {site.key: state_bytes(site) for site in sites}
+
+    @cache
+    def scores() -> dict[str, Tensor]:
+        sums = Scorer(model, sites, blocks, 1024, bos=bos).one_shot()
+        return {key: ghost(one) for key, one in sums.items()}
+
+    def cut(shares: Mapping[str, float]) -> Recipe:
+        rules, kept = {}, {}
+        for site in sites:
+            share = shares[site.key]
+            if not share:
+                continue
+            mask = top_mask(scores()[site.key].float(), n_kept(site.n_state, share))
+            kept[site.key] = [row.nonzero()[:, 0].tolist() for row in mask]
+            rules[site.key] = Rule("ghost", share, "corpus", site="state", access="both")
+        return Recipe(rules, kept=kept)
+
+    @cache
+    def costs() -> dict[str, list[float]]:
+        nothing = {site.key: 0.0 for site in sites}
+        return {
+            key: [0.0, *(cost(cut({**nothing, key: share})) for share in _STATE_SHARES[1:])]
+            for key in nothing
+        }
+
+    def recipe(level: float) -> Recipe:
+        target = level * sum(sizes.values())
+        return cut(budgets.cheapest(costs(), _STATE_SHARES, sizes, target))
+
+    return Candidate(
+        f"state, allotted, on {source}",
+        "channels of the state cut once, by their impact (GHOST) within a layer, shares of layers"
+        f" allotted by what each cut costs, on {source}; layers differ in size, so that"
+        " keepset.load_pruned reads the checkpoint",
+        recipe,
+        LEVELS,
     )
 
 

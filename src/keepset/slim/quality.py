@@ -106,16 +106,17 @@ class Meter:
         self._path.parent.mkdir(parents=True, exist_ok=True)
 
     def measure(self, recipe: Recipe | None, part: Part) -> dict[str, list[float]]:
-        """nll by block, and correct by item."""
+        """nll by block; correct, and the answer's probability (sure), by item."""
         key = _key(recipe, part)
         if key in self._known:
             self.remembered += 1
             return self._known[key]
         nll = self.runner.block_nll(part.blocks, recipe) if len(part.blocks) else torch.zeros(0)
-        values: dict[str, list[float]] = {"nll": nll.tolist(), "correct": []}
+        values: dict[str, list[float]] = {"nll": nll.tolist(), "correct": [], "sure": []}
         if part.items:
             words = self.runner.last_words(part.items, recipe)
             values["correct"] = words["correct"].astype(float).tolist()
+            values["sure"] = np.exp(words["logprob"]).tolist()
         self._known[key] = values
         with self._path.open("a", encoding="utf-8") as journal:
             journal.write(json.dumps({"key": key, **values}) + "\n")

@@ -16,7 +16,7 @@ from keepset.slim.candidates import Candidate
 from keepset.slim.quality import Meter, Part, Quality
 from keepset.slim.settings import Budget
 
-_STEPS_DOWN = (0, 1, 3)
+_STEPS_DOWN = (0, 1, 3, 6)
 """Levels below the one found, at which it is held against the text that is reported on."""
 LOOKS = len(_STEPS_DOWN)
 

@@ -26,11 +26,12 @@ from keepset.rules.recipe import Recipe
 from keepset.settings.recipes import write_recipe
 from keepset.slim import candidates as ways, page, savings
 from keepset.slim.quality import Meter, Part, Quality, need_enough
-from keepset.slim.search import Search, Trial, as_rows, clock, lesson
+from keepset.slim.search import LOOKS, Search, Trial, as_rows, clock, lesson
 from keepset.slim.settings import Budget
 from keepset.speed.decoding import NEAR, NEAR_LOW_PRECISION
 from keepset.text import Encoded
 
+_FEW_ITEMS = 96
 _RELOADED = {torch.float32: 1e-4}
 _RELOADED_LOW_PRECISION = 5e-3
 
@@ -65,7 +66,7 @@ def split_texts(
         blocks: (n_blocks, tokens) int64.
         documents: (n_blocks,) int64, the document of each.
         calibration_tokens: How much is for calibration; at most a third of the text.
-        items: Of the task: every second one is for the search.
+        items: Of the task: half of them, by a draw, are for the search.
         label: Where the text comes from.
 
     Raises:
@@ -85,9 +86,13 @@ def split_texts(
     rest = place[~calibrates]
     searches = rest[::3]
     reports = rest[torch.arange(len(rest)) % 3 != 0]
+    # Items may come in turns of corpora or difficulty: a draw splits them.
+    order = torch.randperm(len(items), generator=torch.Generator().manual_seed(0)).tolist()
+    drawn = [items[number] for number in order]
+    half = len(drawn) // 2
     parts = (
-        Part("search", blocks[searches], documents[searches], list(items[::2])),
-        Part("report", blocks[reports], documents[reports], list(items[1::2])),
+        Part("search", blocks[searches], documents[searches], drawn[:half]),
+        Part("report", blocks[reports], documents[reports], drawn[half:]),
     )
     return Texts(blocks[calibrates], *parts, label)
 
@@ -175,7 +180,7 @@ def slim(
             f"{model.name}: --save {budget.save}: the model has no {savings.NAMES[budget.save]}"
         )
     say("measuring the dense model, and what its parts do")
-    candidates = _candidates(model, sites, texts, budget)
+    candidates = _candidates(model, sites, texts, budget, meter)
     found = search.find(candidates)
     chosen, looks = search.check(found, texts.report)
     shown = candidates if comparisons else []
@@ -198,7 +203,7 @@ def _digest(texts: Texts) -> str:
 
 
 def _candidates(
-    model: Model, sites: Sequence[Any], texts: Texts, budget: Budget
+    model: Model, sites: Sequence[Any], texts: Texts, budget: Budget, meter: Meter
 ) -> list[ways.Candidate]:
     network = model.network
     if budget.save == "speed":
@@ -210,7 +215,32 @@ def _candidates(
         if len(passages):
             sources["the task"] = passages
             sources["text and task"] = torch.cat([texts.calibration, passages])
-    return ways.cut_for_good(network, sites, sources, model.bos, budget.save)
+    cost = _cost(meter, texts, budget)
+    return ways.cut_for_good(network, sites, sources, model.bos, budget.save, cost)
+
+
+def _cost(meter: Meter, texts: Texts, budget: Budget) -> ways.Cost:
+    """What a recipe costs on calibration text and items of the search, in shares of the budget.
+
+    The loss of text, and the probability of the right answers: accuracy moves in steps, too coarse
+    to compare the parts of one layer by.
+    """
+    text = Part("calibration", texts.calibration, torch.zeros(len(texts.calibration)))
+    items = Part("few items", text.blocks[:0], text.documents[:0], texts.search.items[:_FEW_ITEMS])
+    predicted = meter.runner.n_predicted(text.blocks)
+
+    def cost(recipe: Recipe) -> float:
+        total = 0.0
+        if budget.perplexity is not None:
+            rise = sum(meter.measure(recipe, text)["nll"]) - sum(meter.measure(None, text)["nll"])
+            total += max(0.0, rise / predicted) / math.log1p(budget.perplexity)
+        if budget.points is not None:
+            sure = [sum(meter.measure(one, items)["sure"]) for one in (None, recipe)]
+            lost = (sure[0] - sure[1]) / len(items.items)
+            total += max(0.0, 100 * lost) / budget.points
+        return total
+
+    return cost
 
 
 def _rates(
@@ -280,7 +310,7 @@ def _write(
         lesson(budget, chosen),
         f"Chosen: {chosen.candidate.says}. The bounds of the chosen recipe hold with"
         f" {100 * budget.confidence:g}% confidence each, adjusted for checking up"
-        f" to three recipes on text that the search never saw ({looks} needed); those of the others"
+        f" to {LOOKS} recipes on text that the search never saw ({looks} needed); those of the others"
         " are not adjusted.",
         f"Text: {texts.label}; {texts.report.blocks.numel():,} tokens to report on,"
         f" {texts.search.blocks.numel():,} to search on, {texts.calibration.numel():,} to calibrate"
