@@ -9,14 +9,16 @@ from decoding import prompt
 from keepset.calibrate import activations
 from keepset.calibrate.sets import RankedSets
 from keepset.decode import sparse_decoding
-from keepset.decode.generate import compare, generate
+from keepset.decode.generate import compare, disagreement, generate
 from keepset.decode.joined import JoinedBlock
+from keepset.decode.layout import unit_major
 from keepset.decode.recipe import linear_sites
 from keepset.errors import ConfigError, KernelError, ModelError
-from keepset.hold.inputs import Windows, watching
-from keepset.hold.static import Static
 from keepset.kernels.selection import NUMBA, Selection
+from keepset.kinds import find_sites
+from keepset.kinds.recipes import hold_recipe
 from keepset.rules.masks import top_mask
+from keepset.rules.recipe import Recipe
 from keepset.rules.rule import Rule, n_kept
 
 pytest.importorskip("keepset.kernels.numba_jit", exc_type=KernelError)
@@ -28,10 +30,12 @@ SHARES = (0.3, 0.5, 0.7)
 
 def mixed(model, score="magnitude"):
     """A recipe with a share of its own for every site."""
-    return {
-        site.key: Rule(score, SHARES[place % 3], 1, site=site.kind)
-        for place, site in enumerate(linear_sites(model))
-    }
+    return Recipe(
+        {
+            site.key: Rule(score, SHARES[place % 3], 1, site=site.kind)
+            for place, site in enumerate(linear_sites(model))
+        }
+    )
 
 
 def greedy(model, ids, tokens=TOKENS):
@@ -47,18 +51,13 @@ def greedy(model, ids, tokens=TOKENS):
     return torch.cat(rows, dim=1), torch.stack(logits, dim=1)
 
 
-def reference(model, ids, action_of, tokens=TOKENS):
-    """The same by running whole masked passages; `action_of`: site key -> what holds it."""
-    sites = [site for site in linear_sites(model) if site.key in action_of]
+def reference(model, ids, recipe, tokens=TOKENS):
+    """The same by running whole masked passages in torch."""
     logits = []
-    with (
-        watching(model, sites, lambda site, h: action_of[site.key](site, h)),
-        torch.inference_mode(),
-    ):
+    with hold_recipe(model, find_sites(model), recipe), torch.inference_mode():
         for _ in range(tokens):
-            out = model(input_ids=ids, use_cache=False).logits[:, -1]
-            logits.append(out)
-            ids = torch.cat([ids, out.argmax(dim=-1)[:, None]], dim=1)
+            logits.append(model(input_ids=ids, use_cache=False).logits[:, -1])
+            ids = torch.cat([ids, logits[-1].argmax(dim=-1)[:, None]], dim=1)
     return ids[:, -tokens:], torch.stack(logits, dim=1)
 
 
@@ -73,15 +72,17 @@ def assert_as_before(model, before):
     assert not any("forward" in vars(module) for module in model.modules())
 
 
-def check(model, recipe, actions=None, ids=None, kernels=BY_KERNEL, **options):
-    """The paths of decoding under `recipe`; tokens and logits are the reference's."""
+def check(model, recipe, ids=None, kernels=BY_KERNEL, rule=None):
+    """The paths of decoding under `recipe`; tokens and logits are the reference's.
+
+    `rule` says the same in another way.
+    """
     ids = prompt(PROMPT) if ids is None else ids
     before = parameters(model)
-    with sparse_decoding(model, recipe, kernels=kernels, **options) as session:
+    with sparse_decoding(model, rule or recipe, kernels=kernels) as session:
         decoded, logits = greedy(model, ids)
     assert_as_before(model, before)
-    actions = actions or {key: Windows(rule) for key, rule in recipe.items()}
-    expected, expected_logits = reference(model, ids, actions)
+    expected, expected_logits = reference(model, ids, recipe)
     assert torch.equal(decoded, expected)
     torch.testing.assert_close(logits, expected_logits, atol=2e-4, rtol=1e-3)
     return session.paths
@@ -105,7 +106,7 @@ def test_every_site_of_a_plain_model_runs_by_kernel(tiny_model):
 def test_one_rule_on_inputs_is_a_recipe_of_all_of_them(tiny_model):
     model, rule = tiny_model("llama"), Rule("impact", 0.4, 1, site="input")
     inputs = [site.key for site in linear_sites(model) if site.kind == "input"]
-    paths = check(model, rule, {key: Windows(rule) for key in inputs})
+    paths = check(model, Recipe(dict.fromkeys(inputs, rule)), rule=rule)
     assert paths == {NUMBA: 2 * 3 * (TOKENS - 1)}
 
 
@@ -139,34 +140,44 @@ def test_a_block_that_does_more_than_its_layout_says_runs_itself(tiny_model, joi
 
 
 def test_an_empty_recipe_is_dense(tiny_model):
-    assert not check(tiny_model("llama"), {})
+    assert not check(tiny_model("llama"), Recipe({}))
 
 
-class Threshold:
-    """The masked reference of a least score."""
-
-    def __init__(self, least):
-        self.least = least
-
-    def __call__(self, site, h):
-        held = h.where(h.abs() >= self.least, 0.0)
-        held[:, 0] = h[:, 0]
-        return held
-
-
-def test_thresholds_and_static_sets(tiny_model):
+@pytest.mark.parametrize("kernels", [BY_KERNEL, "torch"], ids=["numba", "torch"])
+def test_thresholds_and_static_sets(tiny_model, kernels):
     model = tiny_model("opt")
-    recipe, sites = mixed(model), linear_sites(model)
-    thresholds = {site.key: 0.02 * place for place, site in enumerate(sites[1:-1:2])}
-    fixed = Rule("magnitude", 0.4, "corpus"), Rule("impact", 0.4, "corpus", site="input")
-    recipe |= {"ffn.000": fixed[0], sites[-1].key: fixed[1]}
-    moments = activations.collect_moments(model, sites, prompt(24, seed=9), gradients=False)
-    actions = {key: Windows(rule) for key, rule in recipe.items() if rule.window == 1}
-    actions |= {key: Threshold(least) for key, least in thresholds.items()}
-    actions["ffn.000"] = Static(RankedSets(moments)[fixed[0]])
-    actions[sites[-1].key] = Static(RankedSets(moments, "input")[fixed[1]])
-    for kernels in (BY_KERNEL, "torch"):
-        check(model, recipe, actions, kernels=kernels, moments=moments, thresholds=thresholds)
+    rules, keys = dict(mixed(model).rules), [site.key for site in linear_sites(model)]
+    thresholds = {key: 0.02 * place for place, key in enumerate(keys[1:-1:2])}
+    rules["ffn.000"] = Rule("magnitude", 0.4, "corpus")
+    rules[keys[-1]] = Rule("impact", 0.4, "corpus", site="input")
+    kept = {"ffn.000": list(range(1, 48, 2)), keys[-1]: [0, 3, 5, 31]}
+    check(model, Recipe(rules, thresholds, kept), kernels=kernels)
+
+
+def test_one_static_rule_on_inputs(tiny_model):
+    model, rule = tiny_model("llama"), Rule("magnitude", 0.4, "corpus", site="input")
+    sites = linear_sites(model)
+    sums = activations.collect_moments(model, sites, prompt(24, seed=9), gradients=False)
+    masks = RankedSets(sums, "input")[rule]
+    kept = {key: mask.nonzero()[:, 0].tolist() for key, mask in masks.items()}
+    expected, _ = reference(model, prompt(PROMPT), Recipe(dict.fromkeys(kept, rule), kept=kept))
+    decoded = generate(model, prompt(PROMPT), TOKENS, rule, moments=sums, kernels=BY_KERNEL)
+    assert torch.equal(decoded.tokens, expected[0])
+
+
+def test_channels_of_a_state_are_left_out_beside_inputs(tiny_model):
+    model = tiny_model("mamba2")
+    state = Rule("ghost", 0.5, "corpus", site="state")
+    (site,) = (site for site in find_sites(model, ["state"]) if site.key == "state.001")
+    kept = {site.key: [list(range(0, site.n_state, 2))] * site.n_groups}
+    check(model, Recipe({**mixed(model).rules, site.key: state}, kept=kept))
+
+
+def test_gates_choose_by_masks(tiny_model):
+    model = tiny_model("llama")
+    rules = dict(mixed(model).rules)
+    recipe = Recipe(rules | {"ffn.001": Rule("gate", 0.5, 1)})
+    assert check(model, recipe)["masked"] == PROMPT + TOKENS - 1
 
 
 # Weights that depths share wholly, by modules of their own; in part, with adapters; experts.
@@ -207,7 +218,7 @@ def test_generate_goes_on_and_begins_again(tiny_model, family):
             )
             for _ in range(2)
         ]  # fmt: skip
-    expected, _ = reference(model, ids, {key: Windows(rule) for key, rule in recipe.items()})
+    expected, _ = reference(model, ids, recipe)
     for run in runs:
         assert torch.equal(run[:, PROMPT:], expected)
 
@@ -220,9 +231,7 @@ def test_a_context_that_opens_in_pieces(tiny_model):
         first = model(input_ids=ids[:, :1], use_cache=True)
         few = model(input_ids=ids[:, 1:4], past_key_values=first.past_key_values, use_cache=True)
         many = model(input_ids=ids[:, 4:], past_key_values=few.past_key_values, use_cache=True)
-    _, expected = reference(
-        model, ids, {key: Windows(rule) for key, rule in recipe.items()}, tokens=1
-    )
+    _, expected = reference(model, ids, recipe, tokens=1)
     torch.testing.assert_close(many.logits[:, -1:], expected, atol=2e-4, rtol=1e-3)
 
 
@@ -230,7 +239,7 @@ def test_outputs_are_handed_out_to_who_reads_the_same_tensor(tiny_model):
     model = tiny_model("llama")
     attention, recipe = model.model.layers[0].self_attn, mixed(model)
     site = next(site for site in linear_sites(model) if attention.q_proj in dict(site.readers))
-    k = n_kept(site.n_units, recipe[site.key].sparsity)
+    k = n_kept(site.n_units, recipe.rules[site.key].sparsity)
     one, other = (torch.randn(1, 1, site.n_units) for _ in range(2))
     # In another order than the model's; the same map again; another tensor in between.
     calls = [("k", one), ("q", one), ("q", one), ("k", other), ("v", one), ("q", other)]
@@ -249,8 +258,7 @@ def test_bfloat16_runs_by_kernel(tiny_model):
     recipe = mixed(model)
     with sparse_decoding(model, recipe, kernels=BY_KERNEL) as session:
         _, logits = greedy(model, prompt(PROMPT))
-    actions = {key: Windows(rule) for key, rule in recipe.items()}
-    _, expected = reference(model, prompt(PROMPT), actions, tokens=1)
+    _, expected = reference(model, prompt(PROMPT), recipe, tokens=1)
     assert session.paths == {NUMBA: 2 * 4 * (TOKENS - 1)}
     torch.testing.assert_close(logits[:, :1], expected, atol=0.05, rtol=0.05)
 
@@ -285,26 +293,33 @@ def test_weights_are_stored_once(tiny_model):
         assert shared.nbytes() == gate.nbytes + up.nbytes
 
 
-def refused(model, recipe, match, **options):
-    with pytest.raises(ConfigError, match=match), sparse_decoding(model, recipe, **options):
+def test_nothing_is_kept_of_the_other_layout(tiny_model):
+    sites = linear_sites(tiny_model("llama"))
+    with unit_major(sites) as rows:
+        assert all(len(rows[site.key]) == site.n_units for site in sites)
+    assert not any(len(one) for one in rows.values())
+
+
+def refused(lm, rules, match, error=ConfigError, **parts):
+    with pytest.raises(error, match=match), sparse_decoding(lm, Recipe(rules, **parts)):
         pass
 
 
 def test_recipes_that_do_not_fit_are_refused(tiny_model):
-    model = tiny_model("llama")
-    ffn, static = Rule("magnitude", 0.5, 1), Rule("magnitude", 0.5, "corpus")
-    refused(model, {"ffn.007": ffn}, "no site ffn.007: the recipe is of another model")
-    refused(model, {"input.000.o_proj": ffn}, "of kind ffn, cannot be in a recipe")
-    causal = Rule("magnitude", 0.5, 4, "causal")
-    refused(model, {"ffn.000": causal}, "windowed magnitude 0.5 W=4 causal, of kind ffn, cannot")
-    refused(model, {"ffn.000": Rule("random", 0.5, 1)}, "score random cannot choose")
-    refused(model, {"ffn.000": static}, "give the activation cache")
-    sums = activations.collect_moments(model, linear_sites(model)[:1], prompt(9), gradients=False)
-    refused(model, {"ffn.001": static}, "ffn.001: .* no sums of this site", moments=sums)
-    refused(model, {"ffn.000": ffn}, "ffn.001", thresholds={"ffn.001": 0.1})
-    for least in (-1.0, float("nan")):
-        refused(model, {"ffn.000": ffn}, "0 or more", thresholds={"ffn.000": least})
-    refused(model, {"ffn.000": static}, "per token", thresholds={"ffn.000": 0.1}, moments=sums)
+    model, ffn = tiny_model("llama"), Rule("magnitude", 0.5, 1)
+    refused(model, {"ffn.007": ffn}, "the recipe names ffn.007", ModelError)
+    refused(model, {"ffn.000": Rule("random", 0.5, 1)}, "ffn.000: score random cannot choose")
+    refused(model, {"ffn.000": ffn}, "made with token 3 before every text", bos=3)
+    owner = {"name": "another", "weights": "0" * 64}
+    refused(model, {"ffn.000": ffn}, "belongs to another", ModelError, model=owner)
+
+
+def test_a_cache_that_does_not_say_what_it_holds_is_refused(tiny_model):
+    """Each token would count as the first of a context, and run dense."""
+    model = tiny_model("rwkv")
+    held = sparse_decoding(model, Rule("magnitude", 0.5, 1), kernels="torch")
+    with held, pytest.raises(ConfigError, match="does not say whether it holds tokens"):
+        model.generate(prompt(PROMPT), max_new_tokens=3, do_sample=False, eos_token_id=None)
 
 
 def test_dense_and_a_recipe_take_turns(tiny_model):
@@ -314,6 +329,9 @@ def test_dense_and_a_recipe_take_turns(tiny_model):
     assert torch.equal(dense.tokens, greedy(model, prompt(PROMPT))[0][0])
     with sparse_decoding(model, recipe, kernels=BY_KERNEL):
         assert torch.equal(sparse.tokens, greedy(model, prompt(PROMPT))[0][0])
+    assert disagreement(model, prompt(PROMPT), sparse.tokens, recipe) is None
+    wrong = disagreement(model, prompt(PROMPT), sparse.tokens + 1, recipe)
+    assert wrong is not None
     again = generate(model, prompt(PROMPT), TOKENS, recipe, kernels=BY_KERNEL)
     assert torch.equal(again.tokens, sparse.tokens)
     assert again.paths == sparse.paths

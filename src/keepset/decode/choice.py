@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,12 +14,13 @@ from keepset.decode.score import SCORES, UnitScore
 from keepset.errors import ConfigError, ModelError
 from keepset.hold.windows import not_finite
 from keepset.rules.masks import Masks, top_mask
+from keepset.rules.recipe import Recipe
 from keepset.rules.rule import Rule, describe
-from keepset.rules.scores import Moments, token_score
+from keepset.rules.scores import NEURON_SCORES, Moments, token_score
 from keepset.sites.ffn import Site
 
-Rules = Mapping[str, Rule]
-"""Site key -> the rule of that site; others run dense."""
+_KINDS = ("ffn", "input")
+"""The kinds of sites whose units are inputs of linear maps."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +41,16 @@ class UnitChoice:
     norms: Tensor | None
     fixed: Tensor | None = None
 
+    @property
+    def reads_gate(self) -> bool:
+        """Whether the gates are scored in the place of h."""
+        return self.fixed is None and NEURON_SCORES[self.rule.score].reads_gate
+
     def mask(self, h: Tensor) -> Tensor:
-        """Which units tokens h (..., n_units) keep, as bool; units with h = 0 may be either.
+        """Which units tokens keep, as bool; units with h = 0 may be either.
+
+        Args:
+            h: What is scored: the units (..., n_units), or their gates.
 
         Raises:
             ModelError: a score is NaN; the message names the site.
@@ -55,7 +63,7 @@ class UnitChoice:
                 raise self.not_finite()
             return scores >= self.least
         try:
-            return top_mask(scores, self.least, zeros_matter=False)
+            return top_mask(scores, self.least, zeros_matter=self.reads_gate)
         except ModelError:
             raise self.not_finite() from None
 
@@ -63,15 +71,15 @@ class UnitChoice:
         """The error of a score that is NaN."""
         return not_finite(self.site.name, describe(self.rule))
 
-    def hold(self, h: Tensor, position: Position) -> Tensor:
+    def hold(self, h: Tensor, position: Position, gates: Tensor | None = None) -> Tensor:
         """Zero what tokens h (..., n_units) of the running pass do not keep.
 
-        The first token of a context runs dense.
+        The first token of a context runs dense. `gates`, where they are scored, are as h.
         """
         if position.opens and position.tokens == 1:
             return h
         rows = h.reshape(position.batch, position.tokens, self.site.n_units)
-        held = rows * self.mask(rows)
+        held = rows * self.mask(rows if gates is None else gates.view(rows.shape))
         if position.opens:
             held[:, 0] = rows[:, 0]
         return held.view(h.shape)
@@ -99,67 +107,51 @@ def choice_of(
     return UnitChoice(site, rule, least, score.norms)
 
 
-def choices_of(
-    model: Any,
-    sites: Sequence[Site],
-    recipe: Rules,
-    moments: Mapping[str, Moments] | None,
-    thresholds: Mapping[str, float],
-    kept: Masks | None = None,
-) -> dict[str, UnitChoice]:
-    """What every site of a recipe keeps.
+def choices_of(sites: Sequence[Site], recipe: Recipe, masks: Masks) -> dict[str, UnitChoice]:
+    """What those of `sites` keep that a recipe names, by their keys.
 
     Args:
-        model: The model.
-        sites: Its sites.
-        recipe: Its rules.
-        moments: Calibration sums that static rules choose by, where `kept` has no set.
-        thresholds: Site key -> the least score that is kept.
-        kept: Site key -> what a static rule keeps, (n_units,) bool.
+        sites: The sites of a model's linear maps.
+        recipe: The recipe.
+        masks: What its static rules keep (`keepset.kinds.recipes.kept_masks`).
 
     Raises:
-        ConfigError: a rule or a threshold has no site, or the site cannot be decoded under it.
+        ConfigError: one of its rules cannot be decoded under; the message names its site.
     """
-    known = {site.key: site for site in sites}
-    if unknown := sorted({*recipe, *thresholds} - known.keys()):
-        raise ConfigError(
-            f"{type(model).__name__} has no site {', '.join(unknown)}: the recipe is of another"
-            f" model; sites are named as {next(iter(known), 'none')}"
-        )
-    if loose := sorted(set(thresholds) - set(recipe)):
-        raise ConfigError(f"a threshold has no rule at its site: {', '.join(loose)}")
-    sets = {kind: RankedSets(moments or {}, kind) for kind in ("ffn", "input")}
     choices = {}
-    for key, rule in recipe.items():
-        site, threshold = known[key], thresholds.get(key)
-        if rule.site != site.kind or rule.method == "windowed":
-            raise ConfigError(
-                f"{key}: {describe(rule)}, of kind {rule.site}, cannot be in a recipe: its rules"
-                f" are of their site's kind, here {site.kind}, and choose per token or once"
-            )
-        if threshold is not None and (rule.window == "corpus" or not threshold >= 0):
-            raise ConfigError(
-                f"{key}: threshold {threshold} under {describe(rule)}: thresholds are 0 or more,"
-                " and of rules that choose per token"
-            )
-        fixed = None if kept is None else kept.get(key)
-        if fixed is None:
-            check_rule(rule, moments, None)
-        if rule.sparsity or threshold is not None:
-            if rule.window == "corpus" and fixed is None:
-                fixed = _fixed(key, rule, sets[site.kind])
-            choices[key] = choice_of(site, rule, threshold, fixed)
+    for site in sites:
+        key, rule = site.key, recipe.rules.get(site.key)
+        if rule is None:
+            continue
+        score = NEURON_SCORES.get(rule.score)
+        if rule.method == "dynamic" and (score is None or score.token is None or score.seeded):
+            raise ConfigError(f"{key}: score {rule.score} cannot choose while decoding")
+        if rule.sparsity or key in recipe.thresholds:
+            choices[key] = choice_of(site, rule, recipe.thresholds.get(key), masks.get(key))
     return choices
 
 
-def _fixed(key: str, rule: Rule, sets: RankedSets) -> Tensor:
-    try:
-        return sets[rule][key]
-    except KeyError:
-        raise ConfigError(
-            f"{key}: {describe(rule)} chooses on calibration text, and the activation cache has no"
-            " sums of this site; make it with all kinds of sites that the recipe names"
-        ) from None
+def recipe_of(
+    rule: Rule, sites: Sequence[Site], moments: Mapping[str, Moments] | None, bos: int | None
+) -> Recipe:
+    """One rule at all of `sites` that are of its kind.
+
+    Args:
+        rule: A dynamic rule, or a static one.
+        sites: Sites of any kinds.
+        moments: Calibration sums, for static rules.
+        bos: The token that stands before every text, if there is one.
+
+    Raises:
+        ConfigError: the rule cannot be decoded under, or is windowed.
+    """
+    check_rule(rule, moments, None)
+    keys = [site.key for site in sites if site.kind == rule.site]
+    kept = {}
+    if rule.method == "static":
+        masks = RankedSets(moments or {}, rule.site)[rule]
+        kept = {key: masks[key].nonzero()[:, 0].tolist() for key in keys}
+    return Recipe(dict.fromkeys(keys, rule), kept=kept, bos=bos)
 
 
 def check_rule(
@@ -178,7 +170,7 @@ def check_rule(
     if rule is None:
         return
     name = describe(rule)
-    if rule.site not in ("ffn", "input"):
+    if rule.site not in _KINDS:
         raise ConfigError(
             f"{name}: only rules on FFN neurons (site ffn) and on inputs of linear maps (site"
             " input) can be decoded under"

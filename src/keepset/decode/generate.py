@@ -16,7 +16,6 @@ from torch import Tensor
 from keepset.calibrate import activations
 from keepset.calibrate.sets import RankedSets
 from keepset.decode import Session, sparse_decoding
-from keepset.decode.choice import Rules
 from keepset.errors import CacheError, ConfigError, ModelError
 from keepset.files import archive
 from keepset.hold.contexts import with_bos
@@ -26,9 +25,10 @@ from keepset.kernels.selection import Selection
 from keepset.kinds import find_sites
 from keepset.measure.finite import refuse_infinite
 from keepset.measure.runner import Runner
-from keepset.models import check_ids, check_length, still_to_do
+from keepset.models import check_ids, check_length
+from keepset.models.identity import still_to_do
 from keepset.rules.recipe import Recipe
-from keepset.rules.rule import Rule
+from keepset.rules.rule import Rule, describe
 from keepset.rules.scores import Moments
 from keepset.settings import Kernels
 from keepset.sites.ffn import find_ffn_sites
@@ -124,7 +124,7 @@ def generate(
     model: Any,
     ids: Tensor,
     tokens: int,
-    rule: Rule | Rules | Recipe | None = None,
+    rule: Rule | Recipe | None = None,
     *,
     stop: Collection[int] = (),
     bos: int | None = None,
@@ -140,7 +140,7 @@ def generate(
             it too, but for the first token of the context.
         stop: Tokens after which generation ends.
         bos: The token that is put before the prompt; None where the model has none.
-        options: moments, thresholds and kernels, as in `sparse_decoding`.
+        options: moments and kernels, as in `sparse_decoding`.
 
     Raises:
         ConfigError: an empty prompt or several, no tokens asked for, or a rule that cannot be
@@ -164,7 +164,7 @@ def compare(
     model: Any,
     ids: Tensor,
     tokens: int,
-    rule: Rule | Rules | Recipe,
+    rule: Rule | Recipe,
     *,
     replay: Replay | None = None,
     stop: Collection[int] = (),
@@ -173,13 +173,14 @@ def compare(
     """Generate dense and under a rule; the two take turns, token by token.
 
     So a machine that is busy now and then slows both. The kernels of mixers stand in for both.
-    Under a recipe, which stores weights another way, the two have weights of their own. Errors as
+    Under a recipe, which stores weights another way, the two have weights of their own, and take
+    twice the memory. Errors as
     in `generate`.
 
     Args:
         model, ids, tokens, rule, stop: As in `generate`.
         replay: A text to read in the place of the new tokens.
-        options: moments, thresholds, kernels and bos, as in `generate`.
+        options: moments, kernels and bos, as in `generate`.
 
     Returns:
         Dense, sparse.
@@ -193,7 +194,7 @@ def compare(
         True
         >>> speedup = sparse.rate / dense.rate
     """
-    other = twin(model) if isinstance(rule, Rule) else copy.deepcopy(model)
+    other = twin(model) if _is_of_neurons(rule) else copy.deepcopy(model)
     sets, text = (None, None) if replay is None else (replay.sets, replay.tokens)
     with sparse_decoding(other, rule, given=sets, **options) as session:
         plain = Session(None, session.selection, mixers=session.mixers)
@@ -283,7 +284,7 @@ class _Decoder:
 
     def _refuse(self) -> NoReturn:
         sites, context = find_ffn_sites(self.model), torch.cat(self._read, dim=1)
-        label = self._session.label
+        label = describe(self._session.rule)
         refuse_infinite(self.model, sites, [context], "the logits are", label)
 
     def _clock(self) -> float:
@@ -296,6 +297,10 @@ class _Decoder:
         tokens = torch.cat(self._tokens, dim=1)[0].cpu()
         paths, mixers = self._session.paths, dict(self._session.mixers)
         return Generation(tokens, float(seconds[0]), seconds[1:], paths, mixers)
+
+
+def _is_of_neurons(rule: Rule | Recipe | None) -> bool:
+    return rule is None or (isinstance(rule, Rule) and rule.site == "ffn")
 
 
 def stops(model: Any) -> set[int]:
@@ -341,7 +346,7 @@ def disagreement(
         model: The model, outside any rule.
         ids: The prompt, (1, n).
         new: The new tokens, (m,).
-        rule: The rule, or the recipe, that they were generated under.
+        rule: The rule or recipe that they were generated under.
         moments: Calibration sums, for static rules.
         kernels: Which implementations run the reference's mixers.
         bos: The token that was put before the prompt.
@@ -356,15 +361,15 @@ def disagreement(
     text = torch.cat([ids, new[None, :-1].to(ids.device)], dim=1)
     context = with_bos(text, bos)
     plain = Selection.of(kernels).wanted.model_copy(update={"ffn": "torch"})
+    if isinstance(rule, Recipe):
+        rule = still_to_do(model, rule)
     runner = Runner(
         model,
-        find_sites(model),
-        keep_sets=RankedSets(moments or {}),
+        find_ffn_sites(model) if _is_of_neurons(rule) else find_sites(model),
+        keep_sets=RankedSets(moments or {}, rule.site if isinstance(rule, Rule) else "ffn"),
         kernels=Selection(plain, forced=[MASKED]),
         bos=bos,
     )
-    if isinstance(rule, Recipe):
-        rule = still_to_do(model, rule)
     with runner.holding(rule), torch.inference_mode():
         logits = model(input_ids=context, use_cache=False).logits[0, -len(new) :].cpu()
     if not bool(torch.isfinite(logits.amax(dim=-1)).all()):

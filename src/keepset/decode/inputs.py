@@ -58,7 +58,10 @@ class SparseReaders(TokenMap):
         with ExitStack() as stack:
             for place, module in enumerate(self._modules):
                 stack.enter_context(standing_forward(module, partial(self._part, place)))
-            yield
+            try:
+                yield
+            finally:
+                self._by_numba = None  # it holds the weights
 
     def _part(self, place: int, x: Tensor) -> Tensor:
         """The output of the map at `place` for x (..., n_units)."""

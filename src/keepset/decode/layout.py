@@ -75,6 +75,9 @@ def _stored(site: Site) -> Iterator[Tensor]:
     finally:
         for weight in changed:
             weight.data = weight.data.contiguous()
+        if changed:
+            # Others hold this tensor until all sites are done: there would be two copies of all.
+            rows.data = rows.new_empty(0, rows.shape[1])
 
 
 def widths(site: Site) -> list[int]:

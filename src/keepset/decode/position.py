@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from keepset.errors import ConfigError
-from keepset.hold.inputs import running_cache
+from keepset.hold.inputs import cached_tokens
 
 
 class Position:
@@ -53,10 +53,15 @@ class Position:
         finally:
             handle.remove()
 
-    def _on_forward(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _on_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ids = kwargs.get("input_ids", args[0] if args else None)
         batch, tokens = (kwargs["inputs_embeds"] if ids is None else ids).shape[:2]
-        start = _length(running_cache(kwargs))
+        start = cached_tokens(kwargs)
+        if start is None:
+            raise ConfigError(
+                f"{type(model).__name__}: its cache does not say whether it holds tokens: it"
+                " cannot be decoded under a keep rule; passages run under every rule"
+            )
         goes_on = start == self.start + self.tokens and batch == self.batch
         if self._counting and start and not goes_on:
             raise ConfigError(
@@ -71,22 +76,3 @@ class Position:
             )
         self.start, self.batch, self.tokens = start, batch, tokens
         self.passes += 1
-
-
-def _length(cache: Any) -> int:
-    """Tokens that a cache holds; of states alone, which have no length: whether they hold any.
-
-    Raises:
-        ConfigError: the cache does not say.
-    """
-    if cache is None:
-        return 0
-    if not hasattr(cache, "get_seq_length"):
-        raise ConfigError(
-            f"whether a {type(cache).__name__} holds tokens is not known, so that this model cannot"
-            " be decoded under a keep rule; passages run under every rule"
-        )
-    try:
-        return int(cache.get_seq_length())
-    except ValueError:  # no layer with keys
-        return int(cache.has_previous_state())

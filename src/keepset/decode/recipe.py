@@ -21,6 +21,7 @@ from keepset.decode.joined import joined_blocks
 from keepset.decode.layout import storable, unit_major
 from keepset.decode.position import Position
 from keepset.decode.token import TokenPaths, TokenProjection
+from keepset.hold.gates import seeing_gates
 from keepset.hold.inputs import rules_run_by, watching
 from keepset.hold.slices import standing_forward
 from keepset.kernels.selection import NUMBA, Selection
@@ -56,23 +57,29 @@ def sites_held(
     """
     position = Position(counting=False)
     chosen = [site for site in sites if site.key in choices]
+    alone = set(storable(sites))
     fast = [
         site
-        for site in storable(sites)
-        if site.key in choices and _is_for_numba(site.columns()[0], selection)
+        for site in chosen
+        if site in alone
+        and not choices[site.key].reads_gate
+        and _is_for_numba(site.columns()[0], selection)
     ]
     masked = [site for site in chosen if site not in fast]
+    gates: dict[str, Tensor] = {}
     groups = TokenPaths("recipe", paths, selection)
     others = TokenPaths("dense", Counter(), selection)
 
     def hold(site: Site, h: Tensor) -> Tensor:
         paths["masked"] += position.batch * position.tokens
-        return choices[site.key].hold(h, position)
+        return choices[site.key].hold(h, position, gates.get(site.key))
 
     with ExitStack() as stack:
         stack.enter_context(position.following(model))
         rows = stack.enter_context(unit_major(fast))
         stack.enter_context(watching(model, masked, hold))
+        gated = [site for site in masked if choices[site.key].reads_gate]
+        stack.enter_context(seeing_gates(gated, gates))
         readers = {
             site.key: SparseReaders(site, choices[site.key], rows[site.key], position, groups)
             for site in fast

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from keepset import kinds
 from keepset.calibrate.sets import RankedSets
-from keepset.decode.choice import Rules, check_rule, choices_of
+from keepset.decode.choice import check_rule, choices_of, recipe_of
 from keepset.decode.dynamic import dynamic_downs
 from keepset.decode.position import Position
 from keepset.decode.recipe import linear_sites, sites_held
@@ -48,26 +48,18 @@ class Session:
         mixers: scan and state -> what runs them in Mamba-2 mixers; empty where there are none.
     """
 
-    rule: Rule | Rules | Recipe | None
+    rule: Rule | Recipe | None
     selection: Selection
     paths: Counter[str] = field(default_factory=Counter)
     mixers: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def label(self) -> str:
-        """What is held, in words."""
-        if isinstance(self.rule, Mapping):
-            return f"{len(self.rule)} rules"
-        return describe(self.rule)
 
 
 @contextmanager
 def sparse_decoding(
     model: Any,
-    rule: Rule | Rules | Recipe | None,
+    rule: Rule | Recipe | None,
     *,
     moments: Mapping[str, Moments] | None = None,
-    thresholds: Mapping[str, float] | None = None,
     sites: Sequence[Site] | None = None,
     given: Mapping[str, Tensor] | None = None,
     kernels: Kernels | Selection | str | None = None,
@@ -92,10 +84,8 @@ def sparse_decoding(
         rule: Dynamic, windowed with choice `causal`, or static; None is dense. On neurons (`ffn`),
             or a dynamic one on inputs of linear maps. Or a recipe.
         moments: Site key -> calibration sums (`keepset.calibrate.activations`), for static rules.
-        thresholds: Site key of a recipe -> the least score that is kept there, in the place of
-            the share that a dynamic rule keeps.
         sites: The model's sites, of which those of the rule's kind count; found if left out. For a
-            recipe: all sites of both kinds.
+            recipe, or a rule on inputs: all sites of the linear maps.
         given: Site key -> (n_windows, n_units) bool, the sets of a windowed rule, known
             beforehand (replayed). Then choice may be `oracle`, and batches have one row.
         kernels: Which implementations may run: the section `kernels` of a configuration, or
@@ -108,7 +98,7 @@ def sparse_decoding(
         ConfigError: the rule cannot be decoded under (the message says why; neurons of routed
             experts follow static rules alone), a static rule has no moments, or an implementation
             that is chosen by name cannot run here.
-        ModelError: the model has no FFN neurons.
+        ModelError: the model has no FFN neurons; or a recipe belongs to another model.
 
     Example:
         >>> from keepset import Rule, load, sparse_decoding
@@ -124,13 +114,11 @@ def sparse_decoding(
     session = Session(rule, selection)
     held: AbstractContextManager[None]
     if isinstance(rule, Recipe):
-        held = _recipe_held(model, rule, session, bos)
-    elif isinstance(rule, Mapping) or (rule is not None and rule.site == "input"):
+        held = _recipe_held(model, still_to_do(model, rule), sites, session, bos)
+    elif rule is not None and rule.site == "input":
         sites = linear_sites(model) if sites is None else sites
-        if isinstance(rule, Rule):
-            rule = {site.key: rule for site in sites if site.kind == rule.site}
-        choices = choices_of(model, sites, rule, moments, thresholds or {})
-        held = sites_held(model, sites, choices, session.paths, selection)
+        recipe = recipe_of(rule, sites, moments, bos)
+        held = _recipe_held(model, recipe, sites, session, bos)
     else:
         held = _rule_held(model, rule, moments, sites, given, session, bos)
     with mixer_kernels(model, selection) as session.mixers, held:
@@ -138,23 +126,23 @@ def sparse_decoding(
 
 
 @contextmanager
-def _recipe_held(model: Any, recipe: Recipe, session: Session, bos: int | None) -> Iterator[None]:
+def _recipe_held(
+    model: Any, recipe: Recipe, sites: Sequence[Any] | None, session: Session, bos: int | None
+) -> Iterator[None]:
     """Hold a recipe: its linear maps with less work, and what else it leaves out by masks."""
-    recipe = still_to_do(model, recipe)
     if recipe.bos != bos:
         raise ConfigError(
             f"the recipe was made with {_named(recipe.bos)} before every text, and here it is"
             f" {_named(bos)}; set bos (--bos) as it was then"
         )
-    sites = find_sites(model)
+    if sites is None:
+        sites = find_sites(model)
     masks = kept_masks({site.key: site for site in sites}, recipe)
     linear = [site for site in sites if isinstance(site, Site)]
-    keys = {site.key for site in linear}
-    rules = {key: rule for key, rule in recipe.rules.items() if key in keys}
-    choices = choices_of(model, linear, rules, None, recipe.thresholds, masks)
+    choices = choices_of(linear, recipe, masks)
     others: dict[str, list[Any]] = {}
     for site in sites:
-        if site.key in recipe.rules and site.key not in keys:
+        if site.key in recipe.rules and not isinstance(site, Site):
             if recipe.rules[site.key].method != "static":
                 raise ConfigError(f"{site.key}: only a static rule can be decoded under there")
             others.setdefault(site.kind, []).append(site)

@@ -90,10 +90,22 @@ def pass_shape(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, .
     return shape
 
 
-def running_cache(kwargs: Mapping[str, Any]) -> Any:
-    """What a forward pass goes on with, whatever its name; None where it has none."""
+def cached_tokens(kwargs: Mapping[str, Any]) -> int | None:
+    """How many tokens the cache holds that a forward pass goes on with.
+
+    Caches of states alone do not count them: 1 where they hold any. None where a cache does not
+    say even that.
+    """
     caches = (kwargs.get(name) for name in ("past_key_values", "cache_params", "state"))
-    return next((one for one in caches if one is not None), None)
+    cache = next((one for one in caches if one is not None), None)
+    if cache is None:
+        return 0
+    if not hasattr(cache, "get_seq_length"):
+        return None
+    try:
+        return int(cache.get_seq_length())
+    except ValueError:  # no layer with keys
+        return int(cache.has_previous_state())
 
 
 @contextmanager
@@ -105,9 +117,7 @@ def whole_passages(model: nn.Module) -> Iterator[None]:
     """
 
     def on_forward(_: nn.Module, __: Any, kwargs: dict[str, Any]) -> None:
-        cache = running_cache(kwargs)
-        length = getattr(cache, "get_seq_length", None)
-        if cache is not None and (length is None or length() > 0):
+        if cached_tokens(kwargs) != 0:
             raise ModelError(
                 f"{type(model).__name__}: this rule holds on whole passages: give use_cache=False,"
                 " or decode with keepset.sparse_decoding where it can"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from keepset.errors import ModelError
-from keepset.kernels.numba_jit import compiled, vectorised
+from keepset.kernels.numba_jit import compiled, fetch, vectorised
 from keepset.rules.masks import NOT_A_NUMBER
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -30,6 +30,8 @@ _TOP_BIT = np.uint32(1 << 30)
 # Ties are counted in blocks, which the compiler turns into vector instructions.
 _BLOCK = 64
 _ROWS = 8
+# Bytes that are fetched from memory together, and how many such pieces of a row in advance.
+_LINE, _FETCHED = 64, 12
 
 
 def keep_by_token(h: Tensor, kept: int, norms: Tensor | None, opening: tuple[int, int]) -> Tensor:
@@ -300,6 +302,7 @@ def _down_token(h, rows, least, stop, bias, keys, units, sizes, sums, out):
     else:
         sums[:] = 0
     for place in range(0, n_kept, _ROWS):
+        _fetch_rows(rows, units[place + _ROWS : min(place + 2 * _ROWS, n_kept)])
         _add_rows(rows, units[place : place + _ROWS], sizes[place : place + _ROWS], sums)
     shift = _shift(h)
     for i in range(len(out)):
@@ -321,6 +324,15 @@ def _list_kept(h, keys, least, stop, units, sizes):
         units[place] = 0
         sizes[place] = 0
     return count
+
+
+@compiled
+def _fetch_rows(rows, units):
+    """Ask for the beginning of rows that come next; the processor foresees what follows it."""
+    step = _LINE // rows.itemsize
+    for unit in units:
+        for column in range(0, min(rows.shape[1], _FETCHED * step), step):
+            fetch(rows, unit, column)
 
 
 @vectorised
