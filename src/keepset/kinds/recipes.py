@@ -89,6 +89,11 @@ def kept_masks(sites: Mapping[str, Any], recipe: Recipe) -> dict[str, Tensor]:
     return {key: _mask(sites[key], kept) for key, kept in recipe.kept.items()}
 
 
+def all_kept(site: AnySite) -> Tensor:
+    """The mask of a site that keeps every unit, of the shape of `kept_masks`."""
+    return ~_mask(site, [[]] * getattr(site, "n_groups", 0))
+
+
 def _mask(site: AnySite, kept: Any) -> Tensor:
     n_groups, n_state = getattr(site, "n_groups", None), getattr(site, "n_state", None)
     if n_groups is None or n_state is None:

@@ -19,7 +19,7 @@ from keepset.files import store
 from keepset.hold.cut import load_pruned, save_pruned
 from keepset.kernels.clock import clock_name
 from keepset.kernels.selection import Selection
-from keepset.kinds.recipes import kept_masks
+from keepset.kinds.recipes import all_kept, kept_masks
 from keepset.measure.runner import Runner
 from keepset.models import still_to_do, weights_digest
 from keepset.rules.recipe import Recipe
@@ -360,7 +360,8 @@ def _cut(network: Any, recipe: Recipe) -> bool:
             {key: rule for key, rule in static.items() if rule.site == kind},
             kept={key: recipe.kept[key] for key, rule in static.items() if rule.site == kind},
         )
-        by_kind[kind] = kept_masks(sites, part)
+        everything = {key: all_kept(site) for key, site in sites.items()}
+        by_kind[kind] = everything | kept_masks(sites, part)
     for kind, masks in by_kind.items():
         kinds.of(kind).cut(network, masks)
     return bool(static)
