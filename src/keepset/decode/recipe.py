@@ -25,8 +25,8 @@ from keepset.hold.gates import seeing_gates
 from keepset.hold.inputs import rules_run_by, watching
 from keepset.hold.slices import standing_forward
 from keepset.kernels.selection import NUMBA, Selection
-from keepset.sites.ffn import Site, find_ffn_sites
-from keepset.sites.inputs import find_input_sites
+from keepset.kinds import find_sites
+from keepset.sites.ffn import Site
 
 
 def linear_sites(model: PreTrainedModel) -> list[Site]:
@@ -35,7 +35,7 @@ def linear_sites(model: PreTrainedModel) -> list[Site]:
     Raises:
         ModelError: see `find_ffn_sites` and `find_input_sites`.
     """
-    return [*find_ffn_sites(model), *find_input_sites(model)]
+    return find_sites(model, ["ffn", "input"])
 
 
 @contextmanager

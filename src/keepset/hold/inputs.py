@@ -301,6 +301,11 @@ def lead_in_scores(
         for window, width, means in zip(windows, widths, scores, strict=True):
             means[site.key] = window.score(site, h[:, -width:]).mean(dim=1)
 
-    with watching(model, sites, action), torch.inference_mode():
+    with ExitStack() as stack:
+        stack.enter_context(watching(model, sites, action))
+        for window in windows:
+            if NEURON_SCORES[window.rule.score].reads_gate:
+                stack.enter_context(seeing_gates(sites, window.gates))
+        stack.enter_context(torch.inference_mode())
         model(input_ids=lead_in, use_cache=False)
     return scores

@@ -97,7 +97,11 @@ class Meter:
         self._known: dict[str, dict[str, list[float]]] = {}
         self.remembered = 0
         if self._path.exists():
-            for line in self._path.read_text(encoding="utf-8").splitlines():
+            text = self._path.read_text(encoding="utf-8")
+            if not text.endswith("\n"):
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write("\n")
+            for line in text.splitlines():
                 try:
                     entry = json.loads(line)
                 except ValueError:

@@ -309,9 +309,9 @@ def _write(
     notes = [
         lesson(budget, chosen),
         f"Chosen: {chosen.candidate.says}. The bounds of the chosen recipe hold with"
-        f" {100 * budget.confidence:g}% confidence each, adjusted for checking up"
-        f" to {LOOKS} recipes on text that the search never saw ({looks} needed); those of the others"
-        " are not adjusted.",
+        f" {100 * budget.confidence:g}% confidence each, adjusted for checking up to {LOOKS}"
+        f" recipes on text that the search never saw ({looks} needed); those of the others are not"
+        " adjusted.",
         f"Text: {texts.label}; {texts.report.blocks.numel():,} tokens to report on,"
         f" {texts.search.blocks.numel():,} to search on, {texts.calibration.numel():,} to calibrate"
         f" on. The sample is {'documents' if texts.report.by_document else 'blocks'}.",
