@@ -114,6 +114,8 @@ def sparse_decoding(
     session = Session(rule, selection)
     held: AbstractContextManager[None]
     if isinstance(rule, Recipe):
+        # Found now: finding them runs the model, with mixers of its own.
+        sites = find_sites(model) if sites is None else sites
         held = _recipe_held(model, still_to_do(model, rule), sites, session, bos)
     elif rule is not None and rule.site == "input":
         sites = linear_sites(model) if sites is None else sites
@@ -127,7 +129,7 @@ def sparse_decoding(
 
 @contextmanager
 def _recipe_held(
-    model: Any, recipe: Recipe, sites: Sequence[Any] | None, session: Session, bos: int | None
+    model: Any, recipe: Recipe, sites: Sequence[Any], session: Session, bos: int | None
 ) -> Iterator[None]:
     """Hold a recipe: its linear maps with less work, and what else it leaves out by masks."""
     if recipe.bos != bos:
@@ -135,8 +137,6 @@ def _recipe_held(
             f"the recipe was made with {_named(recipe.bos)} before every text, and here it is"
             f" {_named(bos)}; set bos (--bos) as it was then"
         )
-    if sites is None:
-        sites = find_sites(model)
     masks = kept_masks({site.key: site for site in sites}, recipe)
     linear = [site for site in sites if isinstance(site, Site)]
     choices = choices_of(linear, recipe, masks)
