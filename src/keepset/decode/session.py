@@ -114,6 +114,7 @@ def sparse_decoding(
     session = Session(rule, selection)
     held: AbstractContextManager[None]
     if isinstance(rule, Recipe):
+        # Found now: finding them runs the model, with mixers of its own.
         sites = find_sites(model) if sites is None else sites
         held = _recipe_held(model, still_to_do(model, rule), sites, session, bos)
     elif rule is not None and rule.site == "input":

@@ -120,5 +120,5 @@ class TokenPaths:
         alike = [other for other in self.members if other.rows.shape == member.rows.shape]
         runs = {name: taking_turns(alike, partial(call, x=x)) for name, call in calls.items()}
         shape = "x".join(map(str, member.rows.shape))
-        key = (self._label, shape, f"rows={x.numel() // member.ins}", *dispatch.setting(x))
+        key = (self._label, shape, f"tokens={x.numel() // member.ins}", *dispatch.setting(x))
         return calls[self._selection.fastest(key, runs)]
