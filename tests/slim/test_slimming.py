@@ -61,11 +61,11 @@ def test_parts_of_text_share_no_block():
         split_texts(BLOCKS[:15], DOCUMENTS[:15], 96)
 
 
-@pytest.mark.parametrize("family", ["llama", "opt"])
-def test_speed(tiny_model, tiny_tokenizer, tmp_path, family):
+@pytest.mark.parametrize(("family", "bos"), [("llama", None), ("opt", 1)])
+def test_speed(tiny_model, tiny_tokenizer, tmp_path, family, bos):
     model = tiny_model(family)
     dense = {name: value.clone() for name, value in model.state_dict().items()}
-    outcome, said = run(model, tiny_tokenizer, tmp_path, Budget(0.05))
+    outcome, said = run(model, tiny_tokenizer, tmp_path, Budget(0.05), bos=bos)
     quality = outcome.trial.quality
     assert quality.ratio_high <= 1.05
     assert 0 < outcome.trial.saved < 1
@@ -78,7 +78,7 @@ def test_speed(tiny_model, tiny_tokenizer, tmp_path, family):
     assert recipe.cut is None
     # The report's quality is that of the recipe as it was written, on the checkpoint as it is.
     report = texts().report
-    runner = Runner(again, find_sites(again))
+    runner = Runner(again, find_sites(again), bos=bos)
     change = runner.block_nll(report.blocks, still_to_do(again, recipe)).sum()
     change -= runner.block_nll(report.blocks).sum()
     assert math.exp(change / runner.n_predicted(report.blocks)) == pytest.approx(
@@ -86,8 +86,8 @@ def test_speed(tiny_model, tiny_tokenizer, tmp_path, family):
     )
     assert recipe.found["quality"]["ratio"] == pytest.approx(quality.ratio, abs=1e-6)
     # What is decoded is what the masked reference says.
-    _, sparse = compare(again, PROMPT, 6, recipe)
-    assert disagreement(again, PROMPT, sparse.tokens, recipe) is None
+    _, sparse = compare(again, PROMPT, 6, recipe, bos=bos)
+    assert disagreement(again, PROMPT, sparse.tokens, recipe, bos=bos) is None
     page = (tmp_path / "report.html").read_text()
     assert "5% above dense" in page
     assert f"{quality.ratio:.4f}" in page

@@ -68,7 +68,7 @@ class Search:
     def trial(self, candidate: Candidate, level: float, part: Part, confidence: float) -> Trial:
         """Measure a candidate at a level on a part."""
         start = time.monotonic()
-        recipe = candidate.recipe(level)
+        recipe = replace(candidate.recipe(level), bos=self.meter.runner.bos)
         quality = self.meter.quality(recipe, part, confidence)
         trial = Trial(candidate, level, recipe, self._saved(recipe), quality)
         self._seconds.append(time.monotonic() - start)
