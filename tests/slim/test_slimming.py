@@ -94,7 +94,7 @@ def test_speed(tiny_model, tiny_tokenizer, tmp_path, family, bos):
     assert (tmp_path / "report.png").stat().st_size > 10_000
     table = pd.read_parquet(tmp_path / "frontier.parquet")
     assert table["chosen"].sum() == 1
-    assert {"equal shares", "layer error (TEAL)"} <= set(table["candidate"])
+    assert "equal shares" in set(table["candidate"])
     assert ("gate (CATS)" in set(table["candidate"])) <= (family == "llama")
 
 

@@ -32,7 +32,7 @@ SHARES = [round(0.05 * step, 2) for step in range(20)]
 """What a site may leave out."""
 LEVELS = [round(0.025 * step, 3) for step in range(1, 39)]
 """What is tried: shares of the bytes that can be saved."""
-_STATE_SHARES = [0.0, 0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9]
+_STATE_SHARES = [round(0.1 * step, 1) for step in range(10)]
 Cost = Callable[[Recipe], float]
 _SEARCHED = 1024
 """Tokens of calibration text that sensitivities and thresholds are measured on, at most."""

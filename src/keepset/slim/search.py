@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from keepset.errors import KeepsetError
@@ -16,9 +17,10 @@ from keepset.slim.candidates import Candidate
 from keepset.slim.quality import Meter, Part, Quality
 from keepset.slim.settings import Budget
 
-_STEPS_DOWN = (0, 1, 3, 6)
-"""Levels below the one found, at which it is held against the text that is reported on."""
-LOOKS = len(_STEPS_DOWN)
+LOOKS = 4
+"""How often a recipe is held against the text that is reported on, at most."""
+_LESS = 0.985
+"""Each further look saves at most this much of the one before: near-copies would fail alike."""
 
 Say = Callable[[str], None]
 
@@ -64,6 +66,7 @@ class Search:
         self.planned = 0
         self.tried = 0
         self.best: Trial | None = None
+        self._fitting: list[Trial] = []
 
     def trial(self, candidate: Candidate, level: float, part: Part, confidence: float) -> Trial:
         """Measure a candidate at a level on a part."""
@@ -132,8 +135,9 @@ class Search:
 
     def _try(self, candidate: Candidate, level: float) -> Trial:
         trial = self.trial(candidate, level, self.text, self.budget.confidence)
-        if self._fits(trial) and (self.best is None or trial.saved > self.best.saved):
-            self.best = trial
+        if self._fits(trial):
+            self._fitting.append(trial)
+            self.best = max(self._fitting, key=lambda one: one.saved)
         best = "" if self.best is None else f"; best so far {self.best.saved:.1%}"
         left = max(0, self.planned - self.tried) * sum(self._seconds) / len(self._seconds)
         self._say(
@@ -160,14 +164,12 @@ class Search:
             KeepsetError: no level below meets the budget in as many looks as are allowed.
         """
         confidence = 1 - (1 - self.budget.confidence) / LOOKS
-        levels = [level for level in found.candidate.levels if level <= found.level]
         trial = found
-        below = [levels[-1 - steps] for steps in _STEPS_DOWN if steps < len(levels)]
-        for look, level in enumerate(below, start=1):
-            trial = self.trial(found.candidate, level, report, confidence)
+        for look, (candidate, level) in enumerate(islice(self._downwards(found), LOOKS), start=1):
+            trial = self.trial(candidate, level, report, confidence)
             fits = trial.quality.within(self.budget)
             self._say(
-                f"on text that the search never saw, {trial.candidate.name} at {100 * level:g}%:"
+                f"on text that the search never saw, {candidate.name} at {100 * level:g}%:"
                 f" {trial.quality.words()}, saves {trial.saved:.1%}"
                 + ("" if fits else ": not within the budget")
             )
