@@ -181,6 +181,17 @@ class Search:
             " more text, or allow more"
         )
 
+    def _downwards(self, found: Trial) -> Iterator[tuple[Candidate, float]]:
+        """What fitted in the search, by what it saves; then lower levels of the last of it."""
+        last = found
+        yield last.candidate, last.level
+        for trial in sorted(self._fitting, key=lambda one: -one.saved):
+            if trial.saved < _LESS * last.saved:
+                last = trial
+                yield last.candidate, last.level
+        below = [level for level in last.candidate.levels if level < last.level]
+        yield from ((last.candidate, level) for level in reversed(below))
+
     def frontier(self, chosen: Trial, candidates: Sequence[Candidate], report: Part) -> list[Trial]:
         """What the others cost at the bytes that the chosen one saves, and it at other levels."""
         confidence = self.budget.confidence
