@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from keepset.settings.recipes import read_recipe as read_recipe, write_recipe as write_recipe
     from keepset.text import cut_blocks as cut_blocks
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 
 _HOME = {
     "KeepsetError": "errors",

@@ -1,1 +1,1 @@
-"""From a budget to a recipe, and to a smaller, faster model: docs/METHODS.md, section 12."""
+"""From a budget to a recipe, and to a smaller, faster model: docs/METHODS.md, section 10."""
