@@ -35,6 +35,7 @@ include: "workflow/rules/experts.smk"
 include: "workflow/rules/states.smk"
 include: "workflow/rules/statistics.smk"
 include: "workflow/rules/claims.smk"
+include: "workflow/rules/slim.smk"
 include: "workflow/rules/training.smk"
 include: "workflow/rules/figures.smk"
 include: "workflow/rules/benchmark.smk"
@@ -64,6 +65,7 @@ localrules:
     claims,
     train_specimens,
     benchmarks,
+    slim,
 
 
 rule all:

@@ -140,6 +140,7 @@ wildcard_constraints:
     corpus="|".join(map(re.escape, CORPORA)),
     task="|".join(map(re.escape, TASKS)) or "no-task",
     choice="oracle|causal",
+    budget=r"[0-9.e-]+",
 
 
 def results(files):

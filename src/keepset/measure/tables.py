@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+from torch import Tensor
 
 from keepset.errors import ModelError
 from keepset.measure.runner import Runner
+from keepset.rules.recipe import Recipe
 from keepset.rules.rule import Rule
 from keepset.rules.scores import site_seed
 from keepset.run.progress import Progress
@@ -122,20 +124,51 @@ def _perplexities(
         ids, lead_in = blocks.evaluation[:size], blocks.lead_in[:size]
         coming = rules[place + 1 :]
         nll = runner.block_nll(ids, rule, lead_in, progress, noise=noise, coming=coming)
-        tables.append(
-            pd.DataFrame(
-                {
-                    **identity,
-                    **_setting(rule),
-                    "block": range(size),
-                    "document": blocks.document[:size].numpy(),
-                    "nll": nll.numpy(),
-                    **{name: getattr(blocks, name)[:size].numpy() for name in _COUNTS},
-                }
-            )
-        )
+        tables.append(_of_blocks({**identity, **_setting(rule)}, nll, blocks))
     progress.close()
     return tables
+
+
+def recipe_table(
+    runner: Runner,
+    blocks: Passages,
+    recipes: Sequence[tuple[Mapping[str, Any], Recipe]],
+    identity: Mapping[str, Any],
+    label: str,
+) -> pd.DataFrame:
+    """Run recipes on the first `n_core` evaluation blocks: one row per recipe and block.
+
+    Args:
+        runner, blocks, identity, label: As in `perplexity_table`.
+        recipes: Recipes, each with the columns that name it beside `site`, which is `all`.
+    """
+    ids = blocks.evaluation[: blocks.n_core]
+    progress = Progress(label, len(recipes) * ids.numel())
+    head = {**DENSE_COLUMNS, "method": "dynamic", "window": "1", "choice": "oracle"}
+    parts = [
+        _of_blocks(
+            {**identity, "site": "all", **head, **columns},
+            runner.block_nll(ids, recipe, None, progress),
+            blocks,
+        )
+        for columns, recipe in recipes
+    ]
+    progress.close()
+    return _joined(parts, [*identity, *_PERPLEXITY])
+
+
+def _of_blocks(head: Mapping[str, Any], nll: Tensor, blocks: Passages) -> pd.DataFrame:
+    """The losses of the first blocks, with what is known of these; `head` are leading columns."""
+    size = len(nll)
+    return pd.DataFrame(
+        {
+            **head,
+            "block": range(size),
+            "document": blocks.document[:size].numpy(),
+            "nll": nll.numpy(),
+            **{name: getattr(blocks, name)[:size].numpy() for name in _COUNTS},
+        }
+    )
 
 
 def _n_blocks(blocks: Passages, rule: Rule | None) -> int:

@@ -49,6 +49,8 @@ def _text_jobs(config: Config, model: str, corpus: str) -> Iterator[Job]:
     """The jobs of one model and corpus."""
     names = {"model": model, "corpus": corpus}
     rules = ["tokenize_corpus", "evaluate_dense", "join_perplexity"]
+    if config.allots(model, corpus):
+        rules.append("evaluate_budgets")
     windowed = []
     for kind in map(KINDS.__getitem__, config.studied_kinds(model, corpus)):
         once = [one.rule for one in kind.evaluations if one.part != "windowed"]

@@ -27,6 +27,8 @@ from keepset.settings.measuring import MOST_GROUPS
 PASSAGE_WORDS = 75
 """Words of a LAMBADA passage (Paperno et al. 2016); taken for items of other files too."""
 TOKENS_PER_WORD = 1.35
+ALLOTTED_TOKENS = 1024
+"""Calibration tokens that a budget's shares are allotted by, at most."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,19 @@ def _evaluation(
         yield study.run(study.evaluation, stepped=stepped)
 
 
+def _budgets(study: _Study, _: Mapping[str, str]) -> Iterator[Work]:
+    """A pass with gradients, and every allotment at every level; some 80 short ones for layers."""
+    budget, few = study.config.budget, min(ALLOTTED_TOKENS, study.calibration)
+    if budget is None:
+        return
+    yield study.gradients(few)
+    levels = len(budget.levels)
+    yield study.run(len(budget.allotments) * levels * study.evaluation, masked=True)
+    if "layer" in budget.allotments:
+        steps = sum(math.ceil(level / 0.05) for level in budget.levels)
+        yield study.run(4 * steps * few, masked=True)
+
+
 def _by_access(rules: Iterable[Rule]) -> list[list[Rule]]:
     """The rules by what a unit that is left out loses."""
     groups: dict[str, list[Rule]] = {}
@@ -231,6 +246,7 @@ WORK = {
     "evaluate_dense": _dense,
     "evaluate_capability": _capability,
     "evaluate_harness": _capability,
+    "evaluate_budgets": _budgets,
     "score_experts": _score_experts,
     "score_state": _score_state,
     "evaluate_state_lengths": _lengths,

@@ -19,12 +19,14 @@ from keepset.settings import reading
 from keepset.settings.base import NAME, Device, Dtype, Name, SiteKind, Strict
 from keepset.settings.grids import (
     Ablation,
+    BudgetGrid,
     Capability,
     Dial,
     Expert,
     Grid,
     GridOverride,
     InputGrid,
+    Slimming,
     State,
 )
 from keepset.settings.measuring import Benchmark, Kernels, Statistics
@@ -84,9 +86,11 @@ class Config(Strict):
     capability: Capability
     ablation: Ablation
     input: InputGrid | None = Field(None, description="The study of inputs of linear maps.")
+    budget: BudgetGrid | None = Field(None, description="Shares of sites, allotted.")
     state: State | None = Field(None, description="The study of recurrent states.")
     expert: Expert | None = Field(None, description="The study of routed experts.")
     statistics: Statistics = Statistics()
+    slim: Slimming | None = Field(None, description="Slimmer models, where it is asked for.")
     benchmark: Benchmark | None = Field(None, description="What is timed, where it is asked for.")
 
     @model_validator(mode="after")
@@ -119,6 +123,8 @@ class Config(Strict):
             "benchmark.corpus": [self.benchmark.corpus] if self.benchmark else None,
             "capability.corpus": [self.capability.corpus],
             "text.specimen_corpora": self.text.specimen_corpora,
+            "budget.corpora": self.budget.corpora if self.budget else None,
+            "slim.corpus": [self.slim.corpus] if self.slim else None,
             "input.corpora": self.input.corpora if self.input else None,
             "state.corpora": self.state.corpora if self.state else None,
             "expert.corpora": self.expert.corpora if self.expert else None,
@@ -171,6 +177,13 @@ class Config(Strict):
     def studied_kinds(self, model: str, corpus: str | None = None) -> list[str]:
         """The kinds of sites that are studied in `model` (on `corpus`)."""
         return [kind for kind in KINDS if self.studies(model, kind, corpus)]
+
+    def allots(self, model: str, corpus: str) -> bool:
+        """Whether shares of a budget are allotted to the sites of `model` on `corpus`."""
+        if self.budget is None or "input" not in self.all_models()[model].sites:
+            return False
+        wanted = self.budget.corpora
+        return self.covers(model, corpus) and (wanted is None or corpus in wanted)
 
     def has_kind(self, kind: str) -> bool:
         """Whether sites of `kind` are studied in a model of this run."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -23,6 +23,10 @@ from keepset.settings.base import (
     TokenScoreName,
     unique,
 )
+
+Allotment = Literal["equal", "loss", "layer"]
+Level = Annotated[float, Field(gt=0.0, lt=0.95)]
+Rise = Annotated[float, Field(gt=0.0, le=10.0)]
 
 
 class Dial(Strict):
@@ -90,6 +94,34 @@ class InputGrid(Strict):
     def covers(self, corpus: str) -> bool:
         """Whether it is run on a corpus."""
         return self.corpora is None or corpus in self.corpora
+
+
+class BudgetGrid(Strict):
+    """Shares of a budget, allotted to the inputs of all linear maps in different ways."""
+
+    allotments: Annotated[list[Allotment], AfterValidator(unique)] = Field(
+        ["equal", "loss"],
+        min_length=1,
+        description="equal shares; by the loss that each site costs per byte; or, as TEAL does, by"
+        " the error of each layer's output.",
+    )
+    levels: Annotated[list[Level], AfterValidator(unique)] = Field(
+        min_length=1, description="Shares of the bytes of all these maps that are left out."
+    )
+    corpora: list[Name] | None = Field(None, description="Corpora it is run on; all without.")
+
+
+class Slimming(Strict):
+    """What `snakemake slim` makes of every model."""
+
+    budgets: Annotated[list[Rise], AfterValidator(unique)] = Field(
+        [0.03], min_length=1, description="Allowed rises of perplexity; a slimmer model for each."
+    )
+    corpus: Name = Field(description="The corpus that is searched and reported on.")
+    save: Literal["speed", "memory", "size"] = "speed"
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+    tokens: int = Field(48, ge=2, description="Decoded to measure speed.")
+    threads: int = Field(1, ge=1, description="CPU threads.")
 
 
 class GridOverride(Strict):

@@ -17,7 +17,8 @@ def choices(config: Config, kind: str, corpus: str) -> list[Choice]:
 
 def perplexity_parts(config: Config, model: str, corpus: str) -> list[str]:
     """The tables that a model's perplexity table is joined from, without folder and ending."""
-    return ["dense"] + [
+    allotted = ["budgets"] if config.allots(model, corpus) else []
+    return ["dense", *allotted] + [
         evaluation.table.format(choice=choice)
         for kind in config.studied_kinds(model, corpus)
         for evaluation in KINDS[kind].evaluations
@@ -67,6 +68,19 @@ def capabilities(config: Config) -> list[str]:
     """The tables of tasks."""
     models = config.active_models()
     return [f"{model}/{task}/capability.parquet" for model in models for task in config.tasks]
+
+
+def slimmed(config: Config) -> list[str]:
+    """What `snakemake slim` makes: of every model with sites of linear maps, for every budget."""
+    if config.slim is None:
+        return []
+    models = [name for name, model in config.active_models().items() if "input" in model.sites]
+    return [
+        f"{model}/{config.slim.corpus}/slim-{budget:g}.json"
+        for model in models
+        if config.covers(model, config.slim.corpus)
+        for budget in config.slim.budgets
+    ]
 
 
 def tables(config: Config) -> list[str]:

@@ -9,7 +9,6 @@ import yaml
 from pydantic import Field, ValidationError
 
 from keepset.errors import ConfigError
-from keepset.files import store
 from keepset.rules.recipe import Recipe
 from keepset.rules.rule import Rule
 from keepset.settings.base import SiteKind, Sparsity, Strict
@@ -123,6 +122,8 @@ def write_recipe(recipe: Recipe, path: str | Path) -> None:
         ...     "ffn.000: 0.5" in Path(f"{folder}/r.yaml").read_text()
         True
     """
+    from keepset.files import store  # it imports pandas, and the configuration is read without
+
     parts: dict[tuple[Any, ...], dict[str, Any]] = {}
     for key, rule in recipe.rules.items():
         alike = (rule.site, rule.score, rule.window, rule.access, rule.seed)

@@ -157,6 +157,23 @@ def _evaluation(
     return settings
 
 
+def _budgets(config: Config, wildcards: Wildcards) -> Settings:
+    if config.budget is None:
+        raise ConfigError("budget: this section is missing; shares of sites are allotted by it")
+    budget = config.budget.model_dump(exclude={"corpora"})
+    return {**_model_run(config, wildcards), "budget": budget}
+
+
+def _slimming(config: Config, wildcards: Wildcards) -> Settings:
+    if config.slim is None:
+        raise ConfigError("slim: this section is missing; slimmer models are made by it")
+    settings = config.slim.model_dump(exclude={"budgets", "corpus"})
+    return {
+        **_model_run(config, wildcards),
+        "settings": {**settings, "budget": float(wildcards["budget"])},
+    }
+
+
 def _capability(config: Config, wildcards: Wildcards) -> Settings:
     corpus = config.capability.corpus
     kinds = {
@@ -296,6 +313,8 @@ _STEPS = {
     "cache_activations": _step("activations:cache_activations", _activations),
     "correlate_size_impact": _step("correlation:correlate_size_impact", _correlation),
     "evaluate_dense": _step("evaluation:evaluate_rules", _model_run),
+    "evaluate_budgets": _step("budgets:evaluate_budgets", _budgets),
+    "slim_model": _step("budgets:slim_model", _slimming, "keepset.slim.slimming"),
     "evaluate_capability": _step("evaluation:evaluate_capability", _capability),
     "evaluate_harness": _step("harness:evaluate_harness", _harness),
     "score_experts": _step("experts:score_experts", _model_run),

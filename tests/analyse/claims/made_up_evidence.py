@@ -91,6 +91,11 @@ def _inputs():
     yield ("static", "magnitude", 0.9, "corpus", "none", "none"), 2.0
 
 
+def _allotted():
+    for allotment, nats in (("equal", 0.2), ("loss", 0.1)):
+        yield ("dynamic", allotment, 0.4, "1", "oracle", "none"), nats
+
+
 def _experts():
     for sparsity, nats in ((0.5, 0.0), (0.875, 0.2)):
         yield ("dynamic", "magnitude", sparsity, "1", "oracle", "none"), nats
@@ -102,6 +107,8 @@ def _runs(kind: str):
     yield "none", ("dense", "none", 0.0, "none", "none", "none"), 0.0, 0
     if kind != "mamba":
         yield from (("ffn", (*setting, "none"), nats, 0) for setting, nats in _ffn(kind))
+    if kind == "relu":
+        yield from (("all", setting, nats, 0) for setting, nats in _allotted())
     if kind == "mamba":
         yield from (("input", setting, nats, 0) for setting, nats in _inputs())
     if kind == "moe":
@@ -350,6 +357,7 @@ BREAK: dict[str, Callable[[Evidence], Evidence]] = {
     "E2": lambda e: correlate(e, 1.0, site="state", model=named(e, "delta")),
     "E3": lambda e: shift(e, 1.0, **DYN90, model=named(e, "delta")),
     "F1": lambda e: shift(e, 2.0, site="input", method="dynamic"),
+    "F2": lambda e: shift(e, 0.5, site="all", score="loss"),
     "D4": _swap_predictors,
     "D5": _swap_predictors,
 }

@@ -42,6 +42,7 @@ def test_every_claim_is_there():
         "E2",
         "E3",
         "F1",
+        "F2",
     ] == IDS
 
 

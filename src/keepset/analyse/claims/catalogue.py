@@ -338,4 +338,15 @@ CLAIMS: tuple[Claim, ...] = (
         "a recurrent model, its projections and its state studied",
         modern.recurrent_parts_want_opposites,
     ),
+    Claim(
+        "F2",
+        "Allotted shares cost less than equal ones",
+        "Where the same share of the bytes of all linear maps is left out at every token, shares"
+        " that are allotted by the loss that each site costs per byte cost less than equal shares.",
+        OURS,
+        _UNASKED,
+        f"dynamic, shares by the loss / equal shares < 1, at every level; {_TEXT}",
+        "a model whose linear maps were studied, and the section budget",
+        modern.allotted_shares_cost_less,
+    ),
 )

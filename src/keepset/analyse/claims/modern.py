@@ -16,7 +16,7 @@ from keepset.analyse.claims.comparing import (
 )
 from keepset.analyse.claims.evidence import Evidence
 from keepset.analyse.claims.feedforward import WEAK
-from keepset.analyse.claims.runs import Setting, expert, ffn, inputs, state
+from keepset.analyse.claims.runs import Setting, allotted, expert, ffn, inputs, state
 
 DELTA = "delta"
 STATIC_SCORES = ("magnitude", "impact")
@@ -102,6 +102,19 @@ def recurrent_parts_want_opposites(evidence: Evidence) -> Findings:
     yield from empty
     for model, _ in with_state:
         yield from _opposites(evidence, model, inputs)
+
+
+def allotted_shares_cost_less(evidence: Evidence) -> Findings:
+    """F2: at equal bytes, shares allotted by the loss cost less than equal shares."""
+    for model, _ in evidence.models_with():
+        levels = {
+            level
+            for corpus in evidence.corpora(model)
+            for level in evidence.sparsities(model, corpus, "all", "dynamic", "loss")
+        }
+        for level in sorted(levels):
+            pair = (allotted("loss", level), allotted("equal", level))
+            yield from ratio_cases(evidence, *pair, FALL, model=model)
 
 
 def _opposites(evidence: Evidence, model: str, scratch: Callable[..., Setting]) -> Findings:

@@ -62,6 +62,11 @@ def inputs(method: str, score: str, sparsity: float) -> Setting:
     return {"site": "input", "method": method, "score": score, "sparsity": sparsity}
 
 
+def allotted(allotment: str, level: float) -> Setting:
+    """A share of the bytes of all linear maps, allotted to their inputs in one way."""
+    return {"site": "all", "method": "dynamic", "score": allotment, "sparsity": level}
+
+
 def setting_name(setting: Setting | None) -> str:
     """A setting in words: "static magnitude 90%", "dynamic impact 90% (write)"."""
     if setting is None:

@@ -1,0 +1,98 @@
+"""Budgets: shares of sites that are allotted in different ways, and slimmer models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from keepset import text
+from keepset.files import store
+from keepset.files.store import PathLike
+from keepset.measure.tables import recipe_table
+from keepset.rules.recipe import Recipe
+from keepset.run.job import limit_threads
+from keepset.slim import candidates
+from keepset.slim.quality import Part
+from keepset.slim.settings import Budget
+from keepset.slim.slimming import Model, Texts, slim
+from keepset.steps.common import Run, load
+
+_NAMES = {"equal": "equal shares", "loss": "loss", "layer": "layer error (TEAL)"}
+"""Of an allotment -> of the candidate of `keepset slim` that allots so."""
+
+
+def evaluate_budgets(
+    model: PathLike,
+    blocks: PathLike,
+    run: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    budget: Mapping[str, Any],
+    output: PathLike,
+) -> None:
+    """Perplexity per block where a share of the bytes of all linear maps is left out per token.
+
+    The rows are of the site `all`, dynamic, their score is the allotment and their sparsity the
+    share of the bytes; units of a site are chosen by magnitude. No rows where the model has no map
+    that could be read in part.
+
+    Args:
+        budget: allotments and levels.
+    """
+    tokens, loaded = text.load_blocks(blocks), load(model, Run(**run))
+    runner = loaded.runner
+    recipes: list[tuple[dict[str, Any], Recipe]] = []
+    if candidates.speed_sites(runner.sites):
+        ways = candidates.per_token(
+            runner.model, runner.sites, tokens.calibration, runner.bos, lambda _: None
+        )
+        by_name = {way.name: way for way in ways}
+        recipes = [
+            ({"score": allotment, "sparsity": level}, by_name[_NAMES[allotment]].recipe(level))
+            for level in budget["levels"]
+            for allotment in budget["allotments"]
+        ]
+    label = f"{identity['model']} {identity['corpus']} budgets"
+    table = recipe_table(runner, tokens, recipes, identity, label)
+    store.write_table(table, output, {**loaded.provenance, "text": tokens.fingerprint})
+
+
+def slim_model(
+    model: PathLike,
+    blocks: PathLike,
+    run: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    output: list[PathLike],
+) -> None:
+    """`keepset slim` on a model and corpus of a study: a folder, and what was found as JSON.
+
+    Args:
+        settings: budget (a rise of perplexity), save, confidence, tokens and threads.
+        output: The folder, and the JSON file beside it.
+    """
+    limit_threads(settings["threads"])
+    tokens, loaded = text.load_blocks(blocks), load(model, Run(**run))
+    place = torch.arange(len(tokens.evaluation))
+    search, report = (
+        Part(name, tokens.evaluation[chosen], tokens.document[chosen])
+        for name, chosen in (("search", place % 3 == 0), ("report", place % 3 != 0))
+    )
+    folder, facts = Path(output[0]), output[1]
+    outcome = slim(
+        Model(
+            loaded.runner.model,
+            loaded.tokenizer,
+            str(identity["model"]),
+            loaded.info["bos"],
+            loaded.info.get("revision"),
+        ),
+        Texts(tokens.calibration, search, report, f"{identity['corpus']} of {identity['study']}"),
+        Budget(settings["budget"], None, settings["confidence"], settings["save"]),
+        folder,
+        tokens=settings["tokens"],
+        batch_tokens=run["batch_tokens"],
+    )
+    store.write_json({**loaded.provenance, **identity, "found": dict(outcome.recipe.found)}, facts)
