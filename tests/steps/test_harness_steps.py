@@ -36,7 +36,8 @@ class Study:
         self.config = settings.from_mapping(
             {
                 **embedded,
-                **dict.fromkeys(("state", "expert", "input", "specimens", "training", "benchmark")),
+                **dict.fromkeys(("state", "expert", "input", "budget", "slim")),
+                **dict.fromkeys(("specimens", "training", "benchmark")),
                 "dtype": "float32",
                 "models": {"m": {"path": str(checkpoint), "bos": True, "sites": ["ffn"]}},
                 "corpora": {"c": {"text": {"path": "nowhere"}}},

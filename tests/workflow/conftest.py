@@ -122,6 +122,8 @@ def study(folder: Path) -> dict[str, Any]:
             "lengths": [1, 2],
             "prune": {"score": "ghost", "sparsity": 0.5},
         },
+        "budget": {"allotments": ["equal", "loss", "layer"], "levels": [0.3]},
+        "slim": {"budgets": [0.5], "corpus": "letters", "tokens": 4},
         "input": {
             "static": {"scores": ["magnitude"], "sparsities": [0.5]},
             "dynamic": {"scores": ["magnitude"], "sparsities": [0.5]},
