@@ -1,6 +1,7 @@
 """Exact top-k per window of tokens, ties to the lowest index.
 
     window_topk(h, k, window=W, norms=None)      (tokens, n) -> (windows, k) int32 indices
+    top_marks(h, k, norms=None)                  (tokens, n) -> (tokens, n) int8, 1 where kept
 
 One program ranks one window, without sorting: four passes over the bits of the scores find the
 k-th largest (a radix select), and a running count gives the first of its ties a place. The kept
@@ -60,8 +61,8 @@ def select(score, live, k):
 
 @triton.jit
 def _window_top(
-    h, norms, index, tokens, n, k, window, h_row,
-    NORMS: tl.constexpr, BLOCK: tl.constexpr,
+    h, norms, out, tokens, n, k, window, h_row,
+    NORMS: tl.constexpr, MARKS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     w = tl.program_id(0)
     j = tl.arange(0, BLOCK)
@@ -75,8 +76,11 @@ def _window_top(
     if NORMS:
         score *= tl.load(norms + j, mask=live, other=0.0).to(tl.float32)
     keep = select(score, live, k)
-    place = tl.cumsum(keep.to(tl.int32), axis=0) - 1
-    tl.store(index + w.to(tl.int64) * k + place, j, mask=keep)
+    if MARKS:
+        tl.store(out + w.to(tl.int64) * n + j, keep.to(tl.int8), mask=live)
+    else:
+        place = tl.cumsum(keep.to(tl.int32), axis=0) - 1
+        tl.store(out + w.to(tl.int64) * k + place, j, mask=keep)
 
 
 def window_topk(h: Tensor, k: int, *, window: int = 1, norms: Tensor | None = None) -> Tensor:
@@ -94,19 +98,50 @@ def window_topk(h: Tensor, k: int, *, window: int = 1, norms: Tensor | None = No
     Raises:
         KernelError: h does not fit, or k or the window is out of range.
     """
+    h = _checked(h, k, norms)
+    check(window >= 1, f"window must be a positive number of tokens, got {window}")
+    index = workspace((cdiv(h.shape[0], window), k), torch.int32, h)
+    if index.numel():
+        _rank(h, k, window, norms, index)
+    return index
+
+
+def top_marks(h: Tensor, k: int, *, norms: Tensor | None = None) -> Tensor:
+    """Mark the k units with the largest score at every token.
+
+    Args:
+        h: (tokens, n) activations; a unit's score is |h|, or |h| norms.
+        k: 0 <= k <= n.
+        norms: (n,) ||w_j||_2, for the score `impact`.
+
+    Returns:
+        (tokens, n) int8, 1 where a unit is kept; ties go to the lowest index.
+
+    Raises:
+        KernelError: h does not fit, or k is out of range.
+    """
+    h = _checked(h, k, norms)
+    marks = workspace(tuple(h.shape), torch.int8, h)
+    if marks.numel():
+        _rank(h, k, 1, norms, marks)
+    return marks
+
+
+def _checked(h: Tensor, k: int, norms: Tensor | None) -> Tensor:
     check(h.ndim == 2 and h.dtype in DTYPES, f"h must be (tokens, n) floats, got {tuple(h.shape)}")
-    tokens, n = h.shape
+    n = h.shape[1]
     check(0 <= k <= n, f"cannot keep {k} of {n} units")
     check(n <= MAX_UNITS, f"{n} units: at most {MAX_UNITS} can be ranked by one program")
-    check(window >= 1, f"window must be a positive number of tokens, got {window}")
     check_vector("norms", norms, n, h)
-    if h.stride(-1) != 1:
-        h = h.contiguous()
-    index = workspace((cdiv(tokens, window), k), torch.int32, h)
-    if index.numel():
-        block = power_of_two(n)
-        launch(
-            _window_top, (index.shape[0],), h, norms, index, tokens, n, k, window, h.stride(0),
-            NORMS=norms is not None, BLOCK=block, num_warps=min(max(block // 512, 4), 16),
-        )  # fmt: skip
-    return index
+    return h if h.stride(-1) == 1 else h.contiguous()
+
+
+def _rank(h: Tensor, k: int, window: int, norms: Tensor | None, out: Tensor) -> None:
+    """Fill `out`, one row per window: int32 indices, or int8 marks."""
+    tokens, n = h.shape
+    block = power_of_two(n)
+    launch(
+        _window_top, (out.shape[0],), h, norms, out, tokens, n, k, window, h.stride(0),
+        NORMS=norms is not None, MARKS=out.dtype == torch.int8, BLOCK=block,
+        num_warps=min(max(block // 512, 4), 16),
+    )  # fmt: skip
