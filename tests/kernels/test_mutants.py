@@ -105,7 +105,10 @@ MISTAKES = [
     # exact top-k
     ("topk", "<= wanted", "< wanted", top),
     ("device", "0x7FFFFFFF, key)", "0x7FFFFFFF, key & -2)", check_any_float),
-    ("topk", "at_least - held, 0", "at_least, 0", top),
+    ("topk", "key >= higher", "key > higher", best),
+    ("topk", "reached >= k, 0", "reached < k, 0", best),
+    ("topk", "(30 - LOW, -1, -1)", "(30 - LOW, 22, -1)", best),
+    ("topk", "torch.float32: 0", "torch.float32: 9", check_any_float),
     ("topk", "place = tl.cumsum(keep.to(tl.int32), axis=0) - 1",
      "place = (k - tl.cumsum(keep.to(tl.int32), axis=0)) % k", top),
     ("topk", "tl.minimum(first + window, tokens)", "tl.minimum(first + window, tokens - 1)", top),
