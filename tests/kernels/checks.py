@@ -208,6 +208,12 @@ def check_window_topk(
     assert output.tolist() == expected.tolist()
 
 
+def check_marks(k: Kernels, draw: torch.Generator, kept: int = 20) -> None:
+    h = torch.randint(-3, 4, (3, 90), generator=draw).float().to(DEVICE)
+    expected = naive.keep_best(h.abs(), kept).to(torch.int8)
+    assert k.topk.top_marks(h, kept).equal(expected)
+
+
 def check_any_float(k: Kernels, draw: torch.Generator) -> None:
     """Tiny, huge, infinite and equal up to the last bit."""
     h = torch.randn(2, 400, generator=draw).exp2() ** 30
