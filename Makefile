@@ -45,8 +45,8 @@ report: study
 	$(PIP) install --no-deps --editable .
 	touch $@
 
-.venv/.test: .venv/.study requirements-dev.txt
-	$(PIP) install -r requirements-dev.txt
+.venv/.test: .venv/.study requirements-dev.txt requirements-harness.txt
+	$(PIP) install -r requirements-dev.txt -r requirements-harness.txt
 	touch $@
 
 lint: .venv/.test

@@ -40,6 +40,11 @@ def test_conda_environments_hold_the_same_pins(name):
     assert environment(name) == pins("requirements.txt")
 
 
+def test_the_environment_of_harness_tasks_adds_the_harness_to_them():
+    expected = pins("requirements.txt") + pins("requirements-harness.txt")
+    assert environment("harness") == expected
+
+
 def test_the_figures_environment_holds_a_part_of_them():
     figures = environment("figures")
     assert [pin for pin in pins("requirements.txt") if pin in figures] == figures
@@ -80,7 +85,7 @@ def test_what_is_built_after_conda_is_pinned_as_in_the_requirements():
 
 def test_every_environment_is_one_of_these():
     assert {path.name for path in (ROOT / "envs").iterdir()} == {
-        *("study.yaml", "figures.yaml", "kernels.yaml", "kernels.post-deploy.sh")
+        *("study.yaml", "figures.yaml", "harness.yaml", "kernels.yaml", "kernels.post-deploy.sh")
     }
 
 

@@ -37,14 +37,17 @@ if TYPE_CHECKING:
     from keepset.kinds import find_sites as find_sites
     from keepset.measure.runner import Runner as Runner, perplexity as perplexity
     from keepset.models.anywhere import load as load
+    from keepset.rules.recipe import Recipe as Recipe
     from keepset.rules.rule import Rule as Rule, describe as describe
+    from keepset.settings.recipes import read_recipe as read_recipe, write_recipe as write_recipe
     from keepset.text import cut_blocks as cut_blocks
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 
 _HOME = {
     "KeepsetError": "errors",
     "RankedSets": "calibrate.sets",
+    "Recipe": "rules.recipe",
     "Rule": "rules.rule",
     "Runner": "measure.runner",
     "choose_channels": "calibrate.choice",
@@ -60,8 +63,10 @@ _HOME = {
     "perplexity": "measure.runner",
     "prune_experts": "hold.cut_experts",
     "prune_states": "hold.cut",
+    "read_recipe": "settings.recipes",
     "save_pruned": "hold.cut",
     "sparse_decoding": "decode",
+    "write_recipe": "settings.recipes",
 }
 """Public name -> the module that defines it."""
 

@@ -171,8 +171,11 @@ def test_auto_times_numba_beside_torch_where_it_is_installed(tiny_model):
     model, rule, selection = tiny_model("llama"), Rule("magnitude", 0.7, 1), Selection()
     gen.generate(model, prompt(6), 3, rule, kernels=selection)
     timed = {key: set(took) for key, took in selection.crossovers_ms().items()}
-    assert timed["dynamic magnitude kept=0.3 48x32 cpu float32 threads=1"] == {"torch", "numba"}
-    assert timed["up 48x32 cpu float32 threads=1"] == {"torch", "numba"}
+    assert timed["dynamic magnitude kept=0.3 48x32 tokens=1 cpu float32 threads=1"] == {
+        "torch",
+        "numba",
+    }
+    assert timed["up 48x32 tokens=1 cpu float32 threads=1"] == {"torch", "numba"}
 
 
 def test_without_numba_torch_decodes(tiny_model, without_numba):

@@ -119,11 +119,33 @@ def test_a_token_is_projected_on_the_units_it_keeps(dtype, values, n, d):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("values", [None, [0.0, -0.0, 1.0, -1.0, 2.0]])
+@pytest.mark.parametrize("n", [1, 7, 65])
+def test_tokens_keep_the_scores_from_a_threshold_on(dtype, values, n):
+    h, rows = hidden(dtype, 3, 2, n, values=values), hidden(dtype, n, 5, seed=1)
+    norms = torch.rand(n, generator=torch.Generator().manual_seed(2))
+    for weights in (None, norms):
+        scores = h.abs().float() if weights is None else h.abs().float() * weights
+        for least in (0.0, 0.5, 1.0, float(scores.max()), float(scores.max()) * 1.01):
+            exact = (h * (scores >= least)).float() @ rows.float()
+            out = numba_ffn.TokenDown(rows, least, weights, None)(h)
+            torch.testing.assert_close(out, exact.to(dtype), **CLOSE[dtype])
+
+
+def test_tokens_of_one_call_choose_for_themselves():
+    h, rows = hidden(torch.float32, 4, 3, 33), hidden(torch.float32, 33, 9, seed=1)
+    down = numba_ffn.TokenDown(rows, 7, None, None)
+    one_by_one = torch.stack([down(token) for token in h.flatten(0, 1)])
+    assert torch.equal(down(h).flatten(0, 1), one_by_one)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_a_token_with_nan_chooses_nothing(dtype):
     h = hidden(dtype, 1, 1, 9)
     h[0, 0, 4] = torch.nan
-    with pytest.raises(ModelError, match="NaN"):
-        numba_ffn.TokenDown(hidden(dtype, 9, 4), 3, None, None)(h)
+    for least in (3, 0.5):
+        with pytest.raises(ModelError, match="NaN"):
+            numba_ffn.TokenDown(hidden(dtype, 9, 4), least, None, None)(h)
 
 
 def test_rows_of_zeros_in_h_are_not_read():

@@ -25,7 +25,7 @@ def test_a_kind_defines_the_protocol(kind, name):
 
 
 def test_an_unknown_kind_is_refused():
-    with pytest.raises(ConfigError, match="unknown kind of site 'head'; known: ffn, expert, state"):
+    with pytest.raises(ConfigError, match="unknown kind of site 'head'; known: ffn, input, expert"):
         kinds.of("head")
 
 
@@ -34,9 +34,11 @@ def test_all_sites_of_a_hybrid(tiny_model):
     keys = [site.key for site in sites]
     assert len(set(keys)) == len(keys)
     assert [site.kind for site in sites] == sorted(site.kind for site in sites)
-    assert {site.kind for site in sites} == {"ffn", "state"}
+    assert {site.kind for site in sites} == {"ffn", "input", "state"}
 
 
 def test_neurons_cannot_be_cut(tiny_model):
     with pytest.raises(ModelError, match="llama: neurons cannot be cut"):
         kinds.of("ffn").cut(tiny_model("llama"), {"ffn.000": torch.ones(48, dtype=torch.bool)})
+    with pytest.raises(ModelError, match="llama: inputs of linear maps cannot be cut"):
+        kinds.of("input").cut(tiny_model("llama"), {})

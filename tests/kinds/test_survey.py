@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from keepset.hold.inputs import hold_windows, watching
 from keepset.hold.static import MASKED, hold_static
@@ -16,8 +17,9 @@ from keepset.kernels.selection import Selection
 from keepset.kinds import find_sites
 from keepset.kinds.survey import EXCLUDED, Surveyed, families, markdown, survey
 from keepset.rules.rule import Rule
-from keepset.sites.expert_neurons import ExpertNeurons
+from keepset.sites.expert_neurons import ExpertNeurons, holds_experts
 from keepset.sites.ffn import Site
+from keepset.sites.inputs import find_input_sites
 from tiny_families import COMPOSITES, tiny_family
 
 IDS = torch.randint(4, 60, (2, 6), generator=torch.Generator().manual_seed(1))
@@ -80,18 +82,64 @@ def column(site: Site, unit: int) -> Tensor:
     return site.down_weight()[unit]
 
 
+def unchanged_by_nothing(model: PreTrainedModel, sites: list[Site]) -> Tensor:
+    """Dense logits: with nothing left out they are the very same numbers."""
+    dense = logits(model)
+    assert bool(dense.isfinite().all())
+    with hold_windows(model, sites, Rule("magnitude", 0.0, 1)):
+        assert torch.equal(logits(model), dense)
+    return dense
+
+
+@pytest.mark.parametrize("family", RUN)
+def test_inputs_are_what_plain_torch_says(family: str) -> None:
+    model = tiny_family(family)
+    sites = find_input_sites(model)
+    assert {site.layer for site in sites} == set(
+        range(model.config.get_text_config().num_hidden_layers)
+    )
+    dense = unchanged_by_nothing(model, sites)
+    for site in (sites[0], sites[-1]):
+        # One unit left out is a column of zeros, in every map that reads it.
+        seen: list[Tensor] = []
+        with watching(model, [site], lambda _, h, seen=seen: seen.append(h.abs().sum(dim=(0, 1)))):
+            logits(model)
+        assert len(seen) == 1  # once, however many maps read it
+        keep = torch.ones(site.n_units)
+        unit = int(seen[0].argmax())
+        keep[unit] = 0.0
+        modules = {module for module, _ in site.readers}
+        tied = [s for s in sites if modules & {module for module, _ in s.readers}]
+        with watching(model, tied, lambda _, h, keep=keep: h * keep.to(h.dtype)):
+            without = logits(model)
+        before = [p.detach().clone() for p in model.parameters()]
+        for module in dict.fromkeys(module for one in tied for module, _ in one.readers):
+            zero_column(module, unit)
+        torch.testing.assert_close(without, logits(model), rtol=1e-3, atol=1e-4)
+        assert not torch.equal(without, dense)
+        with torch.no_grad():
+            for parameter, values in zip(model.parameters(), before, strict=True):
+                parameter.copy_(values)
+
+
+def zero_column(module: Any, unit: int) -> None:
+    """Let a map, or all experts of a layer, read nothing of one of its inputs."""
+    with torch.no_grad():
+        if holds_experts(module):
+            weight = module.gate_up_proj if module.has_gate else module.up_proj
+            (weight[:, unit] if module.is_transposed else weight[:, :, unit]).zero_()
+        else:
+            (module.weight[unit] if isinstance(module, Conv1D) else module.weight[:, unit]).zero_()
+
+
 @pytest.mark.parametrize("family", RUN)
 def test_neurons_are_what_plain_torch_says(family: str) -> None:
     model = tiny_family(family)
-    sites = [site for site in find_sites(model) if isinstance(site, Site)]
-    dense = logits(model)
-    assert bool(dense.isfinite().all())
+    sites: list[Site] = find_sites(model, ["ffn"])
     if not sites:
-        assert find_sites(model)  # it has states alone
+        assert find_sites(model, ["state"])  # it has states alone
         return
-    # Nothing left out: the very numbers of the dense model.
-    with hold_windows(model, sites, Rule("magnitude", 0.0, 1)):
-        assert torch.equal(logits(model), dense)
+    dense = unchanged_by_nothing(model, sites)
     # Cut where it can be cut, and masked.
     generator = torch.Generator().manual_seed(7)
     masks = {s.key: torch.rand(s.n_units, generator=generator) < 0.6 for s in sites}

@@ -18,6 +18,7 @@ IDS = torch.randint(4, 260, (1, 12), generator=torch.Generator().manual_seed(2))
         ("llama", Rule("magnitude", 0.5, 4, "causal")),
         ("llama", Rule("magnitude", 0.5, "corpus")),
         ("rwkv", Rule("magnitude", 0.5, 1)),
+        ("mamba2", Rule("magnitude", 0.5, 1, site="input")),
         ("qwen3_moe", Rule("magnitude", 0.75, 1, site="expert")),
         ("qwen3_moe", Rule("magnitude", 0.8, 1)),
     ],

@@ -31,7 +31,7 @@ class TestText:
 
     def test_counts(self):
         assert self.text.endswith(
-            "7 reproduced, 7 contradicted, 7 inconclusive, 6 not tested here\n"
+            "7 reproduced, 7 contradicted, 7 inconclusive, 7 not tested here\n"
         )
 
     def test_colour_only_where_asked(self):

@@ -22,7 +22,7 @@ def configuration(**changes):
     content = yaml.safe_load((ROOT / "config.yaml").read_text())
     content |= {"study": "made", "models": {"m": {"path": "m"}}, "specimens": None, "tasks": {}}
     content |= {"corpora": {"c": {"text": {"path": "c.txt"}}}, "training": None, "seed": 1}
-    content |= {"benchmark": None, "state": None, "expert": None}
+    content |= dict.fromkeys(("benchmark", "input", "state", "expert"))
     content["text"]["specimen_corpora"] = None
     content["capability"]["corpus"] = "c"
     return settings.from_mapping(content | changes)

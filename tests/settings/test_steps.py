@@ -54,7 +54,9 @@ def test_a_training_is_not_repeated_when_code_changes():
 
 def test_only_what_prepares_may_reach_the_network():
     network = {rule for rule, step in all_steps().items() if step.network}
-    assert network == {f"prepare_{name}" for name in ("model", "corpus", "task", "training")}
+    assert network == {
+        f"prepare_{name}" for name in ("model", "corpus", "task", "harness", "training")
+    }
 
 
 def test_a_dial_is_given_with_its_choice(embedded):

@@ -89,7 +89,7 @@ def test_plan_claims_and_configuration_know_it(tmp_path: Path) -> None:
     assert traits(info)["architecture"] == "hybrid"
     (tmp_path / "m").mkdir()
     (tmp_path / "m/config.json").write_text(json.dumps({"model_type": "made_up"}))
-    assert find_specimens(str(tmp_path))["m"].sites == ["ffn", "state"]
+    assert find_specimens(str(tmp_path))["m"].sites == ["ffn", "input", "state"]
 
 
 @pytest.mark.usefixtures("_made_up")
@@ -127,11 +127,11 @@ def test_every_training_start_is_there() -> None:
 @pytest.mark.parametrize(
     ("model_type", "architecture", "sites"),
     [
-        ("llama", "transformer", ("ffn",)),
-        ("zamba2", "hybrid", ("ffn", "state")),
-        ("jamba", "hybrid", ("ffn", "expert", "state")),
-        ("gpt_oss", "transformer", ("ffn", "expert")),
-        ("mamba2", "recurrent", ("state",)),
+        ("llama", "transformer", ("ffn", "input")),
+        ("zamba2", "hybrid", ("ffn", "input", "state")),
+        ("jamba", "hybrid", ("ffn", "input", "expert", "state")),
+        ("gpt_oss", "transformer", ("ffn", "input", "expert")),
+        ("mamba2", "recurrent", ("input", "state")),
     ],
 )
 def test_kinds_of_families(model_type: str, architecture: str, sites: tuple[str, ...]) -> None:

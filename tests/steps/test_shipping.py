@@ -61,7 +61,7 @@ def test_a_specimen_is_shipped_in_float16_with_its_card(trained: Path, tmp_path:
         assert part in card
     assert pd.read_parquet(folder / "losses.parquet")["step"].max() == 4
     found = settings.find_specimens(str(tmp_path / "specimens"))
-    assert {name: model.sites for name, model in found.items()} == {"tiny": ["ffn"]}
+    assert {name: model.sites for name, model in found.items()} == {"tiny": ["ffn", "input"]}
 
 
 def test_the_gates_are_on_record(trained: Path) -> None:

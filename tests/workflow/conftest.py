@@ -122,6 +122,16 @@ def study(folder: Path) -> dict[str, Any]:
             "lengths": [1, 2],
             "prune": {"score": "ghost", "sparsity": 0.5},
         },
+        "input": {
+            "static": {"scores": ["magnitude"], "sparsities": [0.5]},
+            "dynamic": {"scores": ["magnitude"], "sparsities": [0.5]},
+            "windowed": {
+                "scores": ["magnitude"],
+                "sparsities": [0.5],
+                "windows": [1, 4],
+                "choices": ["oracle"],
+            },
+        },
         "expert": {
             "static": {"scores": ["impact"], "sparsities": sparsities},
             "windowed": {

@@ -10,7 +10,7 @@ from collections import Counter
 import pytest
 import yaml
 
-from conftest import ROOT, counted
+from conftest import ROOT, counted, lay_out, small
 from keepset import plan, settings
 from keepset.plan import sizes
 
@@ -65,3 +65,16 @@ def test_the_papers_study_takes_the_place_of_the_embedded_one(small_study):
     assert set(re.findall(r"Reading corpus (\S+)", planned)) == {"wikitext2", "c4", "pile"}
     wanted = small_study.planned("download", "--configfile", "config/paper.yaml")
     assert wanted == {"prepare_model", "prepare_corpus", "prepare_task", "download"}
+
+
+def test_tasks_of_the_harness_have_rules_of_their_own(tmp_path, tiny_checkpoint):
+    study = lay_out(tmp_path, tiny_checkpoint)
+    built = {"kind": "built", "corpora": ["letters"], "items": 3}
+    tasks = {"arc": {"kind": "harness", "name": "arc_easy"}, "last-word": built}
+    study.config = {**small(study.config), "input": None, "tasks": tasks}
+    config = settings.from_mapping(study.config)
+    counts = counted(study.run("--dry-run", "--quiet", "rules"))
+    assert counts == Counter(job.rule for job in plan.jobs(config))
+    named = ("prepare_task", "prepare_harness", "evaluate_capability", "evaluate_harness")
+    assert [counts[rule] for rule in named] == [1] * 4
+    assert "prepare_harness" in study.planned("download")

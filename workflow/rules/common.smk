@@ -53,6 +53,10 @@ RESULTS = f"results/{CONFIG.study}"
 LOGS = f"{RESULTS}/logs"
 CORPORA = list(CONFIG.corpora)
 TASKS = list(CONFIG.tasks)
+HARNESS = "|".join(map(re.escape, CONFIG.tasks_of("harness"))) or "no-task"
+OTHER_TASKS = (
+    "|".join(map(re.escape, CONFIG.tasks_of("harness", others=True))) or "no-task"
+)
 # A model, and the folder of what is made from it and a corpus.
 MODEL = f"{RESULTS}/{{model}}/model.json"
 FOLDER = f"{RESULTS}/{{model}}/{{corpus}}"

@@ -100,6 +100,8 @@ use rule evaluate_dense as evaluate_capability with:
         f"{RESULTS}/{{model}}/{{task}}/capability.json",
     log:
         f"{LOGS}/evaluate_capability/{{model}}.{{task}}.log",
+    wildcard_constraints:
+        task=OTHER_TASKS,
     priority: 20
     resources:
         **bill("evaluate_capability", mem_mb=2500, runtime=120),
@@ -107,6 +109,21 @@ use rule evaluate_dense as evaluate_capability with:
         **given("evaluate_capability"),
     message:
         "Running task {wildcards.task} with {wildcards.model}"
+
+
+use rule evaluate_capability as evaluate_harness with:
+    log:
+        f"{LOGS}/evaluate_harness/{{model}}.{{task}}.log",
+    wildcard_constraints:
+        task=HARNESS,
+    conda:
+        "../../envs/harness.yaml"
+    resources:
+        **bill("evaluate_harness", mem_mb=2500, runtime=120),
+    params:
+        **given("evaluate_harness"),
+    message:
+        "Running task {wildcards.task} of the evaluation harness with {wildcards.model}"
 
 
 rule perplexity:

@@ -47,10 +47,27 @@ use rule prepare_corpus as prepare_task with:
         f"{RESULTS}/tasks/{{task}}.jsonl",
     log:
         f"{LOGS}/prepare_task/{{task}}.log",
+    wildcard_constraints:
+        task=OTHER_TASKS,
     params:
         **given("prepare_task"),
     message:
         "Preparing task {wildcards.task}"
+
+
+use rule prepare_corpus as prepare_harness with:
+    output:
+        f"{RESULTS}/tasks/{{task}}.jsonl",
+    log:
+        f"{LOGS}/prepare_harness/{{task}}.log",
+    wildcard_constraints:
+        task=HARNESS,
+    conda:
+        "../../envs/harness.yaml"
+    params:
+        **given("prepare_harness"),
+    message:
+        "Preparing task {wildcards.task} of the evaluation harness"
 
 
 use rule prepare_model as tokenize_corpus with:

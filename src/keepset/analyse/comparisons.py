@@ -216,7 +216,7 @@ def length_ratios(lengths: pd.DataFrame, statistics: Statistics) -> pd.DataFrame
     return adjust(rows, LENGTH_COLUMNS, "corpus")
 
 
-PARTS = {"state": "memory", "ffn": "scratch"}
+PARTS = {"state": "memory", "ffn": "scratch", "input": "scratch"}
 """What each kind of site is to a model: what it remembers, what it computes again."""
 
 _CELLS = {
@@ -225,6 +225,8 @@ _CELLS = {
     ("state", "dynamic"): ("magnitude", "impact"),
     ("ffn", "static"): ("magnitude", "impact"),
     ("ffn", "dynamic"): ("magnitude", "impact"),
+    ("input", "static"): ("magnitude", "impact"),
+    ("input", "dynamic"): ("magnitude", "impact"),
 }
 
 
@@ -235,11 +237,12 @@ def side_by_side(ratios: pd.DataFrame) -> pd.DataFrame:
         ratios: The `ratios` table of keepset.analyse.significance.
 
     Returns:
-        The rows of models and corpora on which both kinds of site were run, with part, persistence
-        and by; at the sparsities that every part and persistence there has, or at all where none
-        is shared. A dynamic state has a row for each access: read and write. A state's size is
-        ||W_B|| ||W_C|| when static and H^2 when dynamic; its impact is H^2 C^2, whose static
-        form is GHOST.
+        The rows of models and corpora on which both parts were run, with part, persistence and by.
+        The scratch is the neurons of the FFN, and in a model without an FFN the inputs of its
+        projections. Rows are at the sparsities that every part and persistence there has, or at
+        all where none is shared. A dynamic state has a row for each access: read and write. A
+        state's size is ||W_B|| ||W_C|| when static and H^2 when dynamic; its impact is H^2 C^2,
+        whose static form is GHOST.
     """
     parts = [
         ratios[
@@ -249,10 +252,15 @@ def side_by_side(ratios: pd.DataFrame) -> pd.DataFrame:
         for by, score in zip(("size", "impact"), scores, strict=True)
     ]
     rows = pd.concat(parts, ignore_index=True)
-    texts = [text for _, text in rows.groupby(["model", "corpus"], sort=False)]
-    both = [_at_shared_sparsities(text) for text in texts if text["part"].nunique() == len(PARTS)]
+    texts = [_one_scratch(text) for _, text in rows.groupby(["model", "corpus"], sort=False)]
+    both = [_at_shared_sparsities(text) for text in texts if text["part"].nunique() == 2]
     table = pd.concat(both) if both else rows.iloc[:0]
     return table.reindex(columns=CELL_COLUMNS).reset_index(drop=True)
+
+
+def _one_scratch(rows: pd.DataFrame) -> pd.DataFrame:
+    """Without inputs of projections where there are neurons."""
+    return rows[rows["site"] != "input"] if (rows["site"] == "ffn").any() else rows
 
 
 def _at_shared_sparsities(rows: pd.DataFrame) -> pd.DataFrame:

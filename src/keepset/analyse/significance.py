@@ -98,6 +98,12 @@ def _need_finite(values: pd.DataFrame | pd.Series, name: str) -> None:
         raise KeepsetError(f"{name} is not finite; run the model in float32")
 
 
+def _need_logprobs(answers: pd.DataFrame, everything: pd.DataFrame, name: str) -> None:
+    """All of `answers` are finite; or the task has none at all, as in multiple choice."""
+    if everything["logprob"].notna().any():
+        _need_finite(answers["logprob"], f"{name}: logprob")
+
+
 def adjust(rows: Iterator[Row], columns: list[str], family: str) -> pd.DataFrame:
     """Rows to a table; each column `..._holm` is Holm's adjustment over each model x `family`."""
     table = pd.DataFrame(list(rows)).reindex(columns=columns)
@@ -157,8 +163,10 @@ def _dense(runs: pd.DataFrame, cell: Row, unit: str) -> pd.DataFrame:
     dense = runs[runs["site"] == site].set_index(unit).sort_index()
     if not len(dense) or not dense.index.is_unique:
         raise KeepsetError(f"{name_of(cell)}: one dense row per {unit} is needed; run it again")
-    measured = "nll" if unit == "block" else "logprob"
-    _need_finite(dense[measured], f"{name_of(cell)} dense: {measured}")
+    if unit == "block":
+        _need_finite(dense["nll"], f"{name_of(cell)} dense: nll")
+    else:
+        _need_logprobs(dense, runs, f"{name_of(cell)} dense")
     return dense
 
 
@@ -285,7 +293,7 @@ def _capability(capability: pd.DataFrame, statistics: Statistics) -> Iterator[Ro
                 raise KeepsetError(
                     f"{name_of(cell, setting)}: its items are not those of dense; run both again"
                 )
-            _need_finite(answers["logprob"], f"{name_of(cell, setting)}: logprob")
+            _need_logprobs(answers, everything, name_of(cell, setting))
             row = {**cell, **setting, **_accuracy(answers, statistics)}
             if setting["method"] != "dense":
                 row |= _against_dense(answers["correct"], dense["correct"], statistics)

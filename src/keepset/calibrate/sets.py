@@ -37,8 +37,11 @@ class RankedSets:
     """
 
     def __init__(self, moments: Mapping[str, Moments], site: str = "ffn") -> None:
-        """Rank by `moments`, the sums of each site (`keepset.calibrate.activations`)."""
-        self._moments = moments
+        """Rank by those of `moments` that are of the kind `site`.
+
+        They are the sums of each site (`keepset.calibrate.activations`).
+        """
+        self._moments = {key: sums for key, sums in moments.items() if key.startswith(f"{site}.")}
         self._site = site
         self._orders: dict[tuple[str, int], dict[str, Tensor]] = {}
 

@@ -64,9 +64,14 @@ def computes(site: Site, x: Tensor, h: Tensor) -> bool:
         x: The block's input at the last token, (1, d_model).
         h: What the down projection was given, (..., units).
     """
-    seen = h.reshape(-1, h.shape[-1])[-1:].double()
-    error = (units_of(site, x).double() - seen).norm()
-    return bool(error <= _AGREES.get(h.dtype, _AGREES_LOW_PRECISION) * seen.norm())
+    return agrees(units_of(site, x), h.reshape(-1, h.shape[-1])[-1:])
+
+
+def agrees(computed: Tensor, expected: Tensor) -> bool:
+    """Whether two results differ by no more than rounding."""
+    error = (computed.double() - expected.double()).norm()
+    tolerance = _AGREES.get(expected.dtype, _AGREES_LOW_PRECISION)
+    return bool(error <= tolerance * expected.double().norm())
 
 
 def ffn_weights(site: Site, rows: Tensor) -> FfnWeights:

@@ -22,9 +22,12 @@ from keepset.hold.contexts import with_bos
 from keepset.hold.static import MASKED
 from keepset.kernels import clock
 from keepset.kernels.selection import Selection
+from keepset.kinds import find_sites
 from keepset.measure.finite import refuse_infinite
 from keepset.measure.runner import Runner
 from keepset.models import check_ids, check_length
+from keepset.models.identity import still_to_do
+from keepset.rules.recipe import Recipe
 from keepset.rules.rule import Rule, describe
 from keepset.rules.scores import Moments
 from keepset.settings import Kernels
@@ -121,12 +124,11 @@ def generate(
     model: Any,
     ids: Tensor,
     tokens: int,
-    rule: Rule | None = None,
+    rule: Rule | Recipe | None = None,
     *,
-    moments: Mapping[str, Moments] | None = None,
     stop: Collection[int] = (),
-    kernels: Kernels | Selection | str | None = None,
     bos: int | None = None,
+    **options: Any,
 ) -> Generation:
     """Continue a prompt greedily with a key-value cache; of equal logits the lowest index wins.
 
@@ -134,12 +136,11 @@ def generate(
         model: A causal language model in eval mode.
         ids: The prompt, (1, n) int64, n >= 1, or 0 where a BOS token stands before it.
         tokens: New tokens, at most.
-        rule: The keep rule, as in `sparse_decoding`; None is dense. The prompt is under it too,
-            but for the first token of the context.
-        moments: Calibration sums, for static rules.
+        rule: The keep rule or recipe, as in `sparse_decoding`; None is dense. The prompt is under
+            it too, but for the first token of the context.
         stop: Tokens after which generation ends.
-        kernels: Which implementations may run, as in `sparse_decoding`.
         bos: The token that is put before the prompt; None where the model has none.
+        options: moments and kernels, as in `sparse_decoding`.
 
     Raises:
         ConfigError: an empty prompt or several, no tokens asked for, or a rule that cannot be
@@ -154,7 +155,7 @@ def generate(
         >>> generate(model, prompt, 4, parse_keep("dynamic:0.9"), kernels="torch").tokens.shape
         torch.Size([4])
     """
-    with sparse_decoding(model, rule, moments=moments, kernels=kernels, bos=bos) as session:
+    with sparse_decoding(model, rule, bos=bos, **options) as session:
         (run,) = _take_turns([_Decoder(model, session, stop)], with_bos(ids, bos), tokens)
     return run
 
@@ -163,7 +164,7 @@ def compare(
     model: Any,
     ids: Tensor,
     tokens: int,
-    rule: Rule,
+    rule: Rule | Recipe,
     *,
     replay: Replay | None = None,
     stop: Collection[int] = (),
@@ -172,7 +173,9 @@ def compare(
     """Generate dense and under a rule; the two take turns, token by token.
 
     So a machine that is busy now and then slows both. The kernels of mixers stand in for both.
-    Errors as in `generate`.
+    Under a recipe, which stores weights another way, the two have weights of their own, and take
+    twice the memory. Errors as
+    in `generate`.
 
     Args:
         model, ids, tokens, rule, stop: As in `generate`.
@@ -191,7 +194,7 @@ def compare(
         True
         >>> speedup = sparse.rate / dense.rate
     """
-    other = twin(model)
+    other = twin(model) if _is_of_neurons(rule) else copy.deepcopy(model)
     sets, text = (None, None) if replay is None else (replay.sets, replay.tokens)
     with sparse_decoding(other, rule, given=sets, **options) as session:
         plain = Session(None, session.selection, mixers=session.mixers)
@@ -296,6 +299,10 @@ class _Decoder:
         return Generation(tokens, float(seconds[0]), seconds[1:], paths, mixers)
 
 
+def _is_of_neurons(rule: Rule | Recipe | None) -> bool:
+    return rule is None or (isinstance(rule, Rule) and rule.site == "ffn")
+
+
 def stops(model: Any) -> set[int]:
     """The tokens that end a text, by the model's own generation settings."""
     settings = getattr(model, "generation_config", None)
@@ -324,7 +331,7 @@ def disagreement(
     model: Any,
     ids: Tensor,
     new: Tensor,
-    rule: Rule | None,
+    rule: Rule | Recipe | None,
     moments: Mapping[str, Moments] | None = None,
     kernels: Kernels | Selection | str | None = None,
     bos: int | None = None,
@@ -339,7 +346,7 @@ def disagreement(
         model: The model, outside any rule.
         ids: The prompt, (1, n).
         new: The new tokens, (m,).
-        rule: The rule that they were generated under.
+        rule: The rule or recipe that they were generated under.
         moments: Calibration sums, for static rules.
         kernels: Which implementations run the reference's mixers.
         bos: The token that was put before the prompt.
@@ -354,10 +361,12 @@ def disagreement(
     text = torch.cat([ids, new[None, :-1].to(ids.device)], dim=1)
     context = with_bos(text, bos)
     plain = Selection.of(kernels).wanted.model_copy(update={"ffn": "torch"})
+    if isinstance(rule, Recipe):
+        rule = still_to_do(model, rule)
     runner = Runner(
         model,
-        find_ffn_sites(model),
-        keep_sets=RankedSets(moments or {}),
+        find_ffn_sites(model) if _is_of_neurons(rule) else find_sites(model),
+        keep_sets=RankedSets(moments or {}, rule.site if isinstance(rule, Rule) else "ffn"),
         kernels=Selection(plain, forced=[MASKED]),
         bos=bos,
     )

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from keepset.errors import ConfigError
+from keepset.hold.inputs import cached_tokens
 
 
 class Position:
@@ -52,11 +53,15 @@ class Position:
         finally:
             handle.remove()
 
-    def _on_forward(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _on_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ids = kwargs.get("input_ids", args[0] if args else None)
         batch, tokens = (kwargs["inputs_embeds"] if ids is None else ids).shape[:2]
-        cache = kwargs.get("past_key_values")
-        start = 0 if cache is None else int(cache.get_seq_length())
+        start = cached_tokens(kwargs)
+        if start is None:
+            raise ConfigError(
+                f"{type(model).__name__}: its cache does not say whether it holds tokens: it"
+                " cannot be decoded under a keep rule; passages run under every rule"
+            )
         goes_on = start == self.start + self.tokens and batch == self.batch
         if self._counting and start and not goes_on:
             raise ConfigError(

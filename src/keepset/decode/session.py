@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
+from keepset import kinds
 from keepset.calibrate.sets import RankedSets
+from keepset.decode.choice import check_rule, choices_of, recipe_of
 from keepset.decode.dynamic import dynamic_downs
 from keepset.decode.position import Position
-from keepset.decode.score import SCORES
+from keepset.decode.recipe import linear_sites, sites_held
 from keepset.decode.static import static_blocks
 from keepset.decode.windowed import running_windows
 from keepset.errors import ConfigError, ModelError
 from keepset.kernels.mixers import mixer_kernels
 from keepset.kernels.selection import Selection
+from keepset.kinds import find_sites
+from keepset.kinds.recipes import kept_masks
+from keepset.models import still_to_do
+from keepset.rules.recipe import Recipe
 from keepset.rules.rule import Rule, describe
 from keepset.rules.scores import Moments
 from keepset.settings import Kernels
@@ -36,13 +42,13 @@ class Session:
         selection: Which kernels may run; what was timed and refused.
         paths: Tokens x sites by path: a path of the down projection (`keepset.kernels.dispatch`),
             `numba` (chosen and projected by one kernel, or, of long prompts, masked by one),
-            `held` (gate, up and down of kept units only, copied together), or `triton-ffn` (the
-            whole block by a kernel). Empty when dense, and where a static rule's cut weights run
-            in torch.
+            `held` (gate, up and down of kept units only, copied together), `triton-ffn` (the
+            whole block by a kernel), or `masked` (sites of a recipe that no kernel runs). Empty
+            when dense, and where a static rule's cut weights run in torch.
         mixers: scan and state -> what runs them in Mamba-2 mixers; empty where there are none.
     """
 
-    rule: Rule | None
+    rule: Rule | Recipe | None
     selection: Selection
     paths: Counter[str] = field(default_factory=Counter)
     mixers: Mapping[str, str] = field(default_factory=dict)
@@ -51,7 +57,7 @@ class Session:
 @contextmanager
 def sparse_decoding(
     model: Any,
-    rule: Rule | None,
+    rule: Rule | Recipe | None,
     *,
     moments: Mapping[str, Moments] | None = None,
     sites: Sequence[Site] | None = None,
@@ -69,11 +75,17 @@ def sparse_decoding(
     static rule a prompt runs masked, as its first token needs all weights. Of several paths the
     fastest is taken; they are timed on the model's own weights at the first token.
 
+    Under a recipe every site has a rule of its own, dynamic or static. On a CPU the weights of its
+    sites are stored unit by unit until exit, in the place of the usual layout: there is no second
+    copy, and a prompt, which runs masked, reads them as they are.
+
     Args:
         model: A causal language model in eval mode.
-        rule: Dynamic, windowed with choice `causal`, or static; None is dense.
+        rule: Dynamic, windowed with choice `causal`, or static; None is dense. On neurons (`ffn`),
+            or a dynamic one on inputs of linear maps. Or a recipe.
         moments: Site key -> calibration sums (`keepset.calibrate.activations`), for static rules.
-        sites: The model's sites, of which those of the rule's kind count; found if left out.
+        sites: The model's sites, of which those of the rule's kind count; found if left out. For a
+            recipe, or a rule on inputs: all sites of the linear maps.
         given: Site key -> (n_windows, n_units) bool, the sets of a windowed rule, known
             beforehand (replayed). Then choice may be `oracle`, and batches have one row.
         kernels: Which implementations may run: the section `kernels` of a configuration, or
@@ -86,7 +98,7 @@ def sparse_decoding(
         ConfigError: the rule cannot be decoded under (the message says why; neurons of routed
             experts follow static rules alone), a static rule has no moments, or an implementation
             that is chosen by name cannot run here.
-        ModelError: the model has no FFN neurons.
+        ModelError: the model has no FFN neurons; or a recipe belongs to another model.
 
     Example:
         >>> from keepset import Rule, load, sparse_decoding
@@ -97,31 +109,85 @@ def sparse_decoding(
         >>> sum(session.paths.values()) > 0  # tokens x layers, by the path that ran
         True
     """
-    _check(rule, moments, given)
-    if sites is None:
-        sites = find_ffn_sites(model)
-    if rule is not None:
-        sites = [site for site in sites if site.kind == rule.site]
-        if rule.sparsity and not sites:
-            raise ModelError(f"{describe(rule)}: {no_sites(model, rule.site)}")
-        _refuse_routed(rule, sites)
     selection = Selection.of(kernels)
     selection.require(next(model.parameters()).device)
     session = Session(rule, selection)
-    with ExitStack() as stack:
-        session.mixers = stack.enter_context(mixer_kernels(model, selection))
-        if rule is None or rule.sparsity == 0:
-            pass
-        elif rule.window == "corpus":
-            masks = RankedSets(moments or {})[rule]
-            stack.enter_context(static_blocks(model, sites, masks, session.paths, selection))
-        elif rule.method == "dynamic" and given is None:
-            stack.enter_context(dynamic_downs(model, sites, rule, session.paths, selection))
-        else:
-            position = Position(n_bos=int(bos is not None))
-            running = running_windows(model, sites, rule, given, session.paths, selection, position)
-            stack.enter_context(running)
+    held: AbstractContextManager[None]
+    if isinstance(rule, Recipe):
+        # Found now: finding them runs the model, with mixers of its own.
+        sites = find_sites(model) if sites is None else sites
+        held = _recipe_held(model, still_to_do(model, rule), sites, session, bos)
+    elif rule is not None and rule.site == "input":
+        sites = linear_sites(model) if sites is None else sites
+        recipe = recipe_of(rule, sites, moments, bos)
+        held = _recipe_held(model, recipe, sites, session, bos)
+    else:
+        held = _rule_held(model, rule, moments, sites, given, session, bos)
+    with mixer_kernels(model, selection) as session.mixers, held:
         yield session
+
+
+@contextmanager
+def _recipe_held(
+    model: Any, recipe: Recipe, sites: Sequence[Any], session: Session, bos: int | None
+) -> Iterator[None]:
+    """Hold a recipe: its linear maps with less work, and what else it leaves out by masks."""
+    if recipe.bos != bos:
+        raise ConfigError(
+            f"the recipe was made with {_named(recipe.bos)} before every text, and here it is"
+            f" {_named(bos)}; set bos (--bos) as it was then"
+        )
+    masks = kept_masks({site.key: site for site in sites}, recipe)
+    linear = [site for site in sites if isinstance(site, Site)]
+    choices = choices_of(linear, recipe, masks)
+    others: dict[str, list[Any]] = {}
+    for site in sites:
+        if site.key in recipe.rules and not isinstance(site, Site):
+            if recipe.rules[site.key].method != "static":
+                raise ConfigError(f"{site.key}: only a static rule can be decoded under there")
+            others.setdefault(site.kind, []).append(site)
+    with ExitStack() as stack:
+        for kind, held in others.items():
+            stack.enter_context(kinds.of(kind).hold_static(model, held, masks, session.selection))
+        stack.enter_context(sites_held(model, linear, choices, session.paths, session.selection))
+        yield
+
+
+def _named(bos: int | None) -> str:
+    return "no BOS token" if bos is None else f"token {bos}"
+
+
+@contextmanager
+def _rule_held(
+    model: Any,
+    rule: Rule | None,
+    moments: Mapping[str, Moments] | None,
+    sites: Sequence[Site] | None,
+    given: Mapping[str, Tensor] | None,
+    session: Session,
+    bos: int | None,
+) -> Iterator[None]:
+    """Hold one rule on all neurons; arguments and errors as in `sparse_decoding`."""
+    check_rule(rule, moments, given)
+    if rule is None or rule.sparsity == 0:
+        yield
+        return
+    if sites is None:
+        sites = find_ffn_sites(model)
+    sites = [site for site in sites if site.kind == rule.site]
+    if not sites:
+        raise ModelError(f"{describe(rule)}: {no_sites(model, rule.site)}")
+    _refuse_routed(rule, sites)
+    selection, paths = session.selection, session.paths
+    if rule.window == "corpus":
+        held = static_blocks(model, sites, RankedSets(moments or {})[rule], paths, selection)
+    elif rule.method == "dynamic" and given is None:
+        held = dynamic_downs(model, sites, rule, paths, selection)
+    else:
+        position = Position(n_bos=int(bos is not None))
+        held = running_windows(model, sites, rule, given, paths, selection, position)
+    with held:
+        yield
 
 
 def _refuse_routed(rule: Rule, sites: Sequence[Site]) -> None:
@@ -130,30 +196,4 @@ def _refuse_routed(rule: Rule, sites: Sequence[Site]) -> None:
         raise ConfigError(
             f"{describe(rule)}: {routed.name} holds routed experts, whose neurons can be chosen"
             " while decoding by static rules alone; passages run under every rule"
-        )
-
-
-def _check(
-    rule: Rule | None, moments: Mapping[str, Moments] | None, given: Mapping[str, Tensor] | None
-) -> None:
-    if rule is None:
-        return
-    name = describe(rule)
-    if rule.site != "ffn":
-        raise ConfigError(f"{name}: only rules on FFN neurons (site ffn) can be decoded under")
-    if rule.window == "corpus":
-        if not moments:
-            raise ConfigError(
-                "a static rule chooses on calibration text: give the activation cache of the model"
-            )
-        return
-    if rule.score not in SCORES:
-        raise ConfigError(
-            f"{name}: score {rule.score} cannot choose while decoding; use {' or '.join(SCORES)}"
-        )
-    if rule.window == "sequence":
-        raise ConfigError(f"{name}: a window has a number of tokens while the sequence still grows")
-    if rule.choice == "oracle" and rule.window != 1 and given is None:
-        raise ConfigError(
-            f"{name}: an oracle window is chosen on tokens that are yet to come; use choice causal"
         )

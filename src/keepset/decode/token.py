@@ -1,4 +1,4 @@
-"""One token through a linear map of a feed-forward block, on a CPU: by torch or by one kernel."""
+"""A token through linear maps, on a CPU: by torch or by one kernel, whichever is faster."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from keepset.kernels.torch_ffn import DOWN_PATHS
 
 
 class TokenMap(ABC):
-    """A linear map that one token can take by either path.
+    """A linear map, or several of one input, that a token can take by either path.
 
     Attributes:
         rows: The weights, as the kernel reads them; maps of one shape share a path.
@@ -35,7 +36,7 @@ class TokenMap(ABC):
 
     @abstractmethod
     def by_torch(self, x: Tensor) -> Tensor:
-        """One token x (..., ins) -> (..., outs), by torch."""
+        """A token x (..., ins) -> (..., outs), by torch."""
 
     @abstractmethod
     def by_numba(self, x: Tensor) -> Tensor:
@@ -43,7 +44,7 @@ class TokenMap(ABC):
 
 
 class TokenProjection(TokenMap):
-    """Stands in for the forward of an `nn.Linear` that makes h."""
+    """Stands in for the forward of an `nn.Linear` all of whose weights are read."""
 
     def __init__(self, module: nn.Linear, position: Position, peers: TokenPaths) -> None:
         """`position` will follow the passes of the model."""
@@ -83,7 +84,7 @@ class TokenPaths:
         self.paths = paths
         self.members: list[TokenMap] = []
         self._label, self._selection = label, selection
-        self._path_of: dict[torch.Size, Callable[..., Tensor]] = {}
+        self._path_of: dict[tuple[Any, ...], Callable[..., Tensor]] = {}
 
     def prepare(self) -> None:
         """Compile or load what may run, which is not the work of the first token."""
@@ -93,11 +94,12 @@ class TokenPaths:
                 first.by_numba(first.rows.new_zeros(first.ins))
 
     def run(self, member: TokenMap, x: Tensor) -> Tensor:
-        """One token x of `member`, by the fastest path for its shape, which is timed once."""
-        call = self._path_of.get(member.rows.shape)
+        """Tokens x of `member`, by the fastest path for their sizes, which is timed once."""
+        key = (member.rows.shape, x.numel())
+        call = self._path_of.get(key)
         if call is None:
             with uncounted(self.paths):
-                call = self._path_of[member.rows.shape] = self._fastest(member, x)
+                call = self._path_of[key] = self._fastest(member, x)
         return call(member, x)
 
     def take_numba(self, x: Tensor) -> bool:
@@ -118,4 +120,5 @@ class TokenPaths:
         alike = [other for other in self.members if other.rows.shape == member.rows.shape]
         runs = {name: taking_turns(alike, partial(call, x=x)) for name, call in calls.items()}
         shape = "x".join(map(str, member.rows.shape))
-        return calls[self._selection.fastest((self._label, shape, *dispatch.setting(x)), runs)]
+        key = (self._label, shape, f"tokens={x.numel() // member.ins}", *dispatch.setting(x))
+        return calls[self._selection.fastest(key, runs)]

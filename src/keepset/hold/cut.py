@@ -46,9 +46,10 @@ def prune_states(model: PreTrainedModel, masks: Masks) -> None:
         >>> import torch
         >>> from keepset import find_sites, load, prune_states
         >>> model, _ = load("specimens/mamba2", dtype="float32")
-        >>> masks = {site.key: torch.arange(64)[None] < 32 for site in find_sites(model)}
+        >>> sites = find_sites(model, ["state"])
+        >>> masks = {site.key: torch.arange(64)[None] < 32 for site in sites}
         >>> prune_states(model, masks)  # keeps the first half of the 64 channels of every layer
-        >>> find_sites(model)[0].n_state
+        >>> find_sites(model, ["state"])[0].n_state
         32
     """
     sites = find_state_sites(model)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from keepset.errors import ModelError
 from keepset.hold import expert_neurons
+from keepset.hold.gates import seeing_gates
 from keepset.hold.windows import Windowed, not_finite
 from keepset.kernels.selection import NUMBA, Selection
 from keepset.rules.masks import spread_windows, window_means, window_width
@@ -30,26 +31,42 @@ def watching(model: nn.Module, sites: Sequence[Site], action: Action) -> Iterato
     """Call `action` with the activations of every site, at every forward pass.
 
     A module that is shared over depths is one site per call; calls are counted within a forward
-    pass of `model`. All hooks are removed on exit, also after an exception.
+    pass of `model`. Several modules that read one tensor are one site, and one call of `action`.
+    All hooks are removed on exit, also after an exception.
     """
     shape: tuple[int, ...] = ()
     calls: Counter[nn.Module] = Counter()
-    by_call = {(site.down, site.call): site for site in sites}
+    by_call = {reader: site for site in sites for reader in site.readers}
+    # What other readers of a tensor are given, and how many of them are still to come.
+    waiting: dict[Site, tuple[Tensor | None, int]] = {}
 
     def on_forward(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal shape
         calls.clear()
+        waiting.clear()
         shape = pass_shape(args, kwargs)
 
-    def on_site(down: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        site = by_call.get((down, calls[down]))
-        calls[down] += 1
+    def on_reader(
+        reader: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        site = by_call.get((reader, calls[reader]))
+        calls[reader] += 1
         if site is None:
             return None
-        h = args[0]
-        # Some families flatten (batch, tokens) before the FFN.
-        changed = action(site, h.view(*shape, h.shape[-1]))
-        return None if changed is None else (changed.view(h.shape), *args[1:])
+        h = args[0] if args else kwargs["hidden_states"]
+        if site in waiting:
+            changed, left = waiting.pop(site)
+        else:
+            # Some families flatten (batch, tokens) before the FFN.
+            changed, left = action(site, h.view(*shape, h.shape[-1])), len(site.readers)
+        if left > 1:
+            waiting[site] = changed, left - 1
+        if changed is None:
+            return None
+        changed = changed.view(h.shape)
+        if args:
+            return (changed, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": changed}
 
     def on_experts(site: ExpertNeurons, h: Tensor) -> Tensor | None:
         changed = action(site, h.view(*shape, h.shape[-1]))
@@ -58,8 +75,8 @@ def watching(model: nn.Module, sites: Sequence[Site], action: Action) -> Iterato
     with ExitStack() as stack:
         stack.enter_context(model.register_forward_pre_hook(on_forward, with_kwargs=True))
         linear = [site for site in sites if not isinstance(site, ExpertNeurons)]
-        for down in dict.fromkeys(site.down for site in linear):
-            stack.enter_context(down.register_forward_pre_hook(on_site))
+        for module in dict.fromkeys(reader for site in linear for reader, _ in site.readers):
+            stack.enter_context(module.register_forward_pre_hook(on_reader, with_kwargs=True))
         for site in sites:
             if isinstance(site, ExpertNeurons):
                 stack.enter_context(expert_neurons.seeing(site, on_experts))
@@ -73,6 +90,24 @@ def pass_shape(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, .
     return shape
 
 
+def cached_tokens(kwargs: Mapping[str, Any]) -> int | None:
+    """How many tokens the cache holds that a forward pass goes on with.
+
+    Caches of states alone do not count them: 1 where they hold any. None where a cache does not
+    say even that.
+    """
+    caches = (kwargs.get(name) for name in ("past_key_values", "cache_params", "state"))
+    cache = next((one for one in caches if one is not None), None)
+    if cache is None:
+        return 0
+    if not hasattr(cache, "get_seq_length"):
+        return None
+    try:
+        return int(cache.get_seq_length())
+    except ValueError:  # no layer with keys
+        return int(cache.has_previous_state())
+
+
 @contextmanager
 def whole_passages(model: nn.Module) -> Iterator[None]:
     """Refuse forward passes that go on with a cache: their first token is not a row's first.
@@ -82,10 +117,7 @@ def whole_passages(model: nn.Module) -> Iterator[None]:
     """
 
     def on_forward(_: nn.Module, __: Any, kwargs: dict[str, Any]) -> None:
-        caches = (kwargs.get(name) for name in ("past_key_values", "cache_params", "state"))
-        cache = next((one for one in caches if one is not None), None)
-        length = getattr(cache, "get_seq_length", None)
-        if cache is not None and (length is None or length() > 0):
+        if cached_tokens(kwargs) != 0:
             raise ModelError(
                 f"{type(model).__name__}: this rule holds on whole passages: give use_cache=False,"
                 " or decode with keepset.sparse_decoding where it can"
@@ -108,8 +140,9 @@ def rules_run_by(
 
 
 def output_norms(site: Site) -> Tensor:
-    """||w_j||_2 of every unit's output column: (n_units,) float32."""
-    return site.down_weight().float().norm(dim=1)
+    """||w_j||_2 of every unit's column, over all that read it: (n_units,) float32."""
+    norms = [columns.float().norm(dim=1) for columns in site.columns()]
+    return norms[0] if len(norms) == 1 else torch.stack(norms).norm(dim=0)
 
 
 class Windows(Windowed):
@@ -119,11 +152,20 @@ class Windows(Windowed):
     is the attention sink, and no set chosen on later tokens keeps its large units.
     """
 
-    def __init__(self, rule: Rule, *, noise: int | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        rule: Rule,
+        *,
+        noise: int | None = None,
+        thresholds: Mapping[str, float] | None = None,
+        **options: Any,
+    ) -> None:
         """See `Windowed`.
 
         Args:
             rule: The rule.
+            thresholds: Site key -> the least score that is kept, in the place of the share that a
+                dynamic rule keeps.
             noise: Seed of noise in the last bit of every h, as another machine's kernels would
                 make; none where left out.
             options: Those of `Windowed`.
@@ -132,13 +174,19 @@ class Windows(Windowed):
         score = NEURON_SCORES.get(rule.score)
         self._seeded = score is not None and score.seeded
         self._needs_norms = score is not None and score.needs_norms
+        self._reads_gate = score is not None and score.reads_gate
         self._of_h_alone = rule.method == "dynamic" and score is not None and score.decodes
+        self.gates: dict[str, Tensor] = {}
+        self._thresholds = thresholds or {}
         self._norms: dict[str, Tensor] = {}
         self._noise = noise
         self._noises: dict[str, np.random.Generator] = {}
 
     def score(self, site: Site, h: Tensor) -> Tensor:
         """Score every unit at every token: (batch, tokens, n_units) float32."""
+        if self._reads_gate:
+            # Scores are of the text, and so are windows: a gate is read where h is.
+            h = self.gates[site.key].view(len(h), -1, site.n_units)[:, -h.shape[1] :]
         generator = self._generator(site, h.device) if self._seeded else None
         return token_score(self.rule.score, h, self._output_norms(site), generator)
 
@@ -151,6 +199,8 @@ class Windows(Windowed):
 
     def __call__(self, site: Site, h: Tensor) -> Tensor | None:
         """Mask h (batch, tokens, n_units)."""
+        if site.key in self._thresholds:
+            return self._above(site, h, self._thresholds[site.key])
         kept = n_kept(site.n_units, self.rule.sparsity)
         if kept == site.n_units or h.shape[1] == self._n_bos:
             return None
@@ -159,6 +209,15 @@ class Windows(Windowed):
         path = rules_run_by(self.selection, h.device, h.dtype)
         hold = self._held_by_numba if path == NUMBA else self._held
         return hold(site, h, kept)
+
+    def _above(self, site: Site, h: Tensor, least: float) -> Tensor:
+        """h where its score is no less than `least`, and all of a row's first token."""
+        scores = self.score(site, h)
+        if bool(scores.isnan().any()):
+            raise not_finite(site.name, describe(self.rule))
+        held = h * (scores >= least)
+        held[:, 0] = h[:, 0]
+        return held
 
     def _held(self, site: Site, h: Tensor, kept: int) -> Tensor:
         """The plain reference: h times the masks of its windows."""
@@ -219,7 +278,11 @@ def hold_windows(
 ) -> Iterator[Windows]:
     """Hold a windowed or dynamic rule; `options` are those of `Windows`."""
     action = Windows(rule, **options)
-    with whole_passages(model), watching(model, sites, action):
+    with ExitStack() as stack:
+        stack.enter_context(whole_passages(model))
+        stack.enter_context(watching(model, sites, action))
+        if NEURON_SCORES[rule.score].reads_gate:
+            stack.enter_context(seeing_gates(sites, action.gates))
         yield action
 
 
@@ -238,6 +301,11 @@ def lead_in_scores(
         for window, width, means in zip(windows, widths, scores, strict=True):
             means[site.key] = window.score(site, h[:, -width:]).mean(dim=1)
 
-    with watching(model, sites, action), torch.inference_mode():
+    with ExitStack() as stack:
+        stack.enter_context(watching(model, sites, action))
+        for window in windows:
+            if NEURON_SCORES[window.rule.score].reads_gate:
+                stack.enter_context(seeing_gates(sites, window.gates))
+        stack.enter_context(torch.inference_mode())
         model(input_ids=lead_in, use_cache=False)
     return scores

@@ -9,23 +9,24 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from keepset.kernels.numba_scan import Inputs
 
 
 class Scan(ABC):
     """What a mixer hands to its scan.
 
     Attributes:
-        compiled: Whether numba runs the recurrence, else torch.
         interacts: Whether what a channel holds depends on the others, or its reading does.
         C: What is read of each channel, (batch, tokens, groups, n_state).
     """
 
     C: Tensor
-    compiled: bool = False
     interacts: bool = False
 
     @property
@@ -68,8 +69,17 @@ class Scan(ABC):
     def with_skip(self, y: Tensor) -> Tensor:
         """y in float32, with what the mixer adds to what was read."""
 
+    def compiled_inputs(self) -> Inputs | None:
+        """What the kernels that numba compiles read; None where torch runs the recurrence."""
+        return None
+
     def sizes(self) -> Tensor:
         """The sum of H^2 over heads and head dims of each group: (batch, tokens, groups, n)."""
+        given = self.compiled_inputs()
+        if given is not None:
+            from keepset.kernels.numba_scan import channel_sizes  # imported at its first use
+
+            return channel_sizes(given)
         recurrence = self.recurrence()
         return recurrence.sizes(recurrence.empty(), 0, recurrence.tokens)
 

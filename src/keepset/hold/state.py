@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from keepset.errors import ConfigError, ModelError
 from keepset.hold.memories import refuse_carried, scanning
-from keepset.hold.memories.mamba2 import Mamba2Scan
 from keepset.hold.recurrence import Recurrence, Scan
 from keepset.hold.windows import Windowed, not_finite
 from keepset.kernels.selection import Selection
@@ -19,6 +18,9 @@ from keepset.rules.masks import Masks, spread_windows, window_means, window_widt
 from keepset.rules.rule import Rule, Window, describe, n_kept
 from keepset.rules.scores import CHANNEL_SCORES, token_names
 from keepset.sites.state import StateSite
+
+if TYPE_CHECKING:
+    from keepset.kernels.numba_scan import Inputs
 
 SCORES_BY_SIZE = ("magnitude", "impact")
 """Scores of a token that are a channel's size times what does not depend on it."""
@@ -87,18 +89,19 @@ class StateWindows(Windowed, Whole):
         if scan.carries:  # its windows would be scored on a state that starts here
             refuse_carried(site)
         by_size = self._seeded or self.rule.score in SCORES_BY_SIZE
-        if isinstance(scan, Mamba2Scan) and scan.compiled and by_size:
-            return self._compiled(site, scan, kept)
+        given = scan.compiled_inputs() if by_size else None
+        if given is not None:
+            return self._compiled(site, scan.C, given, kept)
         recurrence = scan.recurrence()
         if self.rule.access == "read":
             return scan.masked(read=self._reading(site, recurrence, kept))
         return scan.with_skip(self._forgetting(site, recurrence, kept))
 
-    def _compiled(self, site: StateSite, scan: Mamba2Scan, kept: int) -> Tensor:
+    def _compiled(self, site: StateSite, C: Tensor, given: Inputs, kept: int) -> Tensor:
         """`_reading`, or `_forgetting`, with numba: the same channels, chosen in the kernel."""
         from keepset.kernels.numba_scan import Choice, held_windows  # imported at its first use
 
-        C = scan.C[:, self._n_bos :].float()
+        C = C[:, self._n_bos :].float()
         width, forget = window_width(self.rule.window, C.shape[1]), self.rule.access == "write"
         # Random numbers are drawn where the torch path draws them.
         draws = C.split(width, dim=1) if self._seeded and forget else [C]
@@ -107,7 +110,7 @@ class StateWindows(Windowed, Whole):
         opening = self._opening(site, weights[:, 0]) if causal and self.before else None
         choice = Choice(kept, width, self._n_bos, causal, forget, by_size=not self._seeded)
         try:
-            return held_windows(scan.inputs(), weights, choice, self.valid, opening)
+            return held_windows(given, weights, choice, self.valid, opening)
         except ModelError:
             raise not_finite(site.name, describe(self.rule)) from None
 

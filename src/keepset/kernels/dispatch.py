@@ -4,7 +4,7 @@ A sparse down projection has several paths (`down_paths`), which give the same a
 is found by timing them on the model's own weights (`down_path`). Which may run at all is chosen
 in `keepset.kernels.selection`; the mixers' implementations are in `keepset.kernels.mixers`.
 
-transformers binds the functions of a Mamba-2 mixer as globals of the family's module; a mixer
+transformers binds the functions of a recurrent mixer as globals of the family's module; a mixer
 looks them up at every call. Standing in for them there leaves the layer itself untouched.
 """
 
@@ -29,15 +29,15 @@ from keepset.sites.state import SCAN, STEP
 CONV = "causal_conv1d_fn"
 UPDATE = "causal_conv1d_update"
 FUSED = "mamba2_split_conv1d_scan_combined"
-NUMBA_SCAN = "keepset.kernels.numba_scan"
-"""The module whose scan numba compiles; named, since importing it needs numba."""
+NUMBA_SCAN, NUMBA_DELTA = "keepset.kernels.numba_scan", "keepset.kernels.numba_delta"
+"""The modules whose scans numba compiles; named, since importing them needs numba."""
 
 
-def mixer_modules(model: nn.Module) -> list[ModuleType]:
-    """The Python modules of the model's Mamba-2 mixers; empty where it has none."""
+def mixer_modules(model: nn.Module, functions: tuple[str, str] = (SCAN, STEP)) -> list[ModuleType]:
+    """The Python modules of the model's mixers that bind `functions`, Mamba-2's if left out."""
     names = {type(module).__module__ for module in model.modules()}
     loaded = (sys.modules[name] for name in sorted(names) if name in sys.modules)
-    return [module for module in loaded if hasattr(module, SCAN) and hasattr(module, STEP)]
+    return [module for module in loaded if all(hasattr(module, name) for name in functions)]
 
 
 @contextmanager

@@ -1,8 +1,9 @@
-"""Which implementation runs the scan, the convolution and the step of a model's Mamba-2 mixers.
+"""Which implementation runs the scan, the convolution and the step of a model's recurrent mixers.
 
-transformers decides at its own import: functions of mamba-ssm and causal-conv1d where those can be
-imported, for tensors on a CPU too (where they cannot run), else its own in torch. `mixer_kernels`
-runs what a `Selection` chooses instead, and puts everything back.
+They are Mamba-2's, or those of the gated delta rule. transformers decides at its own import:
+functions of mamba-ssm, fla and causal-conv1d where those can be imported, for tensors on a CPU too
+(where they cannot run), else its own in torch. `mixer_kernels` runs what a `Selection` chooses
+instead, and puts everything back.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from keepset.kernels.dispatch import (
 )
 from keepset.kernels.scan import causal_conv, chunk_scan
 from keepset.kernels.selection import NUMBA, Selection
+from keepset.sites.memories.delta import GATED
 
 TORCH, TRITON, MAMBA_SSM = "torch", "triton", "mamba-ssm"
 _HOW = (
@@ -49,6 +51,14 @@ def provider(module: ModuleType, name: str) -> str:
     return TORCH if package in ("transformers", "keepset") else package.replace("_", "-")
 
 
+def _bound(model: nn.Module) -> tuple[list[ModuleType], tuple[str, str]]:
+    """The modules of the model's mixers, and the functions of a passage and of a step in them."""
+    for names in ((SCAN, STEP), GATED):
+        if modules := mixer_modules(model, names):
+            return modules, names
+    return [], (SCAN, STEP)
+
+
 def provider_for(model: nn.Module, key: Literal["scan", "state"], selection: Selection) -> str:
     """Whose scans, or steps, may run in the model: "torch", or the name of a package.
 
@@ -56,11 +66,12 @@ def provider_for(model: nn.Module, key: Literal["scan", "state"], selection: Sel
         ConfigError: mamba-ssm or numba is chosen by name and cannot run.
     """
     wanted = getattr(selection.wanted, key)
-    modules = mixer_modules(model)
+    modules, names = _bound(model)
     if not modules:
         return TORCH
     device = next(model.parameters()).device
-    if wanted == MAMBA_SSM and device.type != "cuda":
+    mamba_ssm = wanted == MAMBA_SSM and SCAN in names
+    if mamba_ssm and device.type != "cuda":
         raise ConfigError(
             f"kernels.{key}: mamba-ssm runs on CUDA GPUs, not on {device.type}; choose torch or"
             " auto there"
@@ -69,8 +80,8 @@ def provider_for(model: nn.Module, key: Literal["scan", "state"], selection: Sel
         return NUMBA
     if wanted == TORCH or device.type == "cpu":
         return TORCH
-    package = provider(modules[0], SCAN if key == "scan" else STEP)
-    if wanted == MAMBA_SSM and package == TORCH:
+    package = provider(modules[0], names[0] if key == "scan" else names[1])
+    if mamba_ssm and package == TORCH:
         raise ConfigError(
             f"kernels.{key}: mamba-ssm is not installed, or transformers cannot import it. {_HOW};"
             f" or choose kernels.{key}: torch or auto"
@@ -83,9 +94,9 @@ def mixer_kernels(model: nn.Module, selection: Selection) -> Iterator[dict[str, 
     """Run the mixers of `model` with the implementations that are chosen.
 
     What already stands in for transformers' functions, such as a keep rule, stays. On a CPU, scan
-    and convolution are those of `keepset.kernels.scan`, or the scan is numba's. transformers binds
-    these functions once for all models of a family: within another `mixer_kernels` of the same
-    family, that one holds.
+    and convolution are numba's, or Mamba-2's are those of `keepset.kernels.scan`. transformers
+    binds these functions once for all models of a family: within another `mixer_kernels` of the
+    same family, that one holds.
 
     Returns:
         scan and state -> what runs them; `state` is there once a step has run. Empty for a model
@@ -95,37 +106,46 @@ def mixer_kernels(model: nn.Module, selection: Selection) -> Iterator[dict[str, 
         ConfigError: what is chosen by name cannot run (names the key and what to install), or
             another choice holds for this family.
     """
-    modules = mixer_modules(model)
-    outer = getattr(modules[0], STEP) if modules else None
+    modules, names = _bound(model)
+    outer = getattr(modules[0], names[1]) if modules else None
     if outer is None or isinstance(outer, _Stepper):
         yield {} if outer is None else outer.shared_with(selection)
         return
     selection.require(next(model.parameters()).device)
     ran = {"scan": provider_for(model, "scan", selection)}
     theirs = provider_for(model, "state", selection)
+    stepper = _Stepper if SCAN in names else _DeltaStepper
     with ExitStack() as stack:
         for module in modules:
-            functions = dict(_functions(module, ran["scan"]))
-            functions[STEP] = _Stepper(getattr(module, STEP), theirs, selection, ran)
+            functions = dict(_functions(module, names[0], ran["scan"]))
+            functions[names[1]] = stepper(getattr(module, names[1]), theirs, selection, ran)
             stack.enter_context(standing_in([module], functions, free_only=True))
         yield ran
 
 
-def _functions(module: ModuleType, scans: str) -> Iterator[tuple[str, Callable[..., Any]]]:
+def _functions(
+    module: ModuleType, passage: str, scans: str
+) -> Iterator[tuple[str, Callable[..., Any]]]:
     """What runs in place of transformers' functions, where `scans` are not those it has bound."""
+    if scans not in (NUMBA, TORCH):
+        return
+    own = {  # transformers', where a package's is bound
+        name: getattr(module, name).__wrapped__
+        for name in (passage, CONV, UPDATE, FUSED)
+        if hasattr(module, name) and provider(module, name) != TORCH
+    }
+    yield from own.items()
     if scans == NUMBA:
-        from keepset.kernels import numba_scan  # imported at its first use
+        from keepset.kernels import numba_delta, numba_scan  # imported at their first use
 
-        yield SCAN, numba_scan.scan
         yield CONV, numba_scan.convolution
-    elif scans == TORCH:
+        if passage == SCAN:
+            yield SCAN, numba_scan.scan
+        else:
+            yield passage, numba_delta.delta_rule(own.get(passage) or getattr(module, passage))
+    elif passage == SCAN:
         yield SCAN, chunk_scan
         yield CONV, causal_conv
-    else:
-        return
-    for name in (UPDATE, FUSED):  # transformers' own, where a package's is bound
-        if hasattr(module, name) and provider(module, name) != TORCH:
-            yield name, getattr(module, name).__wrapped__
 
 
 class _Stepper:
@@ -178,7 +198,7 @@ class _Stepper:
     ) -> str:
         """The step to take: the one that is chosen by name, if it works, else the fastest."""
         if len(steps) == 1:
-            return TORCH
+            return next(iter(steps))
         state, *rest = arguments
 
         def on_a_copy(step: Step, _: int) -> Tensor:
@@ -196,6 +216,16 @@ class _Stepper:
 
         key = ("state step", "x".join(map(str, state.shape)), *setting(rest[0]))
         return self._selection.fastest(key, {name: partial(on_scratch, name) for name in names})
+
+
+class _DeltaStepper(_Stepper):
+    """Stands in for the step of a delta rule, which transformers has bound or wrote itself."""
+
+    def _steps(self, device: torch.device) -> dict[str, Step]:
+        del device
+        if self._theirs != TORCH:
+            return {self._theirs: self._original}
+        return {TORCH: getattr(self._original, "__wrapped__", self._original)}
 
 
 def triton_step(

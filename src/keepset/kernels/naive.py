@@ -34,6 +34,11 @@ def time_steps(
     return dt.clamp(*dt_limit)
 
 
+def normalised(values: Tensor) -> Tensor:
+    """Values (..., n_state) over their norm, as transformers takes it of queries and keys."""
+    return values * torch.rsqrt(values.square().sum(dim=-1, keepdim=True) + 1e-6)
+
+
 def scan(
     x: Tensor,
     dt: Tensor,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from keepset.errors import ModelError
-from keepset.kernels.numba_jit import compiled, vectorised
+from keepset.kernels.numba_jit import compiled, fetch, vectorised
 from keepset.rules.masks import NOT_A_NUMBER
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -30,6 +30,8 @@ _TOP_BIT = np.uint32(1 << 30)
 # Ties are counted in blocks, which the compiler turns into vector instructions.
 _BLOCK = 64
 _ROWS = 8
+# Bytes that are fetched from memory together, and how many such pieces of a row in advance.
+_LINE, _FETCHED = 64, 12
 
 
 def keep_by_token(h: Tensor, kept: int, norms: Tensor | None, opening: tuple[int, int]) -> Tensor:
@@ -81,19 +83,28 @@ def keep_by_window(
 
 
 class TokenDown:
-    """The down projection of one token, on the units that it chooses itself."""
+    """What reads the units of a site, a few tokens at a time, on the units that each chooses.
 
-    def __init__(self, rows: Tensor, kept: int, norms: Tensor | None, bias: Tensor | None) -> None:
+    That is a down projection, or all maps that read one tensor, such as q, k and v, side by side.
+    """
+
+    def __init__(
+        self, rows: Tensor, least: int | float, norms: Tensor | None, bias: Tensor | None
+    ) -> None:
         """Prepare a site.
 
         Args:
             rows: (n, d) neuron-major weights, of `DTYPES`; read at every call.
-            kept: 1 <= kept <= n; ties go to the lowest index.
-            norms: ||w_j|| (n,) float32, where units are chosen by |h_j| ||w_j||; None: by |h_j|.
+            least: How many units each token keeps, an int, 1 <= least <= n, where ties go to the
+                lowest index; or the least score that is kept, a float.
+            norms: ||w_j|| (n,) float32, where units are scored by |h_j| ||w_j||; None: by |h_j|.
             bias: (d,) or None.
         """
         n, self._width = rows.shape
-        self._rows, self._kept = bits(rows), kept
+        self._rows = bits(rows)
+        # 0: not counted
+        self._kept = least if isinstance(least, int) else 0
+        self._threshold = np.float32(0 if self._kept else least)
         self._norms, self._bias = _floats(norms), _floats(bias)
         # Each token's own: nothing of the last one is read.
         self._scratch = (
@@ -104,15 +115,15 @@ class TokenDown:
         )
 
     def __call__(self, h: Tensor) -> Tensor:
-        """h (..., n), one token of the dtype of the weights -> (..., d).
+        """h (..., n), tokens of the dtype of the weights -> (..., d).
 
         Raises:
             ModelError: a score is NaN.
         """
         out = h.new_empty(*h.shape[:-1], self._width)
-        token, result = bits(h).reshape(-1), bits(out).reshape(-1)
-        weights = (self._rows, self._kept, self._norms, self._bias)
-        if not _down_token(token, *weights, *self._scratch, result):
+        tokens, results = bits(h).reshape(-1, h.shape[-1]), bits(out).reshape(-1, self._width)
+        choice = (self._kept, self._threshold, self._norms)
+        if not _down_tokens(tokens, self._rows, *choice, self._bias, *self._scratch, results):
             raise ModelError(NOT_A_NUMBER)
         return out
 
@@ -271,22 +282,31 @@ def _copy_from(h, keys, least, held):
 
 
 @compiled
-def _down_token(h, rows, kept, norms, bias, keys, units, sizes, sums, out):
-    _fill_keys(h, norms, keys)
-    if not _is_choosable(keys):
-        return False
-    least, stop = _cut(keys, kept)
+def _down_tokens(h, rows, kept, threshold, norms, bias, keys, units, sizes, sums, out):
+    for row in range(len(h)):
+        _fill_keys(h[row], norms, keys)
+        if not _is_choosable(keys):
+            return False
+        least, stop = np.float32(threshold).view(np.uint32), len(keys)
+        if kept:
+            least, stop = _cut(keys, kept)
+        _down_token(h[row], rows, least, stop, bias, keys, units, sizes, sums, out[row])
+    return True
+
+
+@compiled
+def _down_token(h, rows, least, stop, bias, keys, units, sizes, sums, out):
     n_kept = _list_kept(h, keys, least, stop, units, sizes)
     if len(bias):
         sums[:] = bias
     else:
         sums[:] = 0
     for place in range(0, n_kept, _ROWS):
+        _fetch_rows(rows, units[place + _ROWS : min(place + 2 * _ROWS, n_kept)])
         _add_rows(rows, units[place : place + _ROWS], sizes[place : place + _ROWS], sums)
     shift = _shift(h)
     for i in range(len(out)):
         out[i] = _rounded(sums[i], shift)
-    return True
 
 
 @compiled
@@ -304,6 +324,15 @@ def _list_kept(h, keys, least, stop, units, sizes):
         units[place] = 0
         sizes[place] = 0
     return count
+
+
+@compiled
+def _fetch_rows(rows, units):
+    """Ask for the beginning of rows that come next; the processor foresees what follows it."""
+    step = _LINE // rows.itemsize
+    for unit in units:
+        for column in range(0, min(rows.shape[1], _FETCHED * step), step):
+            fetch(rows, unit, column)
 
 
 @vectorised

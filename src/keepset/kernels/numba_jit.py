@@ -19,6 +19,9 @@ NUMBA = "0.68.1"
 
 try:
     import numba
+    from llvmlite import ir
+    from numba.core import cgutils, types
+    from numba.extending import intrinsic
 except ImportError as error:
     raise KernelError(
         f"this path needs numba: pip install numba=={NUMBA} ({error}), or choose the torch path"
@@ -50,3 +53,22 @@ def _compiled(kernel: Kernel, fastmath: bool | set[str]) -> Kernel:
     except RuntimeError:  # nowhere to write: each process compiles for itself
         result = numba.njit(**options)(kernel)
     return result
+
+
+@intrinsic
+def fetch(_: Any, array: Any, row: Any, column: Any) -> Any:
+    """Ask the processor for the memory around array[row, column], which changes no result."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = signature.args[0]
+        values = context.make_array(kind)(context, builder, arguments[0])
+        pointer = cgutils.get_item_pointer(context, builder, kind, values, arguments[1:])
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        form = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        prefetch = cgutils.get_or_insert_function(builder.module, form, "llvm.prefetch.p0")
+        # To read, to be kept in all caches, data.
+        flags = [word(0), word(3), word(1)]
+        builder.call(prefetch, [builder.bitcast(pointer, byte), *flags])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp), generate

@@ -2,7 +2,8 @@
 
 H(t) = exp(dt(t) A) H(t-1) + dt(t) x(t) B(t)^T and y(t) = H(t) C(t) + D x(t) (Dao and Gu 2024,
 equation 1), token after token; the loops are in `keepset.kernels.numba_state`. Plain references are
-`keepset.kernels.scan` and `keepset.hold.recurrence.Recurrence`. Importing this module needs numba
+`keepset.kernels.scan` and `keepset.hold.recurrence.Recurrence`. What sizes and windows read is
+shared with the delta rule (`keepset.kernels.numba_delta`). Importing this module needs numba
 (`keepset.kernels.numba_jit`).
 """
 
@@ -34,6 +35,7 @@ class Inputs:
     B: Array  # (batch, tokens, groups, n)
     C: Array  # (batch, tokens, groups, n)
     D: Array  # (heads,), zero without a skip connection
+    corrects: bool = False  # whether x - H B is written, by the delta rule; D is zero then
 
     @classmethod
     def of(
@@ -53,10 +55,11 @@ class Inputs:
         step = time_steps(dt, dt_bias, dt_softplus, dt_limit)
         decay = (step * A.float()).exp()
         skip = x.new_zeros(x.shape[2]) if D is None else D
-        return cls(*(_array(values) for values in (x, step, decay, B, C, skip)))
+        return cls(*map(array, (x, step, decay, B, C, skip)))
 
 
-def _array(values: Tensor) -> Array:
+def array(values: Tensor) -> Array:
+    """Contiguous float32, without a copy where it is that already."""
     return values.detach().float().contiguous().numpy()
 
 
@@ -78,7 +81,7 @@ def scan(
         (batch, tokens, heads, head_dim), and the last state (batch, heads, head_dim, n); float32.
     """
     tensors = (hidden_states, dt, A, B, C)
-    if _needs_torch(*tensors):
+    if needs_torch(*tensors):
         return chunk_scan(
             *tensors, chunk_size, D=D, initial_states=initial_states,
             return_final_states=return_final_states, **options,
@@ -89,7 +92,7 @@ def scan(
     if initial_states is None:
         state = np.zeros((batch, heads, B.shape[-1], head_dim), np.float32)
     else:
-        state = _array(initial_states.transpose(2, 3)).copy()
+        state = array(initial_states.transpose(2, 3)).copy()
     y = torch.empty(hidden_states.shape, dtype=torch.float32)
     loops.dense(given.x, given.step, given.decay, given.B, given.C, given.D, state, y.numpy())
     if not return_final_states:
@@ -112,16 +115,16 @@ def convolution(
     Raises:
         ValueError: another activation.
     """
-    if _needs_torch(hidden_states, weight):
+    if needs_torch(hidden_states, weight):
         return causal_conv(hidden_states, weight, bias, activation, **options)
-    x = _array(hidden_states.transpose(1, 2))
+    x = array(hidden_states.transpose(1, 2))
     y = torch.empty(x.shape, dtype=torch.float32)
     offset = weight.new_zeros(len(weight)) if bias is None else bias
-    loops.convolve(x, _array(weight.t()), _array(offset), y.numpy())
+    loops.convolve(x, array(weight.t()), array(offset), y.numpy())
     return activated(y, activation).to(hidden_states.dtype).transpose(1, 2)
 
 
-def _needs_torch(*tensors: Tensor) -> bool:
+def needs_torch(*tensors: Tensor) -> bool:
     """Whether gradients, or more than float32, are asked for.
 
     A pass with gradients runs in torch from its first layer on, so that it is one path.
@@ -138,7 +141,7 @@ def channel_sizes(given: Inputs) -> Tensor:
         (batch, tokens, groups, n) float32.
     """
     sizes = torch.zeros(given.B.shape, dtype=torch.float32)
-    loops.sizes(given.x, given.step, given.decay, given.B, sizes.numpy())
+    loops.sizes(given.x, given.step, given.decay, given.B, given.corrects, sizes.numpy())
     return sizes
 
 
@@ -186,8 +189,8 @@ def held_windows(
         valid = torch.ones(weights.shape[:2], dtype=torch.bool)
     first = weights.new_zeros(0, *weights.shape[2:]) if opening is None else opening
     finite = loops.windows(
-        given.x, given.step, given.decay, given.B, given.C, given.D,
-        _array(weights), valid.contiguous().numpy(), _array(first),
+        given.x, given.step, given.decay, given.B, given.C, given.D, given.corrects,
+        array(weights), valid.contiguous().numpy(), array(first),
         choice.kept, choice.width, choice.n_before, choice.causal, choice.forget, choice.by_size,
         y.numpy(),
     )  # fmt: skip

@@ -3,6 +3,9 @@
 Shapes are those of `numba_scan.Inputs`. The state of a head, 16 KB at 64 x 64, stays in the first
 cache; inner loops run over neighbours in memory, so that they become vectors. Steps of four are
 `while` loops: LLVM leaves those over `range(0, n, 4)` scalar.
+
+Mamba-2 writes x B^T to the state, the delta rule (`corrects`) writes (x - H B) B^T, where H is the
+state as it has faded. That is all that differs here.
 """
 
 from __future__ import annotations
@@ -10,6 +13,86 @@ from __future__ import annotations
 import numpy as np
 
 from keepset.kernels.numba_jit import vectorised
+
+
+@vectorised
+def _correct(x, decay, B, state, gain):
+    """gain = x - decay H B (head_dim,); state (n, head_dim)."""
+    n_state, head_dim = state.shape
+    gain[:] = 0
+    n = 0
+    while n + 4 <= n_state:
+        b0, b1, b2, b3 = B[n], B[n + 1], B[n + 2], B[n + 3]
+        for p in range(head_dim):
+            gain[p] += (b0 * state[n, p] + b1 * state[n + 1, p]) + (
+                b2 * state[n + 2, p] + b3 * state[n + 3, p]
+            )
+        n += 4
+    while n < n_state:
+        for p in range(head_dim):
+            gain[p] += B[n] * state[n, p]
+        n += 1
+    for p in range(head_dim):
+        gain[p] = x[p] - decay * gain[p]
+
+
+@vectorised
+def _correct_turned(x, decay, B, state, gain):
+    """`_correct`, with state (head_dim, n)."""
+    head_dim, n_state = state.shape
+    for p in range(head_dim):
+        held = np.float32(0)
+        for n in range(n_state):
+            held += state[p, n] * B[n]
+        gain[p] = x[p] - decay * held
+
+
+@vectorised
+def _correct_and_read(x, step, decay, B, C, state, y):
+    """One token of one head under the delta rule; state (head_dim, n), four rows at a time.
+
+    H C of the new state is that of the old one, and what the token wrote times B C: so a row is
+    multiplied by B and C together, before it is written.
+    """
+    head_dim, n_state = state.shape
+    both = np.float32(0)
+    for n in range(n_state):
+        both += B[n] * C[n]
+    p = 0
+    while p + 4 <= head_dim:
+        h0, h1, h2, h3 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+        r0, r1, r2, r3 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+        for n in range(n_state):
+            b, c = B[n], C[n]
+            h0 += state[p, n] * b
+            h1 += state[p + 1, n] * b
+            h2 += state[p + 2, n] * b
+            h3 += state[p + 3, n] * b
+            r0 += state[p, n] * c
+            r1 += state[p + 1, n] * c
+            r2 += state[p + 2, n] * c
+            r3 += state[p + 3, n] * c
+        g0, g1 = step * (x[p] - decay * h0), step * (x[p + 1] - decay * h1)
+        g2, g3 = step * (x[p + 2] - decay * h2), step * (x[p + 3] - decay * h3)
+        y[p], y[p + 1] = decay * r0 + g0 * both, decay * r1 + g1 * both
+        y[p + 2], y[p + 3] = decay * r2 + g2 * both, decay * r3 + g3 * both
+        for n in range(n_state):
+            b = B[n]
+            state[p, n] = state[p, n] * decay + g0 * b
+            state[p + 1, n] = state[p + 1, n] * decay + g1 * b
+            state[p + 2, n] = state[p + 2, n] * decay + g2 * b
+            state[p + 3, n] = state[p + 3, n] * decay + g3 * b
+        p += 4
+    while p < head_dim:
+        h0, r0 = np.float32(0), np.float32(0)
+        for n in range(n_state):
+            h0 += state[p, n] * B[n]
+            r0 += state[p, n] * C[n]
+        g0 = step * (x[p] - decay * h0)
+        y[p] = decay * r0 + g0 * both
+        for n in range(n_state):
+            state[p, n] = state[p, n] * decay + g0 * B[n]
+        p += 1
 
 
 @vectorised
@@ -90,19 +173,45 @@ def dense(x, step, decay, B, C, D, state, y):
 
 
 @vectorised
-def sizes(x, step, decay, B, sizes):
+def _read_corrected(x, step, decay, B, C, b, g, begin, end, factor, state, y):
+    """Run tokens begin..end of a group under the delta rule, each channel read times `factor` (n,).
+
+    state (heads of the group, head_dim, n) is advanced in place.
+    """
+    per_group = len(state)
+    read = np.empty(len(factor), np.float32)
+    for i in range(per_group):
+        h = g * per_group + i
+        for t in range(begin, end):
+            for n in range(len(factor)):
+                read[n] = C[b, t, g, n] * factor[n]
+            _correct_and_read(
+                x[b, t, h], step[b, t, h], decay[b, t, h], B[b, t, g], read, state[i], y[b, t, h]
+            )
+
+
+@vectorised
+def dense_delta(x, step, decay, B, C, state, y):
+    """`dense` under the delta rule; `state` (batch, groups, heads of the group, head_dim, n)."""
+    batch, tokens, groups, n_state = B.shape
+    factor = np.ones(n_state, np.float32)
+    for b in range(batch):
+        for g in range(groups):
+            _read_corrected(x, step, decay, B, C, b, g, 0, tokens, factor, state[b, g], y)
+
+
+@vectorised
+def sizes(x, step, decay, B, corrects, sizes):
     """Sizes of all channels at all tokens, from the empty state; `sizes` starts at zero."""
     batch, tokens, heads, head_dim = x.shape
-    per_group = heads // B.shape[2]
-    state = np.empty((head_dim, B.shape[3]), np.float32)
+    groups, n_state = B.shape[2:]
+    state = np.empty((heads // groups, head_dim, n_state), np.float32)
+    gain = np.empty(head_dim, np.float32)
     for b in range(batch):
-        for h in range(heads):
-            g = h // per_group
+        for g in range(groups):
             state[:] = 0
             for t in range(tokens):
-                _advance_and_size(
-                    x[b, t, h], step[b, t, h], decay[b, t, h], B[b, t, g], state, sizes[b, t, g]
-                )
+                _size_group(x, step, decay, B, corrects, b, t, g, state, gain, sizes[b, t, g])
 
 
 @vectorised
@@ -131,13 +240,18 @@ def _choose(score, kept, channels):
 
 
 @vectorised
-def _size_group(x, step, decay, B, b, t, g, state, sizes):
+def _size_group(x, step, decay, B, corrects, b, t, g, state, gain, sizes):
     """One token of the heads of a group: state (heads of the group, head_dim, n), sizes (n,)."""
     per_group = len(state)
     sizes[:] = 0
     for i in range(per_group):
         h = g * per_group + i
-        _advance_and_size(x[b, t, h], step[b, t, h], decay[b, t, h], B[b, t, g], state[i], sizes)
+        if corrects:
+            _correct_turned(x[b, t, h], decay[b, t, h], B[b, t, g], state[i], gain)
+        _advance_and_size(
+            gain if corrects else x[b, t, h], step[b, t, h], decay[b, t, h], B[b, t, g], state[i],
+            sizes,
+        )  # fmt: skip
 
 
 @vectorised
@@ -157,43 +271,49 @@ def _read_group(x, C, D, b, t, g, state, factor, y):
 
 
 @vectorised
-def _rerun_group(x, step, decay, B, C, D, b, g, begin, end, first, start, channels, y):
-    """Run tokens begin..end with some channels, and write y from token `first` on.
+def _rerun_group(x, step, decay, B, C, D, corrects, b, g, begin, end, channels, state, y):
+    """Run tokens begin..end with some channels of `state`.
 
-    start (heads of the group, head_dim, n) is the state before them.
+    state (heads of the group, head_dim, n) is advanced in place in these channels.
     """
-    per_group, head_dim, _ = start.shape
+    per_group, head_dim, _ = state.shape
     n_kept = len(channels)
-    state = np.empty((n_kept, head_dim), np.float32)
+    part, gain = np.empty((n_kept, head_dim), np.float32), np.empty(head_dim, np.float32)
     written, read = np.empty(n_kept, np.float32), np.empty(n_kept, np.float32)
-    unused = np.empty(head_dim, np.float32)
     for i in range(per_group):
         h = g * per_group + i
         for k in range(n_kept):
             for p in range(head_dim):
-                state[k, p] = start[i, p, channels[k]]
+                part[k, p] = state[i, p, channels[k]]
         for t in range(begin, end):
             for k in range(n_kept):
                 written[k] = B[b, t, g, channels[k]]
                 read[k] = C[b, t, g, channels[k]]
+            if corrects:
+                _correct(x[b, t, h], decay[b, t, h], written, part, gain)
             _advance_and_read(
-                x[b, t, h], step[b, t, h], decay[b, t, h], written, read, D[h], state,
-                unused if t < first else y[b, t, h],
+                gain if corrects else x[b, t, h], step[b, t, h], decay[b, t, h], written, read,
+                D[h], part, y[b, t, h],
             )  # fmt: skip
+        for k in range(n_kept):
+            for p in range(head_dim):
+                state[i, p, channels[k]] = part[k, p]
 
 
 @vectorised
-def windows(x, step, decay, B, C, D, weights, valid, opening, kept, width, n_before,
+def windows(x, step, decay, B, C, D, corrects, weights, valid, opening, kept, width, n_before,
              causal, forget, by_size, y):  # fmt: skip
     """See `held_windows`. False if a score is NaN.
 
-    Channels do not influence one another. So one pass over a window scores every channel as if it
-    were kept, and a second runs those that are kept, from the same start.
+    A first pass over a window scores every channel as if it were kept, and a second one reads, from
+    the same start: the channels that are kept, or all, where those that are not read change what
+    the others hold. What is forgotten is zero from the start of the second.
     """
     batch, tokens, heads, head_dim = x.shape
     groups, n_state = B.shape[2:]
     state = np.empty((heads // groups, head_dim, n_state), np.float32)
     start = np.empty_like(state)
+    gain = np.empty(head_dim, np.float32)
     sizes, means = np.empty(n_state, np.float32), np.empty(n_state, np.float32)
     everything, factor = np.ones(n_state, np.float32), np.empty(n_state, np.float32)
     all_channels = np.arange(n_state)
@@ -202,20 +322,19 @@ def windows(x, step, decay, B, C, D, weights, valid, opening, kept, width, n_bef
     for b in range(batch):
         for g in range(groups):
             state[:] = 0
-            if n_before:
-                _rerun_group(x, step, decay, B, C, D, b, g, 0, n_before, 0, state, all_channels, y)
-            for t in range(n_before):
-                _size_group(x, step, decay, B, b, t, g, state, sizes)
+            _rerun_group(
+                x, step, decay, B, C, D, corrects, b, g, 0, n_before, all_channels, state, y
+            )
             for begin in range(n_before, tokens, width):
                 end = min(begin + width, tokens)
                 opens = causal and begin == n_before
                 first = begin  # the first token that is read under the set
-                if end > begin + 1:
+                if (corrects and forget) or end > begin + 1:
                     start[:] = state
                 means[:] = 0
                 count = 0
                 for t in range(begin, end):
-                    _size_group(x, step, decay, B, b, t, g, state, sizes)
+                    _size_group(x, step, decay, B, corrects, b, t, g, state, gain, sizes)
                     for n in range(n_state):
                         weight = weights[b, t - n_before, g, n]
                         sizes[n] = weight * sizes[n] if by_size else weight
@@ -228,6 +347,7 @@ def windows(x, step, decay, B, C, D, weights, valid, opening, kept, width, n_bef
                             return False
                         if not known:
                             _read_group(x, C, D, b, t, g, state, everything, y)
+                            start[:] = state
                             first += 1
                 for n in range(n_state):
                     means[n] /= np.float32(max(count, 1))
@@ -238,11 +358,23 @@ def windows(x, step, decay, B, C, D, weights, valid, opening, kept, width, n_bef
                 factor[:] = 0
                 for channel in held:
                     factor[channel] = 1
-                if first < end and end == begin + 1:
-                    _read_group(x, C, D, b, begin, g, state, factor, y)
+                if first < end and forget and corrects:
+                    for i in range(len(state)):
+                        for p in range(head_dim):
+                            for n in range(n_state):
+                                state[i, p, n] = start[i, p, n] * factor[n]
+                    _rerun_group(
+                        x, step, decay, B, C, D, corrects, b, g, first, end, held, state, y
+                    )
+                elif first + 1 == end:
+                    _read_group(x, C, D, b, first, g, state, factor, y)
+                elif first < end and corrects:
+                    _read_corrected(x, step, decay, B, C, b, g, first, end, factor, start, y)
                 elif first < end:
-                    _rerun_group(x, step, decay, B, C, D, b, g, begin, end, first, start, held, y)
-                if forget and first < end:
+                    _rerun_group(
+                        x, step, decay, B, C, D, corrects, b, g, first, end, held, start, y
+                    )
+                if first < end and forget and not corrects:
                     for i in range(len(state)):
                         for p in range(head_dim):
                             for n in range(n_state):

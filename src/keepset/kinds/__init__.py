@@ -134,7 +134,7 @@ def find_sites(model: PreTrainedModel, kinds: Iterable[str] | None = None) -> li
     Example:
         >>> from keepset import find_sites, load
         >>> model, _ = load("specimens/hybrid", dtype="float32")
-        >>> [site.key for site in find_sites(model)]
+        >>> [site.key for site in find_sites(model, ["ffn", "state"])]
         ['ffn.001', 'ffn.003', 'state.000', 'state.001', 'state.002', 'state.003']
         >>> find_sites(model, ["ffn"])[0].n_units
         312

@@ -21,6 +21,9 @@ from keepset.sites.experts import ExpertSite
 from keepset.sites.families import FAMILIES
 from keepset.sites.ffn import Site
 
+_KINDS = [name for name in KINDS if name != "input"]
+"""Inputs of linear maps are found by running a model: one on the meta device has no weights."""
+
 _ENCODERS = (
     "bert bert-generation big_bird camembert data2vec-text electra ernie megatron-bert reformer"
     " rembert roberta roberta-prelayernorm roc_bert roformer xlm xlm-roberta xlm-roberta-xl xlnet"
@@ -106,7 +109,7 @@ def _one(family: str) -> Surveyed:
         return Surveyed(family, "", refusal=reason)
     architecture = type(model).__name__
     try:
-        sites = find_sites(model)
+        sites = find_sites(model, _KINDS)
     except KeepsetError as error:
         return Surveyed(family, architecture, refusal=str(error))
     if not sites:
@@ -151,14 +154,16 @@ def markdown(rows: Iterable[Surveyed]) -> str:
         " the checkpoint;",
         "*masked*: it is computed, and left out. The neurons of all routed experts of a layer are"
         " one site;",
-        "shared experts run whole.",
+        "shared experts run whole. The inputs of all other linear maps of the decoder layers (kind"
+        " `input`) are found in every",
+        "one of them, by running it.",
         "",
-        "| family | model | " + " | ".join(KINDS) + " |",
-        "|" + "---|" * (2 + len(KINDS)),
+        "| family | model | " + " | ".join(_KINDS) + " |",
+        "|" + "---|" * (2 + len(_KINDS)),
     ]
     for row in found:
         cells = [
-            f"{row.sites[kind]} ({row.notes[kind]})" if kind in row.sites else "" for kind in KINDS
+            f"{row.sites[kind]} ({row.notes[kind]})" if kind in row.sites else "" for kind in _KINDS
         ]
         lines.append(f"| {row.family} | {row.architecture} | " + " | ".join(cells) + " |")
     lines += ["", "## Refused", "", "| family | why |", "|---|---|"]

@@ -18,11 +18,13 @@ from keepset.hold.contexts import with_bos
 from keepset.hold.windows import Windowed
 from keepset.kernels.mixers import mixer_kernels
 from keepset.kernels.selection import Selection
+from keepset.kinds.recipes import Actions, hold_recipe
 from keepset.measure.finite import refuse_infinite
 from keepset.measure.loss import token_nll
 from keepset.models import check_ids, check_length
 from keepset.rules.kinds import KINDS
 from keepset.rules.masks import KeepSets, Masks, window_width
+from keepset.rules.recipe import Recipe
 from keepset.rules.rule import Rule, describe
 from keepset.run.progress import Progress
 from keepset.settings import Kernels
@@ -146,18 +148,23 @@ class Runner:
         return with_bos(rows, self.bos).to(self._device)
 
     @contextmanager
-    def holding(self, rule: Rule | None, *, noise: int | None = None) -> Iterator[Windowed | None]:
-        """Hold `rule` (None: dense) on the model, which reads separate passages.
+    def holding(
+        self, rule: Rule | Recipe | None, *, noise: int | None = None
+    ) -> Iterator[Windowed | Actions | None]:
+        """Hold `rule` (None: dense), or a recipe, on the model, which reads separate passages.
 
-        Gives the action of a windowed or dynamic rule. `noise` is a seed of
+        Gives the action of a windowed or dynamic rule, or those of a recipe. `noise` is a seed of
         `keepset.hold.inputs.Windows`, of dynamic rules.
         """
         with mixer_kernels(self.model, self.selection), self._held(rule, noise) as action:
             yield action
 
     def _held(
-        self, rule: Rule | None, noise: int | None
-    ) -> AbstractContextManager[Windowed | None]:
+        self, rule: Rule | Recipe | None, noise: int | None
+    ) -> AbstractContextManager[Windowed | Actions | None]:
+        if isinstance(rule, Recipe):
+            has_bos = self.bos is not None
+            return hold_recipe(self.model, self.sites, rule, self.selection, bos=has_bos)
         if rule is None or rule.sparsity == 0:
             return nullcontext()
         kind, sites = kinds.of(rule.site), self.sites_of(rule.site)
@@ -182,7 +189,7 @@ class Runner:
     def block_nll(
         self,
         blocks: Tensor,
-        rule: Rule | None = None,
+        rule: Rule | Recipe | None = None,
         lead_in: Tensor | None = None,
         progress: Progress | None = None,
         *,
@@ -193,7 +200,7 @@ class Runner:
 
         Args:
             blocks: (n_blocks, tokens) int64.
-            rule: The keep rule; None is dense.
+            rule: The keep rule, or a recipe; None is dense.
             lead_in: (n_blocks, tokens) the text before each block, for causal rules; without it
                 nothing stands before a block.
             progress: Told of every batch.
@@ -214,7 +221,8 @@ class Runner:
         check_ids(self.model, blocks, "blocks")
         label = describe(rule)
         before: dict[str, Tensor] = {}
-        if rule is not None and rule.choice == "causal" and rule.sparsity and lead_in is not None:
+        is_causal = isinstance(rule, Rule) and rule.choice == "causal"
+        if isinstance(rule, Rule) and is_causal and rule.sparsity and lead_in is not None:
             if len(lead_in) != len(blocks) or not lead_in.shape[1]:
                 raise ConfigError(
                     f"{len(blocks)} blocks need as many lead-ins, got {len(lead_in)} of"
@@ -226,7 +234,7 @@ class Runner:
             start = 0
             for batch in self._batches(blocks):
                 ids = self._contexts(batch)
-                if windows is not None and before:
+                if isinstance(windows, Windowed) and before:
                     rows = slice(start, start + len(batch))
                     windows.before = {key: scores[rows] for key, scores in before.items()}
                 logits = self.model(input_ids=ids, use_cache=False).logits
@@ -239,7 +247,7 @@ class Runner:
             self.blame("the loss is", blocks, rule)
         return nll
 
-    def blame(self, what: str, rows: Iterable[Tensor], rule: Rule | None) -> NoReturn:
+    def blame(self, what: str, rows: Iterable[Tensor], rule: Rule | Recipe | None) -> NoReturn:
         """Refuse a result that is not finite, and name the first layer at fault.
 
         Args:
@@ -257,14 +265,14 @@ class Runner:
     def last_words(
         self,
         items: Sequence[Encoded],
-        rule: Rule | None = None,
+        rule: Rule | Recipe | None = None,
         progress: Progress | None = None,
     ) -> pd.DataFrame:
         """Whether each item's whole target is the greedy continuation, and its log-probability.
 
         Args:
             items: Token ids and where the target starts.
-            rule: The keep rule; None is dense. Windows start again in each passage.
+            rule: The keep rule, or a recipe; None is dense. Windows start again in each passage.
             progress: Told of every batch.
 
         Returns:
@@ -279,7 +287,8 @@ class Runner:
         if not items:
             raise ConfigError("there are no items; give at least one")
         longest = max(items, key=lambda item: len(item.ids))
-        length, what = len(longest.ids) + self._n_bos, f"passages (item {longest.item})"
+        # The last token is only predicted, never read.
+        length, what = len(longest.ids) - 1 + self._n_bos, f"passages (item {longest.item})"
         check_length(self.model, length, what, longest.remedy)
         for item in items:
             check_ids(self.model, item.ids, f"item {item.item}")
@@ -300,9 +309,8 @@ class Runner:
         return pd.DataFrame(rows, columns=["correct", "logprob"])
 
     def _last_word_batch(
-        self, items: Sequence[Encoded], windows: Windowed | None
+        self, items: Sequence[Encoded], windows: Windowed | Actions | None
     ) -> list[tuple[bool, float]]:
-        # The last token is only predicted, never read.
         lengths = [len(item.ids) - 1 for item in items]
         text = torch.zeros(len(items), max(lengths), dtype=torch.long)
         valid = torch.zeros_like(text, dtype=torch.bool)
@@ -314,15 +322,17 @@ class Runner:
         # The prediction of a token stands where the token before it was read.
         places = [item.target_start - 1 + self._n_bos for item in items]
         logits = self._tail_logits(self._contexts(text), min(places))
-        results = []
-        for row, (item, place) in enumerate(zip(items, places, strict=True)):
-            target = torch.tensor(item.ids[item.target_start :], device=self._device)
-            start = place - min(places)
-            scores = logits[row, start : start + len(target)].float().log_softmax(dim=-1)
-            picked = scores.gather(1, target[:, None]).sum(dtype=torch.float64)
-            correct = bool((scores.argmax(dim=-1) == target).all())
-            results.append((correct, float(picked)))
-        return results
+        targets = [item.ids[item.target_start :] for item in items]
+        counts = [len(target) for target in targets]
+        rows = [row for row, count in enumerate(counts) for _ in range(count)]
+        starts = [place - min(places) for place in places]
+        at = [start + n for start, count in zip(starts, counts, strict=True) for n in range(count)]
+        scores = logits[rows, at].float().log_softmax(dim=-1)  # one row for each target token
+        wanted = torch.tensor([token for target in targets for token in target]).to(self._device)
+        picked = scores.gather(1, wanted[:, None])[:, 0].double().cpu()
+        right = (scores.argmax(dim=-1) == wanted).cpu()
+        parts = zip(right.split(counts), picked.split(counts), strict=True)
+        return [(bool(correct.all()), float(logprobs.sum())) for correct, logprobs in parts]
 
     def _tail_logits(self, ids: Tensor, first: int) -> Tensor:
         """Logits at positions first.. only: the head is a fifth of a small model's work."""
@@ -359,7 +369,7 @@ def _batches(
         yield batch
 
 
-def perplexity(runner: Runner, blocks: Tensor, rule: Rule | None = None) -> float:
+def perplexity(runner: Runner, blocks: Tensor, rule: Rule | Recipe | None = None) -> float:
     """Token perplexity of blocks (n_blocks, tokens) under a rule that needs no lead-in.
 
     Example:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -153,12 +153,28 @@ def capability_table(
 ) -> pd.DataFrame:
     """Run every rule on the items: one row per rule and item (the `capability` table)."""
     progress = Progress(label, len(rules) * sum(len(item.ids) for item in items))
+    table = answers_table(lambda rule: runner.last_words(items, rule, progress), rules, identity)
+    progress.close()
+    return table
+
+
+def answers_table(
+    answers: Callable[[Rule | None], pd.DataFrame],
+    rules: Sequence[Rule | None],
+    identity: Mapping[str, Any],
+) -> pd.DataFrame:
+    """The `capability` table of what `answers` gives for each rule.
+
+    Args:
+        answers: Rule -> correct and logprob of every item, in the same order for all rules.
+        rules: The rules; None is dense.
+        identity: Leading columns (study, model, origin, task).
+    """
     tables = []
     for rule in rules:
-        result = runner.last_words(items, rule, progress)
-        setting = {**identity, **_setting(rule), "item": range(len(items))}
+        result = answers(rule)
+        setting = {**identity, **_setting(rule), "item": range(len(result))}
         tables.append(pd.concat([pd.DataFrame(setting), result], axis=1))
-    progress.close()
     return _joined(tables, [*identity, *_CAPABILITY])
 
 

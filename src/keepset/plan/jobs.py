@@ -32,12 +32,16 @@ def jobs(config: Config) -> list[Job]:
     texts |= {corpus for task in config.tasks.values() for corpus in task.corpora or ()}
     planned = [Job("prepare_model", {"model": model}) for model in models]
     planned += [Job("prepare_corpus", {"corpus": name}) for name in config.corpora if name in texts]
-    planned += [Job("prepare_task", {"task": task}) for task in config.tasks]
+    harness = dict.fromkeys(config.tasks_of("harness"), "harness")
+    planned += [Job(f"prepare_{harness.get(t, 'task')}", {"task": t}) for t in config.tasks]
     for model in models:
         for corpus in config.corpora:
             if config.covers(model, corpus):
                 planned += _text_jobs(config, model, corpus)
-        planned += [Job("evaluate_capability", {"model": model, "task": t}) for t in config.tasks]
+        planned += [
+            Job(f"evaluate_{harness.get(task, 'capability')}", {"model": model, "task": task})
+            for task in config.tasks
+        ]
     return planned + [Job(rule) for rule in _last_rules(config)]
 
 

@@ -25,7 +25,7 @@ from keepset.settings.grid import (
 from keepset.settings.measuring import MOST_GROUPS
 
 PASSAGE_WORDS = 75
-"""Words of a LAMBADA passage (Paperno et al. 2016); taken for items of kind jsonl too."""
+"""Words of a LAMBADA passage (Paperno et al. 2016); taken for items of other files too."""
 TOKENS_PER_WORD = 1.35
 
 
@@ -230,6 +230,7 @@ WORK = {
     "correlate_size_impact": _correlation,
     "evaluate_dense": _dense,
     "evaluate_capability": _capability,
+    "evaluate_harness": _capability,
     "score_experts": _score_experts,
     "score_state": _score_state,
     "evaluate_state_lengths": _lengths,

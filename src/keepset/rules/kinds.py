@@ -11,7 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from keepset.rules.scores import CHANNEL_SCORES, EXPERT_SCORES, NEURON_SCORES, Score
+from keepset.rules.scores import (
+    CHANNEL_SCORES,
+    EXPERT_SCORES,
+    INPUT_SCORES,
+    NEURON_SCORES,
+    Score,
+)
 
 Part = Literal["static", "dynamic", "windowed"]
 CACHE = "activations.safetensors"
@@ -114,6 +120,34 @@ register(
             Evaluation("evaluate_dynamic", "dynamic", "dynamic", "{model} dynamic"),
             Evaluation(
                 "evaluate_windowed", "windowed", "windowed-{choice}", "{model} windowed ({choice})"
+            ),
+        ),
+    )
+)
+
+register(
+    Kind(
+        name="input",
+        units="inputs of linear maps",
+        module="keepset.kinds.input",
+        scores=INPUT_SCORES,
+        section="input",
+        impacts={},
+        evaluations=(
+            Evaluation(
+                "evaluate_inputs", "static", "input-static", "the inputs of {model}, static"
+            ),
+            Evaluation(
+                "evaluate_inputs_dynamic",
+                "dynamic",
+                "input-dynamic",
+                "the inputs of {model}, dynamic",
+            ),
+            Evaluation(
+                "evaluate_inputs_windowed",
+                "windowed",
+                "input-windowed-{choice}",
+                "the windowed inputs ({choice}) of {model}",
             ),
         ),
     )

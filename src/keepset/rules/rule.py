@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 from keepset.errors import ConfigError
 from keepset.rules.kinds import KINDS, is_seeded
@@ -93,8 +93,15 @@ class Rule:
         }
 
 
-def describe(rule: Rule | None) -> str:
-    """A rule in words.
+class Described(Protocol):
+    """What says of itself what it is, as a recipe does."""
+
+    def describe(self) -> str:
+        """It in a few words."""
+
+
+def describe(rule: Rule | Described | None) -> str:
+    """A rule, or a recipe, in words.
 
     Example:
         >>> from keepset import Rule, describe
@@ -105,6 +112,8 @@ def describe(rule: Rule | None) -> str:
     """
     if rule is None:
         return "dense"
+    if not isinstance(rule, Rule):
+        return rule.describe()
     text = f"{rule.method} {rule.score} {rule.sparsity:g}"
     if rule.access != "none":
         text = f"{rule.site} {rule.access} {text}"

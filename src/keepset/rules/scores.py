@@ -41,6 +41,8 @@ class Score:
             norms where it needs them: kernels take it from h themselves.
         seeded: Whether it depends on a seed, so that several are run.
         needs_norms: Whether the form per token needs the norms of the output columns.
+        reads_gate: Whether the form per token takes act(gate(x)) of a gated block in the place of
+            h, so that neither the up nor the down projection of a unit that is left out is needed.
         in_order: Whether it is taken again after every layer that was pruned, as GHOST does.
         uniform: Whether every layer keeps the same share; else one threshold serves all layers.
     """
@@ -52,6 +54,7 @@ class Score:
     decodes: bool = False
     seeded: bool = False
     needs_norms: bool = False
+    reads_gate: bool = False
     in_order: bool = False
     uniform: bool = False
 
@@ -127,8 +130,13 @@ NEURON_SCORES = _registry(
         token=lambda h, _, generator: _random_like(h, generator),
         seeded=True,
     ),
+    # CATS (arXiv:2404.08763).
+    Score("gate", token=lambda gates, *_: gates.abs().float(), reads_gate=True),
 )
 """Scores of the inputs of a linear map, FFN neurons first of all (METHODS, section 2)."""
+
+INPUT_SCORES = {name: score for name, score in NEURON_SCORES.items() if not score.reads_gate}
+"""Scores of the inputs of all other linear maps."""
 
 CHANNEL_SCORES = _registry(
     Score("ghost", static=ghost, in_order=True),

@@ -25,6 +25,7 @@ from keepset.settings.measuring import (
     Shape as Shape,
     Statistics as Statistics,
 )
+from keepset.settings.recipes import read_recipe as read_recipe, write_recipe as write_recipe
 from keepset.settings.sources import (
     Model as Model,
     Task as Task,

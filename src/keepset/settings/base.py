@@ -10,6 +10,7 @@ from keepset.rules.kinds import KINDS
 from keepset.rules.scores import (
     CHANNEL_SCORES,
     EXPERT_SCORES,
+    INPUT_SCORES,
     NEURON_SCORES,
     decoding_names,
     static_names,
@@ -26,6 +27,8 @@ if TYPE_CHECKING:  # only the registry knows the names
     DecodingScoreName = str
     StateScoreName = str
     StateTokenScoreName = str
+    InputScoreName = str
+    InputTokenScoreName = str
     ExpertScoreName = str
     ExpertTokenScoreName = str
 else:
@@ -34,6 +37,8 @@ else:
     DecodingScoreName = Literal[decoding_names(NEURON_SCORES)]
     StateScoreName = Literal[static_names(CHANNEL_SCORES)]
     StateTokenScoreName = Literal[token_names(CHANNEL_SCORES)]
+    InputScoreName = Literal[static_names(INPUT_SCORES)]
+    InputTokenScoreName = Literal[token_names(INPUT_SCORES)]
     ExpertScoreName = Literal[static_names(EXPERT_SCORES)]
     ExpertTokenScoreName = Literal[token_names(EXPERT_SCORES)]
     SiteKind = Literal[tuple(KINDS)]

@@ -24,6 +24,7 @@ from keepset.settings.grids import (
     Expert,
     Grid,
     GridOverride,
+    InputGrid,
     State,
 )
 from keepset.settings.measuring import Benchmark, Kernels, Statistics
@@ -82,6 +83,7 @@ class Config(Strict):
     random_seeds: int = Field(5, ge=1, description="Seeds of the random score.")
     capability: Capability
     ablation: Ablation
+    input: InputGrid | None = Field(None, description="The study of inputs of linear maps.")
     state: State | None = Field(None, description="The study of recurrent states.")
     expert: Expert | None = Field(None, description="The study of routed experts.")
     statistics: Statistics = Statistics()
@@ -117,6 +119,7 @@ class Config(Strict):
             "benchmark.corpus": [self.benchmark.corpus] if self.benchmark else None,
             "capability.corpus": [self.capability.corpus],
             "text.specimen_corpora": self.text.specimen_corpora,
+            "input.corpora": self.input.corpora if self.input else None,
             "state.corpora": self.state.corpora if self.state else None,
             "expert.corpora": self.expert.corpora if self.expert else None,
         }
@@ -137,7 +140,8 @@ class Config(Strict):
         for name, corpus in self.corpora.items():
             if corpus.grid.windowed is not None:
                 dials.append((f"corpora.{name}.grid.windowed", corpus.grid.windowed))
-        for name, section in (("state", self.state), ("expert", self.expert)):
+        sections = {"input": self.input, "state": self.state, "expert": self.expert}
+        for name, section in sections.items():
             if section is not None:
                 dials.append((f"{name}.windowed", section.windowed))
         return dials
@@ -148,11 +152,13 @@ class Config(Strict):
         specimen = self.all_models()[model].origin == "specimen"
         return not specimen or wanted is None or corpus in wanted
 
-    def section(self, kind: str, corpus: str | None = None) -> Grid | State | Expert | None:
+    def section(
+        self, kind: str, corpus: str | None = None
+    ) -> Grid | InputGrid | State | Expert | None:
         """The section that the grid of a kind of site stands in (as `corpus` has it), or None."""
         if corpus is not None and KINDS[kind].section == "grid":
             return self.corpus_grid(corpus)
-        section: Grid | State | Expert | None = getattr(self, KINDS[kind].section)
+        section: Grid | InputGrid | State | Expert | None = getattr(self, KINDS[kind].section)
         return section
 
     def studies(self, model: str, kind: str, corpus: str | None = None) -> bool:
@@ -173,7 +179,11 @@ class Config(Strict):
 
     def has_task(self, kind: str) -> bool:
         """Whether a task of `kind` is run."""
-        return any(task.kind == kind for task in self.tasks.values())
+        return bool(self.tasks_of(kind))
+
+    def tasks_of(self, kind: str, *, others: bool = False) -> list[str]:
+        """The tasks of a kind, or those of all other kinds."""
+        return [name for name, task in self.tasks.items() if (task.kind == kind) != others]
 
     def all_models(self) -> dict[str, Model]:
         """The configured models and the specimens found, before `only`.
@@ -228,8 +238,11 @@ class Config(Strict):
         return [self.seed + number for number in range(self.random_seeds)]
 
     def needs_gradients(self, corpus: str) -> bool:
-        """Whether a score of this corpus's grid needs the gradient of the loss."""
-        return need_gradients(NEURON_SCORES, self.corpus_grid(corpus).static.scores)
+        """Whether a static score of inputs of linear maps needs the gradient of the loss here."""
+        scores = [*self.corpus_grid(corpus).static.scores]
+        if self.input is not None and self.input.covers(corpus):
+            scores += self.input.static.scores
+        return need_gradients(NEURON_SCORES, scores)
 
     def evaluation_tokens(self, model: str) -> int:
         """Evaluation tokens per corpus for `model`."""

@@ -19,7 +19,9 @@ _SHARED = {
         "{confidence:g}% t intervals over the documents that the evaluated text is from, with model"
         " and calibration text fixed"
     ),
-    "first_token": "The first token of a context is run dense under every rule on neurons.",
+    "first_token": (
+        "The first token of a context is run dense under every rule on neurons and other inputs."
+    ),
     "rounding": (
         "Hatched: what rounding alone does to dynamic rules, twice the standard deviation over"
         " {config.statistics.rounding_draws} runs with noise in the last bit; their intervals"
@@ -71,6 +73,11 @@ class Figure:
 
 def _studied(*kinds: str) -> Callable[[Config], bool]:
     return lambda config: all(map(config.has_kind, kinds))
+
+
+def _has_both_parts(config: Config) -> bool:
+    """Whether a memory is studied, and what it can be compared with."""
+    return config.has_kind("state") and (config.has_kind("ffn") or config.has_kind("input"))
 
 
 def _timed(config: Config) -> bool:
@@ -195,6 +202,22 @@ _ALL = (
         when=_studied("ffn"),
     ),
     Figure(
+        "input_dial",
+        ("significance/ratios",),
+        "Inputs of linear maps were not studied.",
+        r"""
+        **The dial of the other inputs.** Token perplexity relative to the dense model (log scale)
+        when a share of the inputs of every other linear map of the decoder layers is left out, by
+        magnitude: those of q, k and v, of the output projection of attention, of gate and up, of
+        the projections of recurrent mixers, and of experts. Maps that read one tensor share a keep
+        set, which is held for W tokens. Solid: *oracle*, chosen on the window itself, so that W = 1
+        is dynamic. Dashed: *causal*, on the window before it. Right edge: chosen once, on
+        calibration text. {first_token} Bands and bars: {over_documents}. Hollow: specimens.
+        """,
+        site="input",
+        when=_studied("input"),
+    ),
+    Figure(
         "expert_dial",
         ("significance/ratios",),
         "No model of this run has routed experts.",
@@ -214,7 +237,8 @@ _ALL = (
         _NO_FFN,
         r"""
         **What is left of a skill.** Share of items whose whole answer (the last word of a passage,
-        or the thing that a fact named) is predicted right, dense and with {task_sparsity:g}% of
+        or the thing that a fact named) is predicted right, or that are right by the metric of a
+        task of the evaluation harness, dense and with {task_sparsity:g}% of
         feed-forward neurons left out by {config.capability.score}: dynamic, windowed (W =
         {config.capability.window}) and static (chosen on {config.capability.corpus}). The black
         tick in each row is dense.
@@ -311,15 +335,16 @@ _ALL = (
         r"""
         **Memory beside scratch, in one model.** Token perplexity relative to the dense model (log
         scale) with the same share left out of the recurrent state (*memory*) or of the feed-forward
-        layers (*scratch*), chosen once (*static*) or at every token (*dynamic*), by *size* or by
-        *impact*. A neuron's size is \|h\|, its impact \|h\| times the norm of its output weights. A
-        channel's size is the product of its weights' norms when static and H² when dynamic; its
-        impact is GHOST's score when static and H² C² when dynamic. Dynamic channels are not read,
-        or forgotten. {first_token}
+        layers (*scratch*; in a model without them, of the inputs of its projections), chosen once
+        (*static*) or at every token (*dynamic*), by *size* or by *impact*. The size of a neuron or
+        input is \|h\|, its impact \|h\| times the norm of its output weights. A channel's size is
+        the product of its weights' norms when static and H² when dynamic; its impact is GHOST's
+        score when static and H² C² when dynamic. Dynamic channels are not read, or forgotten.
+        {first_token}
 
         Bars: {over_documents}. Hollow marks: specimens, trained here.
         """,
-        when=_studied("ffn", "state"),
+        when=_has_both_parts,
     ),
     Figure(
         "recall",

@@ -91,6 +91,15 @@ def _static_tasks(kind: str, state: Mapping[str, Any], seeds: Seeds) -> list[Rul
     return part_rules(kind, "static", capability, seeds[: capability["random_seeds"]])
 
 
+def _tasks_of_inputs(kind: str, settings: Mapping[str, Any], _: Seeds) -> list[Rule]:
+    """Static and at every token, by the first score, at the dial's largest sparsity."""
+    grid, site = settings["input"], KINDS[kind]
+    sparsity = max(grid["windowed"]["sparsities"])
+    score = grid["windowed"]["scores"][0]
+    windows: list[Window] = [1, "corpus"]
+    return [Rule(score, sparsity, w, site=kind, access=site.static_access) for w in windows]
+
+
 def _tasks_of_experts(kind: str, settings: Mapping[str, Any], seeds: Seeds) -> list[Rule]:
     """Static and at every token, at the largest sparsity of both; seeded scores are left out."""
     expert, site = settings["expert"], KINDS[kind]
@@ -165,6 +174,11 @@ SECTIONS = {
             "choices": config.grid.windowed.choices,
         },
         task_rules=_tasks_of_grid,
+    ),
+    "input": Section(
+        chosen=lambda config, corpus: {"gradients": config.needs_gradients(corpus)},
+        tasks=lambda config: {"input": _present(config.input, "input").model_dump()},
+        task_rules=_tasks_of_inputs,
     ),
     "expert": Section(
         chosen=lambda *_: {},

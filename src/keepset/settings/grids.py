@@ -12,6 +12,8 @@ from keepset.settings.base import (
     DialWindow,
     ExpertScoreName,
     ExpertTokenScoreName,
+    InputScoreName,
+    InputTokenScoreName,
     Name,
     ScoreName,
     Sparsity,
@@ -56,6 +58,38 @@ class Grid(Strict):
     def covers(self, _: str) -> bool:
         """Whether it is run on a corpus: on all of them."""
         return True
+
+
+class InputStaticGrid(Strict):
+    """Inputs of linear maps chosen once, on calibration text."""
+
+    scores: Annotated[list[InputScoreName], AfterValidator(unique)] = Field(min_length=1)
+    sparsities: Annotated[list[Sparsity], AfterValidator(unique)] = Field(min_length=1)
+
+
+class InputDynamicGrid(InputStaticGrid):
+    """Inputs of linear maps chosen again at every token."""
+
+    scores: Annotated[list[InputTokenScoreName], AfterValidator(unique)] = Field(min_length=1)
+
+
+class InputDial(Dial):
+    """Inputs of linear maps held for a window."""
+
+    scores: Annotated[list[InputTokenScoreName], AfterValidator(unique)] = Field(min_length=1)
+
+
+class InputGrid(Strict):
+    """What is measured of the inputs of all linear maps of decoder layers but down projections."""
+
+    static: InputStaticGrid
+    dynamic: InputDynamicGrid
+    windowed: InputDial
+    corpora: list[Name] | None = Field(None, description="Corpora it is run on; all without.")
+
+    def covers(self, corpus: str) -> bool:
+        """Whether it is run on a corpus."""
+        return self.corpora is None or corpus in self.corpora
 
 
 class GridOverride(Strict):

@@ -22,7 +22,9 @@ class Kernels(Strict):
         " torch or, on a CPU, numba.",
     )
     scan: Literal["auto", "torch", "numba", "mamba-ssm"] = Field(
-        "auto", description="The scan of Mamba-2 mixers, under rules too, and its convolution."
+        "auto",
+        description="The scan of Mamba-2 mixers and of the gated delta rule, under rules too, and"
+        " its convolution. mamba-ssm is for Mamba-2.",
     )
     state: Literal["auto", "torch", "triton", "mamba-ssm"] = Field(
         "auto", description="A token's step through the state of Mamba-2 mixers, while decoding."

@@ -124,11 +124,12 @@ class Text(Strict):
 
 
 class Task(Strict):
-    """A task: the whole last word of a text is to be predicted."""
+    """A task: the whole last word of a text is to be predicted, or it is one of the harness."""
 
-    kind: Literal["lambada", "jsonl", "built", "recall"] = Field(
+    kind: Literal["lambada", "jsonl", "built", "recall", "harness"] = Field(
         description="lambada: a source in LAMBADA's form; jsonl: context and target; built: made"
-        " from the held-out text of the corpora; recall: facts stated, then asked for."
+        " from the held-out text of the corpora; recall: facts stated, then asked for; harness: a"
+        " task of EleutherAI's evaluation harness."
     )
     source: TextSource | None = Field(None, description="Where lambada and jsonl items come from.")
     corpora: list[Name] | None = Field(
@@ -143,14 +144,28 @@ class Task(Strict):
     distances: Annotated[list[Annotated[int, Field(ge=0)]], AfterValidator(unique)] = Field(
         [0, 24, 48], min_length=1, description="recall: words between facts and question."
     )
+    name: str | None = Field(None, description="harness: its name there, e.g. arc_easy.")
+    path: str | None = Field(
+        None,
+        description="harness: a YAML file of your own task, or a folder; the harness's without.",
+    )
+    metric: str | None = Field(
+        None,
+        description="harness: what says whether an item is right, such as acc_norm, or with a"
+        " filter exact_match,strict-match; without, acc or exact_match.",
+    )
+    shots: int | None = Field(
+        None, ge=0, description="harness: examples before each item; as the task says without."
+    )
 
     @model_validator(mode="after")
     def _shape(self) -> Task:
-        made = self.kind in ("built", "recall")
-        if made != (self.corpora is not None):
+        if (self.kind in ("built", "recall")) != (self.corpora is not None):
             raise ValueError("corpora is for kind: built and recall, and needed there")
-        if made == (self.source is not None):
+        if (self.kind in ("lambada", "jsonl")) != (self.source is not None):
             raise ValueError("source is for kind: lambada and jsonl, and needed there")
+        if self.kind == "harness" and self.name is None:
+            raise ValueError("name is needed for kind: harness: the task's name there")
         if self.min_words > self.max_words:
             raise ValueError("min_words exceeds max_words")
         for key, kind in _OF_KIND.items():
@@ -161,4 +176,8 @@ class Task(Strict):
         return self
 
 
-_OF_KIND = {"min_words": "built", "max_words": "built", "facts": "recall", "distances": "recall"}
+_OF_KIND = {
+    **dict.fromkeys(("min_words", "max_words"), "built"),
+    **dict.fromkeys(("facts", "distances"), "recall"),
+    **dict.fromkeys(("name", "path", "metric", "shots"), "harness"),
+}

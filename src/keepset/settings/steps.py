@@ -95,6 +95,16 @@ def _task(config: Config, wildcards: Wildcards) -> Settings:
     return {"name": name, "task": config.tasks[name].model_dump(), "seed": config.seed}
 
 
+def _harness_task(config: Config, wildcards: Wildcards) -> Settings:
+    """What the harness is told of a task: none of it is drawn by the study's seed."""
+    keys = ("kind", "items", "name", "path", "metric", "shots")
+    return {"task": config.tasks[wildcards["task"]].model_dump(include=set(keys))}
+
+
+def _harness_data(config: Config, wildcards: Wildcards) -> Settings:
+    return {"name": wildcards["task"], **_harness_task(config, wildcards)}
+
+
 def _blocks(config: Config, wildcards: Wildcards) -> Settings:
     model, corpus = wildcards["model"], wildcards["corpus"]
     longer = config.studies(model, "state", corpus)
@@ -158,6 +168,10 @@ def _capability(config: Config, wildcards: Wildcards) -> Settings:
         for kind in config.studied_kinds(wildcards["model"], corpus)
     }
     return {**_model_run(config, wildcards), "kinds": kinds}
+
+
+def _harness(config: Config, wildcards: Wildcards) -> Settings:
+    return {**_capability(config, wildcards), **_harness_task(config, wildcards)}
 
 
 def _lengths(config: Config, wildcards: Wildcards) -> Settings:
@@ -277,11 +291,13 @@ _STEPS = {
     ),
     "prepare_corpus": _step("texts:prepare_corpus", _corpus, network=True),
     "prepare_task": _step("texts:prepare_task", _task, network=True),
+    "prepare_harness": _step("harness:prepare_harness", _harness_data, network=True),
     "tokenize_corpus": _step("prepare:tokenize_corpus", _blocks),
     "cache_activations": _step("activations:cache_activations", _activations),
     "correlate_size_impact": _step("correlation:correlate_size_impact", _correlation),
     "evaluate_dense": _step("evaluation:evaluate_rules", _model_run),
     "evaluate_capability": _step("evaluation:evaluate_capability", _capability),
+    "evaluate_harness": _step("harness:evaluate_harness", _harness),
     "score_experts": _step("experts:score_experts", _model_run),
     "prune_experts": _step("experts:prune_experts", _expert_pruning),
     "score_state": _step("states:score_state", _states),

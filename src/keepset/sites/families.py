@@ -75,11 +75,14 @@ class Family:
     without: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def sites(self) -> tuple[Literal["ffn", "expert", "state"], ...]:
+    def sites(self) -> tuple[Literal["ffn", "input", "expert", "state"], ...]:
         """The kinds of sites that a model of this family can have."""
-        if self.architecture == "recurrent":
-            return ("state",)
-        kinds = {"ffn": True, "expert": self.experts, "state": self.memory is not None}
+        kinds = {
+            "ffn": self.architecture != "recurrent",
+            "input": True,
+            "expert": self.experts,
+            "state": self.memory is not None,
+        }
         return tuple(kind for kind, there in kinds.items() if there)  # type: ignore[misc]
 
 

@@ -81,6 +81,15 @@ class Site(AnySite):
         """Name of the site in files and tables, e.g. "ffn.003", "ffn.003.shared"."""
         return f"{super().key}.{self.part}" if self.part else super().key
 
+    @property
+    def readers(self) -> tuple[tuple[nn.Module, int], ...]:
+        """The modules that read the units, each with its call within one forward pass."""
+        return ((self.down, self.call),)
+
+    def columns(self) -> list[Tensor]:
+        """The columns of every unit in each of its readers: (n_units, outputs)."""
+        return [self.down_weight()]
+
     def down_weight(self) -> Tensor:
         """The output column of every unit: a view (n_units, d_model); row j is unit j's."""
         weight = self.down.weight

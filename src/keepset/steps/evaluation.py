@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,8 +128,31 @@ def evaluate_capability(
 
     Args:
         passages: What `prepare_task` wrote.
+        model, blocks, sets, run, kinds: As in `load_for_tasks`.
+    """
+    loaded, keep_rules = load_for_tasks(model, blocks, sets, run, kinds)
+    items = text.read_items(passages)
+    encoded = text.encode_items(items, loaded.tokenizer, loaded.info["bos"])
+    label = f"{identity['model']} {identity['task']} capability"
+    table = tables.capability_table(loaded.runner, encoded, keep_rules, identity, label)
+    difficulty = [(item.n_facts, item.distance) for item in items]
+    store.write_table(with_difficulty(table, difficulty), output, loaded.provenance)
+
+
+def load_for_tasks(
+    model: PathLike,
+    blocks: PathLike,
+    sets: Sequence[PathLike],
+    run: Mapping[str, Any],
+    kinds: Mapping[str, Mapping[str, Any]],
+) -> tuple[Loaded, list[Rule | None]]:
+    """A model with its static sets, and the rules that it does tasks under: dense, then all kinds'.
+
+    Args:
+        model: The prepared model.
         blocks: Text of the corpus whose calibration chose the static sets.
         sets: What static sets are read from, in the order of `kinds`.
+        run: The arguments of `Run`.
         kinds: Kind -> tasks and seeds, the arguments of `task_rules`; and chosen, what its static
             sets must have been chosen with.
     """
@@ -140,15 +164,13 @@ def evaluate_capability(
     for kind, settings in kinds.items():
         if loaded.runner.sites_of(kind):
             keep_rules += task_rules(kind, settings["tasks"], settings["seeds"])
-    items = text.read_items(passages)
-    encoded = text.encode_items(items, loaded.tokenizer, loaded.info["bos"])
-    label = f"{identity['model']} {identity['task']} capability"
-    table = tables.capability_table(loaded.runner, encoded, keep_rules, identity, label)
-    difficulty = pd.DataFrame(
-        [(item.n_facts, item.distance) for item in items], columns=["n_facts", "distance"]
-    ).astype("Int64")
-    store.write_table(
-        table.join(difficulty, on="item"),
-        output,
-        {**loaded.provenance, "text": tokens.fingerprint},
-    )
+    facts = {**loaded.provenance, "text": tokens.fingerprint}
+    return replace(loaded, provenance=facts), keep_rules
+
+
+def with_difficulty(
+    table: pd.DataFrame, difficulty: Sequence[tuple[int | None, int | None]]
+) -> pd.DataFrame:
+    """A table of answers, with the numbers of facts and the distance of each item."""
+    columns = pd.DataFrame(difficulty, columns=["n_facts", "distance"])
+    return table.join(columns.astype("Int64"), on="item")

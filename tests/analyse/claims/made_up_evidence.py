@@ -86,6 +86,11 @@ def _state():
         yield ("dynamic", score, 0.9, "1", "oracle", "write"), 1.5
 
 
+def _inputs():
+    yield ("dynamic", "magnitude", 0.9, "1", "oracle", "none"), 0.8
+    yield ("static", "magnitude", 0.9, "corpus", "none", "none"), 2.0
+
+
 def _experts():
     for sparsity, nats in ((0.5, 0.0), (0.875, 0.2)):
         yield ("dynamic", "magnitude", sparsity, "1", "oracle", "none"), nats
@@ -97,6 +102,8 @@ def _runs(kind: str):
     yield "none", ("dense", "none", 0.0, "none", "none", "none"), 0.0, 0
     if kind != "mamba":
         yield from (("ffn", (*setting, "none"), nats, 0) for setting, nats in _ffn(kind))
+    if kind == "mamba":
+        yield from (("input", setting, nats, 0) for setting, nats in _inputs())
     if kind == "moe":
         yield from (("expert", setting, nats, 0) for setting, nats in _experts())
     if kind in WITH_STATE:
@@ -342,6 +349,7 @@ BREAK: dict[str, Callable[[Evidence], Evidence]] = {
     "E1": lambda e: shift(e, 2.0, site="expert", method="dynamic", sparsity=0.875),
     "E2": lambda e: correlate(e, 1.0, site="state", model=named(e, "delta")),
     "E3": lambda e: shift(e, 1.0, **DYN90, model=named(e, "delta")),
+    "F1": lambda e: shift(e, 2.0, site="input", method="dynamic"),
     "D4": _swap_predictors,
     "D5": _swap_predictors,
 }

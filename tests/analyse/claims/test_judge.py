@@ -41,6 +41,7 @@ def test_every_claim_is_there():
         "E1",
         "E2",
         "E3",
+        "F1",
     ] == IDS
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from itertools import pairwise
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
+from transformers.models.qwen3_5 import modeling_qwen3_5
+from transformers.models.qwen3_next import modeling_qwen3_next
 
 from keepset.calibrate.channels import Scorer
 from keepset.errors import ModelError
@@ -19,14 +22,26 @@ from keepset.hold.memories import scanning
 from keepset.hold.memories.delta import DeltaScan
 from keepset.hold.recurrence import Scan
 from keepset.hold.state import StateMask, StateWindows
+from keepset.kernels.dispatch import standing_in
+from keepset.kernels.numba_delta import delta_rule
 from keepset.rules.masks import top_mask
 from keepset.rules.rule import Rule
-from keepset.sites.memories.delta import key_and_query_rows
+from keepset.sites.memories.delta import GATED, key_and_query_rows
 from keepset.sites.state import StateSite, find_state_sites
 from state_models import DELTA, shape
 
 Factory = Callable[..., PreTrainedModel]
 IDS = torch.randint(4, 260, (3, 22), generator=torch.Generator().manual_seed(2))
+
+
+@pytest.fixture(autouse=True, params=["transformers", "numba"])
+def rules(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every rule is held on transformers' own functions, and on those that numba compiles."""
+    with ExitStack() as stack:
+        for module in (modeling_qwen3_5, modeling_qwen3_next) if request.param == "numba" else ():
+            function = delta_rule(getattr(module, GATED[0]))
+            stack.enter_context(standing_in([module], {GATED[0]: function}))
+        yield
 
 
 @pytest.fixture

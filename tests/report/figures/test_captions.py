@@ -45,7 +45,7 @@ def test_captions_say_what_intervals_cover_and_which_token_is_dense(config):
     for name in ("static_dynamic", "scores", "dial", "memory_dial", "side_by_side", "frontier"):
         caption = FIGURES[name].caption(config)
         assert "95% t intervals over the documents" in caption
-        assert "The first token of a context is run dense under every rule on neurons." in caption
+        assert "The first token of a context is run dense under every rule on neurons" in caption
     assert not [name for name, one in FIGURES.items() if "bootstrap" in one.caption(config)]
 
 

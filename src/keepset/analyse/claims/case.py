@@ -72,7 +72,7 @@ class Claim:
     """A claim as data.
 
     Attributes:
-        id: C1..C16 of the papers, D1..D8 and E1..E3 of this project.
+        id: C1..C16 of the papers, D1..D8, E1..E3, F1 and F2 of this project.
         title: A few words, for figures.
         sentence: The claim, in our words.
         source: The paper.

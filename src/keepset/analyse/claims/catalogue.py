@@ -326,4 +326,16 @@ CLAIMS: tuple[Claim, ...] = (
         "a hybrid whose FFN and state are both in use",
         modern.parts_want_opposites,
     ),
+    Claim(
+        "F1",
+        "Two parts want opposites without an FFN",
+        "In a recurrent model without an FFN, the inputs of its projections are cheaper re-chosen"
+        " at every token, and the channels of its state cheaper chosen once.",
+        OURS,
+        _UNASKED,
+        "dynamic / static at 90%: < 1 for inputs of projections by size, > 1 for channels (write,"
+        f" by size and by impact; static by GHOST); {_TEXT}; not in a specimen whose state is idle",
+        "a recurrent model, its projections and its state studied",
+        modern.recurrent_parts_want_opposites,
+    ),
 )

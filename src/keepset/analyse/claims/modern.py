@@ -1,7 +1,8 @@
-"""Rules about what today's models have: routed experts, and memories of the delta rule."""
+"""Rules about what today's models have: experts, memories of the delta rule, two parts in one."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from keepset.analyse.bounds import Bounds
@@ -15,7 +16,7 @@ from keepset.analyse.claims.comparing import (
 )
 from keepset.analyse.claims.evidence import Evidence
 from keepset.analyse.claims.feedforward import WEAK
-from keepset.analyse.claims.runs import expert, ffn, state
+from keepset.analyse.claims.runs import Setting, expert, ffn, inputs, state
 
 DELTA = "delta"
 STATIC_SCORES = ("magnitude", "impact")
@@ -92,10 +93,19 @@ def parts_want_opposites(evidence: Evidence) -> Findings:
     yield from (*idle, *empty)
     for model, _ in with_ffn:
         if model in {name for name, _ in with_state}:
-            yield from _opposites(evidence, model)
+            yield from _opposites(evidence, model, ffn)
 
 
-def _opposites(evidence: Evidence, model: str) -> Findings:
-    per_token, once = ffn("dynamic", "magnitude", 0.9), ffn("static", "magnitude", 0.9)
+def recurrent_parts_want_opposites(evidence: Evidence) -> Findings:
+    """F1: the same in a model without an FFN, whose scratch-work are its projections."""
+    with_state, empty = with_working(evidence, "state", architecture="recurrent")
+    yield from empty
+    for model, _ in with_state:
+        yield from _opposites(evidence, model, inputs)
+
+
+def _opposites(evidence: Evidence, model: str, scratch: Callable[..., Setting]) -> Findings:
+    """The scratch-work of a model by size, and its state by size and impact."""
+    per_token, once = (scratch(method, "magnitude", 0.9) for method in ("dynamic", "static"))
     yield from ratio_cases(evidence, per_token, once, FALL, model=model)
     yield from _rechosen(evidence, model=model)

@@ -57,6 +57,11 @@ def expert(method: str, score: str, sparsity: float) -> Setting:
     return {"site": "expert", "method": method, "score": score, "sparsity": sparsity}
 
 
+def inputs(method: str, score: str, sparsity: float) -> Setting:
+    """A setting of the inputs of all other linear maps."""
+    return {"site": "input", "method": method, "score": score, "sparsity": sparsity}
+
+
 def setting_name(setting: Setting | None) -> str:
     """A setting in words: "static magnitude 90%", "dynamic impact 90% (write)"."""
     if setting is None:

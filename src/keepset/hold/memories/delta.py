@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -33,13 +33,14 @@ from keepset.hold.memories import (
     select_rows,
 )
 from keepset.hold.recurrence import Recurrence, Scan
-from keepset.kernels.dispatch import standing_in
+from keepset.kernels.dispatch import NUMBA_DELTA, standing_in
+from keepset.kernels.naive import normalised
 from keepset.sites.memories import code_of
 from keepset.sites.memories.delta import FUNCTIONS, key_and_query_rows
 from keepset.sites.state import StateSite
 
-EPSILON = 1e-6
-"""What transformers adds to the squared norm of k and q."""
+if TYPE_CHECKING:
+    from keepset.kernels.numba_scan import Inputs
 
 
 @contextmanager
@@ -66,13 +67,15 @@ def _seen(
     *,
     single: bool,
 ) -> Callable[..., Any]:
+    compiled = original.__module__ == NUMBA_DELTA
+
     def seen(query, key, value, **rest):  # type: ignore[no-untyped-def]
         site = running[0]
         if site is None:
             return original(query, key, value, **rest)
         rest = dict(rest)
         g, beta = rest.pop("g"), rest.pop("beta")
-        scan = DeltaScan(query, key, value, g, beta, rest, original)
+        scan = DeltaScan(query, key, value, g, beta, rest, original, compiled=compiled)
         if single:
             return scan.pruned(action.step(site).to(key.device)).run()
         result = action.scan(site, scan)
@@ -98,6 +101,7 @@ class DeltaScan(Scan):
         rest: The other arguments: use_qk_l2norm_in_kernel, initial_state, ...
         function: What runs it, with transformers' arguments.
         gain: What y is multiplied by, (heads,); None for nothing.
+        compiled: Whether numba runs the recurrence, else torch.
     """
 
     query: Tensor
@@ -109,6 +113,7 @@ class DeltaScan(Scan):
     function: Callable[..., Any]
     gain: Tensor | None = field(default=None)
     interacts: bool = True
+    compiled: bool = False
 
     @property
     def tokens(self) -> int:
@@ -121,12 +126,17 @@ class DeltaScan(Scan):
         wants = bool(self.rest.get("output_final_state"))
         return wants or self.rest.get("initial_state") is not None
 
+    @property
+    def normalises(self) -> bool:
+        """Whether the function divides q and k by their norms."""
+        return bool(self.rest.get("use_qk_l2norm_in_kernel"))
+
     @cached_property
     def units(self) -> tuple[Tensor, Tensor]:
         """Query and key after the norm, float32."""
         query, key = self.query.float(), self.key.float()
-        if self.rest.get("use_qk_l2norm_in_kernel"):
-            query, key = _normalised(query), _normalised(key)
+        if self.normalises:
+            query, key = normalised(query), normalised(key)
         return query, key
 
     @property
@@ -148,6 +158,15 @@ class DeltaScan(Scan):
         """See `Scan`."""
         y: Tensor = replace(self, rest={**self.rest, "output_final_state": False}).run()[0]
         return y
+
+    def compiled_inputs(self) -> Inputs | None:
+        """See `Scan`."""
+        if not self.compiled:
+            return None
+        from keepset.kernels import numba_delta  # imported at its first use
+
+        tensors = (self.query, self.key, self.value, self.g, self.beta)
+        return numba_delta.inputs(*tensors, self.normalises)
 
     def masked(self, write: Tensor | None = None, read: Tensor | None = None) -> DeltaScan:
         """See `Scan`."""
@@ -193,10 +212,6 @@ class DeltaScan(Scan):
     def with_skip(self, y: Tensor) -> Tensor:
         """See `Scan`."""
         return y
-
-
-def _normalised(values: Tensor) -> Tensor:
-    return values * torch.rsqrt(values.square().sum(dim=-1, keepdim=True) + EPSILON)
 
 
 class DeltaRecurrence(Recurrence):

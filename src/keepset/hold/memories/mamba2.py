@@ -118,8 +118,10 @@ class Mamba2Scan(AdditiveScan):
         y: Tensor = replace(self, rest={**self.rest, "return_final_states": False}).run()
         return y
 
-    def inputs(self) -> Inputs:
-        """What the kernels that numba compiles read."""
+    def compiled_inputs(self) -> Inputs | None:
+        """See `Scan`."""
+        if not self.compiled:
+            return None
         from keepset.kernels.numba_scan import Inputs  # imported at its first use
 
         return Inputs.of(self.x, self.dt, self.A, self.B, self.C, self.D, **self.rest)
@@ -155,14 +157,6 @@ class Mamba2Scan(AdditiveScan):
     def with_skip(self, y: Tensor) -> Tensor:
         """See `Scan`."""
         return y if self.D is None else y + self.x.float() * self.D[:, None]
-
-    def sizes(self) -> Tensor:
-        """See `Scan`."""
-        if not self.compiled:
-            return super().sizes()
-        from keepset.kernels import numba_scan
-
-        return numba_scan.channel_sizes(self.inputs())
 
 
 def cut(site: StateSite, units: Tensor, n_state: int) -> None:

@@ -9,6 +9,7 @@ from keepset.report.figures import dial, layout, style
 
 _LOOKS = {
     ("ffn", "none"): (style.GREY, "o", "scratch: FFN neurons"),
+    ("input", "none"): (style.GREEN, "v", "scratch: inputs of projections"),
     ("state", "read"): (style.BLUE, "s", "memory: channels not read"),
     ("state", "write"): (style.VERMILION, "^", "memory: channels forgotten"),
     ("state", "both"): (style.BLACK, "_", "memory: channels cut (static)"),
@@ -20,9 +21,9 @@ def draw(ratios: pd.DataFrame) -> Figure:
     """Perplexity relative to dense against the window, states beside FFN neurons.
 
     Args:
-        ratios: The `ratios` table of keepset.analyse.significance. Neurons are those by magnitude,
-            static states those by GHOST; windowed ones are those by impact, its form for a
-            window, or by magnitude where impact was not run.
+        ratios: The `ratios` table of keepset.analyse.significance. Neurons, and inputs of other
+            maps, are those by magnitude, static states those by GHOST; windowed ones are those by
+            impact, its form for a window, or by magnitude where impact was not run.
 
     Returns:
         The figure: a row per model and corpus, a column per sparsity; oracle solid, causal
@@ -61,5 +62,5 @@ def _chosen(ratios: pd.DataFrame) -> pd.DataFrame:
     score = "impact" if (moves & (ratios["score"] == "impact")).any() else "magnitude"
     held = moves & (ratios["score"] == score)
     cut = state & static & (ratios["score"] == "ghost")
-    neurons = (ratios["site"] == "ffn") & (ratios["score"] == "magnitude")
-    return style.with_windows(ratios[neurons | held | cut], ratios[held])
+    scratch = ratios["site"].isin(["ffn", "input"]) & (ratios["score"] == "magnitude")
+    return style.with_windows(ratios[scratch | held | cut], ratios[held])

@@ -33,7 +33,7 @@ def draw(cells: pd.DataFrame) -> Figure:
     Raises:
         KeepsetError: no model has both kinds of site.
     """
-    style.need(cells, "side_by_side", "model with both FFN neurons and a recurrent state")
+    style.need(cells, "side_by_side", "model with both scratch-work and a recurrent state")
     cells = cells.assign(panel=cells["model"] + ", " + cells["corpus"])
     shares = sorted(cells["sparsity"].unique())
     keys = layout.pairs(cells, "panel", "sparsity", shares)

@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from keepset.errors import ModelError
 from keepset.sites.state import StateSite
 
-FUNCTIONS = (
-    ("torch_chunk_gated_delta_rule", "torch_recurrent_gated_delta_rule"),
-    ("chunk_kimi_delta_attention", "recurrent_kimi_delta_attention"),
-)
+GATED = ("torch_chunk_gated_delta_rule", "torch_recurrent_gated_delta_rule")
+"""The functions of the rule with one decay for all channels of a head."""
+FUNCTIONS = (GATED, ("chunk_kimi_delta_attention", "recurrent_kimi_delta_attention"))
 """Names of the functions that run a whole passage, and a single cached step."""
 
 

@@ -1,0 +1,105 @@
+"""Recipes: every site has a rule of its own, and what a token leaves out is not read.
+
+On a CPU one kernel call chooses the units of a token and projects them, for all maps that read
+them; a feed-forward block with a rule at both its sites is one step (`JoinedBlock`). Sites whose
+maps cannot be run so are masked. All other linear maps, the output layer among them, are read in
+the order of memory where that is faster than torch (`TokenProjection`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from keepset.decode.choice import UnitChoice
+from keepset.decode.inputs import SparseReaders
+from keepset.decode.joined import joined_blocks
+from keepset.decode.layout import storable, unit_major
+from keepset.decode.position import Position
+from keepset.decode.token import TokenPaths, TokenProjection
+from keepset.hold.gates import seeing_gates
+from keepset.hold.inputs import rules_run_by, watching
+from keepset.hold.slices import standing_forward
+from keepset.kernels.selection import NUMBA, Selection
+from keepset.kinds import find_sites
+from keepset.sites.ffn import Site
+
+
+def linear_sites(model: PreTrainedModel) -> list[Site]:
+    """All sites that a recipe may name: neurons, and inputs of the other linear maps.
+
+    Raises:
+        ModelError: see `find_ffn_sites` and `find_input_sites`.
+    """
+    return find_sites(model, ["ffn", "input"])
+
+
+@contextmanager
+def sites_held(
+    model: nn.Module,
+    sites: Sequence[Site],
+    choices: Mapping[str, UnitChoice],
+    paths: Counter[str],
+    selection: Selection,
+) -> Iterator[None]:
+    """Hold a choice at every site of `choices`.
+
+    Args:
+        model: The model.
+        sites: All sites of its linear maps.
+        choices: Site key -> what its tokens keep.
+        paths: Counts tokens x sites by path.
+        selection: Which kernels may run.
+    """
+    position = Position(counting=False)
+    chosen = [site for site in sites if site.key in choices]
+    alone = set(storable(sites))
+    fast = [
+        site
+        for site in chosen
+        if site in alone
+        and not choices[site.key].reads_gate
+        and _is_for_numba(site.columns()[0], selection)
+    ]
+    masked = [site for site in chosen if site not in fast]
+    gates: dict[str, Tensor] = {}
+    groups = TokenPaths("recipe", paths, selection)
+    others = TokenPaths("dense", Counter(), selection)
+
+    def hold(site: Site, h: Tensor) -> Tensor:
+        paths["masked"] += position.batch * position.tokens
+        return choices[site.key].hold(h, position, gates.get(site.key))
+
+    with ExitStack() as stack:
+        stack.enter_context(position.following(model))
+        rows = stack.enter_context(unit_major(fast))
+        stack.enter_context(watching(model, masked, hold))
+        gated = [site for site in masked if choices[site.key].reads_gate]
+        stack.enter_context(seeing_gates(gated, gates))
+        readers = {
+            site.key: SparseReaders(site, choices[site.key], rows[site.key], position, groups)
+            for site in fast
+        }
+        for one in readers.values():
+            stack.enter_context(one.standing_in())
+        for block in joined_blocks(model, readers):
+            stack.enter_context(block.standing_in())
+        taken = {reader for site in fast for reader, _ in site.readers}
+        for module in model.modules():
+            # Others may do more than a linear map, or keep their weights in another order.
+            if type(module) is nn.Linear and module not in taken:
+                weight = module.weight
+                if weight.is_contiguous() and _is_for_numba(weight, selection):
+                    dense = TokenProjection(module, position, others)
+                    stack.enter_context(standing_forward(module, dense))
+        groups.prepare()
+        others.prepare()
+        yield
+
+
+def _is_for_numba(weight: Tensor, selection: Selection) -> bool:
+    return rules_run_by(selection, weight.device, weight.dtype) == NUMBA
