@@ -1,6 +1,9 @@
 # make          set up .venv and run the study of config.yaml, report included
 # make test     set up what tests need, run the linters and the tests
 #
+# make test-gpu GPU_PYTHON=python3 WHEELS=
+#               the kernels on a GPU, and how fast they are there; without a network
+#
 # make test-crash, test-report, test-cluster, test-conda
 #               longer tests, each by itself; report and cluster install Debian packages (as root)
 #
@@ -11,6 +14,8 @@
 PYTHON ?= python3
 CORES ?= $(shell $(PYTHON) -c "import os; print(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())")
 TORCH_INDEX ?=
+GPU_PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,$(PYTHON))
+WHEELS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 STUDY := results/$(shell sed -n 's/^study: *\([^ ]*\).*/\1/p' config.yaml)
@@ -20,7 +25,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .PHONY: all study report test lint check benchmark clean
-.PHONY: test-crash test-report test-cluster test-conda compile-kernels test-mamba-ssm
+.PHONY: test-crash test-report test-cluster test-conda compile-kernels test-mamba-ssm test-gpu
 .DEFAULT_GOAL := all
 
 all: report
@@ -91,6 +96,11 @@ compile-kernels: .venv/.test
 
 test-mamba-ssm: .mamba-ssm/.installed
 	PYTHONPATH=.mamba-ssm pytest tests/kernels/check_mamba_ssm.py
+
+# Nothing is installed for it: any Python with torch, Triton and pytest, and a folder of wheels for
+# what it lacks, mamba-ssm among them.
+test-gpu:
+	$(GPU_PYTHON) benchmarks/on_gpu.py $(if $(WHEELS),--wheels $(WHEELS))
 
 clean:
 	rm -rf .venv .mamba-ssm results .snakemake

@@ -12,6 +12,7 @@ from keepset.errors import ConfigError
 from keepset.kernels import naive, selection, triton_ffn
 from keepset.kernels.selection import TRITON_DOWN, TRITON_FFN, Selection
 from keepset.kernels.torch_ffn import neuron_major
+from keepset.kernels.triton_gemv import GemvConfig
 from keepset.rules.rule import Rule, describe
 from keepset.sites.ffn import find_ffn_sites
 
@@ -32,9 +33,9 @@ WITHOUT_GPU = pytest.mark.skipif(DEVICE == "cuda", reason="kernels are fast on a
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    """Several tiles and shares at test sizes, and few programs: interpreted, each costs time."""
+    """Several tiles and shares at test sizes; interpreted, each program costs time."""
     config = triton_ffn.DecodeConfig(
-        tile=32, block_in=32, block_list=16, block_out=32, shares=2, programs=2
+        tile=32, block_in=32, down=GemvConfig(block_in=32, block_out=32, shares=2)
     )
     monkeypatch.setattr(triton_ffn, "decode_config", lambda *_: config)
 

@@ -12,7 +12,9 @@ import types
 import pytest
 import torch
 
-if not torch.cuda.is_available():
+if torch.cuda.is_available():
+    os.environ["TRITON_F32_DEFAULT"] = "ieee"  # products as exact as the references
+else:
     # One autotuning configuration each, and nothing that asks for a device.
     os.environ["MAMBA_DETERMINISTIC"] = "1"
     sys.modules["selective_scan_cuda"] = types.ModuleType("selective_scan_cuda")
@@ -21,9 +23,18 @@ if not torch.cuda.is_available():
 from checks import DEVICE, assert_close, tokens
 from mamba_ssm.ops.triton.selective_state_update import selective_state_update
 from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+from transformers.models.mamba2 import modeling_mamba2
 
+from decoding import prompt
+from keepset.hold.cut import prune_states
 from keepset.kernels import naive
+from keepset.kernels.dispatch import SCAN, STEP
+from keepset.kernels.mixers import MAMBA_SSM, mixer_kernels, provider
+from keepset.kernels.selection import Selection
 from keepset.kernels.triton_state import state_step
+from keepset.settings import Kernels
+from keepset.sites.state import find_state_sites
+from state_models import shape
 
 
 def per_head(vector: torch.Tensor, *shape: int) -> torch.Tensor:
@@ -68,3 +79,32 @@ def test_chunk_scan(draw, n: int) -> None:
     # Their products over a chunk round more than 1e-5 allows; 5e-5 still tells a wrong term.
     assert (y - expected).norm() <= 5e-5 * expected.norm()
     assert (state - last).norm() <= 5e-5 * last.norm()
+
+
+@pytest.mark.parametrize("n", [16, 5])
+def test_inside_a_model(tiny_model, n: int) -> None:
+    """Scan and step by mamba-ssm, complete and with channels cut, against torch's."""
+    model = tiny_model("mamba2", **shape("mamba2", groups=2, n_state=16)).to(DEVICE)
+    bound = {provider(modeling_mamba2, name) for name in (SCAN, STEP)}
+    assert bound == {MAMBA_SSM}, "transformers could not import all that mamba-ssm needs"
+    if n < 16:
+        kept = torch.arange(16) < n
+        prune_states(
+            model, {site.key: kept.repeat(site.n_groups, 1) for site in find_state_sites(model)}
+        )
+    ids, given = prompt(40, device=DEVICE), {"do_sample": False, "eos_token_id": None}
+
+    def decoded() -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.inference_mode():
+            return model(input_ids=ids).logits, model.generate(ids, max_new_tokens=12, **given)
+
+    # On a CPU a choice by name is refused, and interpreted functions are those that are bound.
+    theirs = Selection(Kernels(scan="mamba-ssm", state="mamba-ssm"))
+    chosen = mixer_kernels(model, theirs) if DEVICE == "cuda" else contextlib.nullcontext()
+    with chosen as ran:
+        logits, found = decoded()
+    assert ran in (None, {"scan": MAMBA_SSM, "state": MAMBA_SSM})
+    with mixer_kernels(model, Selection("torch")):
+        expected, expected_tokens = decoded()
+    assert (logits - expected).norm() <= 5e-5 * expected.norm()  # as in `test_chunk_scan`
+    assert found.equal(expected_tokens)

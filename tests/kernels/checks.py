@@ -13,7 +13,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from keepset.kernels import naive, torch_ffn
+from keepset.kernels import naive
 from keepset.kernels.weights import FfnWeights
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -28,13 +28,14 @@ class Kernels:
     """The modules under test."""
 
     ffn: ModuleType
+    gemv: ModuleType
     prefill: ModuleType
     state: ModuleType
     topk: ModuleType
 
 
 def kernels(package: str = "keepset.kernels") -> Kernels:
-    names = ("ffn", "prefill", "state", "topk")
+    names = ("ffn", "gemv", "prefill", "state", "topk")
     return Kernels(*(importlib.import_module(f"{package}.triton_{name}") for name in names))
 
 
@@ -87,24 +88,30 @@ def threshold_in_gap(scores: Tensor) -> float:
 def check_decode(
     k: Kernels, draw: torch.Generator, *, rows: int = 3, n: int = 150, d: int = 72,
     gated: bool = False, act: str = "relu", choose: str = "hidden", biases: bool = True,
-    norms: bool = False, dtype: torch.dtype = torch.float32,
+    norms: bool = False, zero: bool = False, dtype: torch.dtype = torch.float32,
 ) -> None:  # fmt: skip
+    """`zero`: with the threshold zero, and rows of units that no token uses are NaN."""
     ffn = layer(draw, n, d, gated=gated, act=act, biases=biases, dtype=dtype)
     x = tokens(draw, rows, d, dtype=dtype)
     factors = torch.rand(n, generator=draw).to(DEVICE) + 0.5 if norms else None
     score = (naive.hidden(x, ffn) if choose == "hidden" else naive.gate_values(x, ffn)).abs()
     threshold = threshold_in_gap(score if factors is None else score * factors)
-    rule = {"threshold": threshold, "choose": choose, "norms": factors}
+    rule = {"threshold": 0.0 if zero else threshold, "choose": choose, "norms": factors}
+    expected = naive.sparse_ffn(x, ffn, **rule)
+    if zero:
+        ffn.down_t[(score == 0).all(dim=0)] = float("nan")
     y = k.ffn.sparse_decode(x, ffn, config=small_blocks(k), **rule)
     assert y.dtype == dtype
-    assert_close(y, naive.sparse_ffn(x, ffn, **rule), dtype)
+    assert_close(y, expected, dtype)
+
+
+def few_outputs(k: Kernels) -> object:
+    """Several steps and shares at test sizes, and few programs, which cost time here."""
+    return k.gemv.GemvConfig(block_in=32, block_out=64, shares=2)
 
 
 def small_blocks(k: Kernels) -> object:
-    """Several tiles, steps and shares at test sizes, and few programs, which cost time here."""
-    return k.ffn.DecodeConfig(
-        tile=64, block_in=64, block_list=16, block_out=64, shares=2, programs=2
-    )
+    return k.ffn.DecodeConfig(tile=64, block_in=64, down=few_outputs(k))
 
 
 def check_best(
@@ -128,20 +135,33 @@ def check_shared_decode(
     assert_close(y, naive.shared_set_ffn(x, ffn, keep), dtype)
 
 
-def check_down(
-    k: Kernels, draw: torch.Generator, *, rows: int = 3, n: int = 150, d: int = 72,
-    kept: int | None = None, biases: bool = True, dtype: torch.dtype = torch.float32,
+def check_gemv(
+    k: Kernels, draw: torch.Generator, *, rows: int = 3, n_in: int = 150, outs: int = 72,
+    choice: str = "threshold", kept: int = 41, norms: bool = False, biases: bool = True,
+    act: str | None = None, gated: bool = False, dtype: torch.dtype = torch.float32,
 ) -> None:  # fmt: skip
-    """The down projection alone; each row has a set of its own unless `kept` units are shared."""
-    h, down_t = tokens(draw, rows, n, dtype=dtype), tokens(draw, n, d, dtype=dtype) / n**0.5
-    bias = tokens(draw, d, dtype=dtype) if biases else None
-    units = (torch.rand(rows, n, generator=draw) < 0.3).to(DEVICE)
-    if kept is not None:
-        units = torch.randperm(n, generator=draw)[:kept].to(DEVICE)  # in no order
-    y = k.ffn.sparse_down(h, units, down_t, bias, config=small_blocks(k))
-    assert y.dtype == dtype
-    added = None if bias is None else bias.float()
-    assert_close(y, torch_ffn.masked(h.float(), units, down_t.float(), added), dtype)
+    """`choice`: threshold, k, marks of each token, the indices of a shared set, or all."""
+    x, weights = tokens(draw, rows, n_in, dtype=dtype), tokens(draw, n_in, outs, dtype=dtype)
+    weights /= n_in**0.5
+    bias = tokens(draw, outs, dtype=dtype) if biases else None
+    factors = torch.rand(n_in, generator=draw).to(DEVICE) + 0.5 if norms else None
+    score = x.float().abs() if factors is None else x.float().abs() * factors
+    rule = {
+        "threshold": {"threshold": threshold_in_gap(score), "norms": factors},
+        "k": {"k": kept, "norms": factors},
+        "marks": {"keep": (torch.rand(rows, n_in, generator=draw) < 0.3).to(DEVICE)},
+        "set": {"keep": torch.randperm(n_in, generator=draw)[:kept].to(DEVICE)},  # in no order
+        "all": {},
+    }[choice] | {"act": act, "gated": gated}
+    expected = naive.sparse_gemv(x, weights, bias, **rule)
+    arrivals = k.gemv.new_arrivals(weights)
+    for _ in range(2):  # the first call leaves the counters as the second needs them
+        y = k.gemv.sparse_gemv(
+            x, weights, bias, **rule, arrivals=arrivals, config=few_outputs(k)
+        )  # fmt: skip
+        assert y.dtype == dtype
+        assert_close(y, expected, dtype)
+    assert not arrivals.any(), "counters must be ready for the next call"
 
 
 def some_units(draw: torch.Generator, n: int, kept: int) -> Tensor:
@@ -186,6 +206,12 @@ def check_window_topk(
     expected = naive.window_topk(h, kept, window=window, norms=factors)
     assert output.dtype == torch.int32
     assert output.tolist() == expected.tolist()
+
+
+def check_marks(k: Kernels, draw: torch.Generator, kept: int = 20) -> None:
+    h = torch.randint(-3, 4, (3, 90), generator=draw).float().to(DEVICE)
+    expected = naive.keep_best(h.abs(), kept).to(torch.int8)
+    assert k.topk.top_marks(h, kept).equal(expected)
 
 
 def check_any_float(k: Kernels, draw: torch.Generator) -> None:

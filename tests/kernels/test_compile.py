@@ -64,7 +64,7 @@ from keepset.kernels.launch import Recording
 binaries = {}
 for case in cases():
     if (case.model, case.operation) in (
-        ("OPT-2.7B", "decode shared set, 1 rows"), ("Mamba2-1.3B", "state step by index, N = 38")
+        ("OPT-2.7B", "up, threshold, 1 rows"), ("Mamba2-1.3B", "state step by index, N = 38")
     ):
         with Recording() as recording:
             case.call()
@@ -75,7 +75,7 @@ for case in cases():
 print(json.dumps(binaries))
 """
     binaries = json.loads(run(code, TRITON_CACHE_DIR=str(tmp_path)))
-    assert set(binaries) == {"rows_down", "_state_step"}
+    assert set(binaries) == {"_gemv", "_state_step"}
     for ptx, resources in binaries.values():
         assert ".target sm_90" in ptx
         assert resources["registers"] is None or 16 <= resources["registers"] <= 255
@@ -83,12 +83,14 @@ print(json.dumps(binaries))
 
     # A share's sums are stored, all threads meet, the ticket is drawn, all threads meet again, and
     # only then are the other shares' sums read, from the L2 cache.
-    ptx = binaries["rows_down"][0]
-    order = re.findall(r"st\.global\.b32|bar\.sync|atom\.global\.gpu\.acq_rel|ld\.global\.cg", ptx)
-    brief = re.sub(r"(\S+)( \1)+", r"\1", " ".join(order))
-    assert brief.endswith("st.global.b32 bar.sync atom.global.gpu.acq_rel bar.sync ld.global.cg"), (
-        brief
-    )
+    ptx = binaries["_gemv"][0]
+    kinds = r"st\.global|bar\.sync|atom\.global\.gpu\.acq_rel|ld\.global\.cg"
+    brief = re.sub(r"(\S+)( \1)+", r"\1", " ".join(re.findall(kinds, ptx)))
+    before, ticket, after = brief.partition("atom.global.gpu.acq_rel")
+    assert ticket, brief
+    assert before.endswith("st.global bar.sync "), brief
+    assert after.startswith(" bar.sync ld.global.cg"), brief
+    assert "ld.global.cg" not in before, brief
 
 
 def test_interpreted_kernels_are_not_compiled() -> None:
@@ -120,12 +122,12 @@ import sys
 sys.modules["triton"] = None
 import keepset.kernels.dispatch, keepset.kernels.naive, keepset.kernels.weights
 from keepset.errors import KernelError
-for name in ("ffn", "prefill", "state", "topk", "device", "decode"):
+for name in ("ffn", "gemv", "prefill", "state", "topk", "device", "decode"):
     try:
         __import__(f"keepset.kernels.triton_{name}")
     except KernelError as error:
         print(error)
 """
     said = run(code).splitlines()
-    assert len(said) == 6
+    assert len(said) == 7
     assert all(f"pip install --no-deps triton=={launch.TRITON}" in line for line in said)

@@ -21,7 +21,8 @@ from checks import (
     check_best,
     check_compacted,
     check_decode,
-    check_down,
+    check_gemv,
+    check_marks,
     check_shared_decode,
     check_shared_gemm,
     check_state,
@@ -40,8 +41,11 @@ decode_rows = partial(check_decode, rows=3, n=90, d=72)
 gate = partial(check_decode, rows=1, n=90, d=40, gated=True, choose="gate", act="silu")
 shared_decode = partial(check_shared_decode, kept=41, rows=1, n=90, d=72, act="silu")
 shared_gated = partial(check_shared_decode, kept=41, rows=1, n=90, d=40, gated=True, act="gelu")
-down = partial(check_down, rows=2, n=90)
-down_shared = partial(check_down, rows=2, n=90, kept=17)
+gemv = partial(check_gemv, rows=1, n_in=90, outs=72)
+gemv_rows = partial(check_gemv, rows=3, n_in=90, outs=72)
+gemv_gated = partial(check_gemv, rows=1, n_in=90, outs=72, act="silu", gated=True)
+gemv_top = partial(check_gemv, rows=3, n_in=90, choice="k", kept=17)
+gemv_set = partial(check_gemv, rows=2, n_in=90, choice="set", kept=17)
 best = partial(check_best, kept=13, rows=2, n=90)
 shared_gemm = partial(check_shared_gemm, rows=33, n=90, act="silu")
 compacted = partial(check_compacted, rows=2, n=90, gated=True)
@@ -59,48 +63,58 @@ MISTAKES = [
     ("device", "acc = tl.dot(w, v, acc, ", "acc = tl.dot(w, v, ", decode_rows),
     ("device", "b[None, :] * x_row", "b[None, :] * 0", decode_rows),
     ("device", "tl.where(x < 0, 0.0, x)", "tl.where(x < 0, x, x)", decode),
-    ("decode", "j = tile * TILE + tl.arange",
-     "j = tl.maximum(tile * TILE - 9, 0) + tl.arange", decode),
+    ("decode", "j = tile * TILE + tl.arange", "j = tile * (TILE + 9) + tl.arange", decode),
     ("decode", "u += tl.load(up_bias + j,", "u -= tl.load(up_bias + j,", decode),
-    ("decode", "(score <= threshold) == 0", "(score < 2 * threshold) == 0", decode),
-    # compaction and its list
-    ("device", "tl.cumsum(any_row, axis=0) - any_row", "tl.cumsum(any_row, axis=0)", decode),
-    ("device", "tl.where(keep, h, 0.0)", "h", decode_rows),
-    ("device", "tl.store(count + tile, tl.sum(any_row, axis=0))",
-     "tl.store(count + tile, tl.maximum(tl.sum(any_row, axis=0) - 1, 0))", decode),
-    ("device", "tile * TILE + position - start", "tile * TILE", decode),
-    ("device", "before = ends[None, :] <=", "before = ends[None, :] <", decode),
-    # kept rows up
-    ("decode", "range(program * BLOCK_K, total, PROGRAMS", "range(0, total, 2 * PROGRAMS", gate),
-    ("decode", "h = u * tl.load(pointers", "h = u + tl.load(pointers", gate),
-    ("decode", "h = activate(g, ACT) * u", "h = g * u", shared_gated),
-    ("decode", "j = tl.load(index + slot, mask=live, other=0)\n        pointers",
-     "j = tl.maximum(tl.load(index + slot, mask=live, other=0) - 1, 0)\n        pointers",
-     shared_decode),
-    # kept rows down
-    ("decode", "stop = tl.minimum(share * size + size, total)",
-     "stop = tl.minimum(share * size + size, total - 1)", shared_decode),
-    ("decode", "range(share * size, stop, BLOCK_K)", "range(share * size, stop - BLOCK_K, BLOCK_K)",
-     shared_decode),
-    ("decode", "for s in range(SHARES):", "for s in range(1, SHARES):", shared_decode),
-    ("decode", "== SHARES - 1", "== SHARES - 2", shared_decode),
+    # the choice by score
+    ("device", "(score < threshold) == 0", "(score < 2 * threshold) == 0", decode),
+    ("device", "(score < threshold) == 0", "(score > threshold) == 0", gemv),
+    ("device", "b[None, :] * keep_row", "b[None, :] * 0", gemv_top),
+    ("device", "score *= tl.load(norms", "score += tl.load(norms", partial(gemv, norms=True)),
+    ("ffn", "np.float32(math.inf)", "np.float32(-math.inf)",
+     partial(check_decode, rows=1, act="relu", zero=True)),
+    # neurons that are kept
+    ("decode", "h * u, 0.0)", "h + u, 0.0)", gate),
+    ("decode", "tl.where(kept, h * u, 0.0)", "h * u", partial(gate, rows=3)),
+    ("decode", "tl.max(kept.to(tl.int32), axis=1) > 0", "tl.min(kept.to(tl.int32), axis=1) > 0",
+     partial(gate, rows=3)),
+    ("decode", "            h *= u\n", "            h += u\n", shared_gated),
+    ("decode", "j = tl.load(index + j, mask=live, other=0)",
+     "j = tl.maximum(tl.load(index + j, mask=live, other=0) - 1, 0)", shared_decode),
     ("decode", "tl.store(arrivals + a, tl.zeros", "tl.store(arrivals + a, 1 + tl.zeros", decode),
-    ("decode", "j[:, None] * down_row", "(j[:, None] ^ 1) * down_row", shared_decode),
-    ("decode", "y += tl.load(down_bias + c,", "y += 2 * tl.load(down_bias + c,", decode),
-    # the down projection alone
-    ("ffn", "return torch.zeros(cdiv", "return torch.ones(cdiv", down),
-    ("ffn", "rows, n, value.stride(0), kept", "rows, n - 9, value.stride(0), kept", down),
-    ("ffn", "value = part.index_select(1, kept)", "value = part[:, : len(kept)].clone()",
-     down_shared),
+    # kept rows, input by input
+    ("gemv", "stop = tl.minimum(share * size + size, n_in)",
+     "stop = tl.minimum(share * size + size, n_in - 1)", gemv),
+    ("gemv", "tl.range(share * size, stop, BLOCK_IN",
+     "tl.range(share * size, stop - BLOCK_IN, BLOCK_IN", gemv),
+    ("gemv", "tl.static_range(SHARES)", "tl.static_range(1, SHARES)", gemv),
+    ("gemv", "== SHARES - 1", "== SHARES", gemv),
+    ("gemv", "tl.store(arrivals + block, 0)", "tl.store(arrivals + block, 1)", gemv),
+    ("gemv", "return torch.zeros(cdiv", "return torch.ones(cdiv", gemv),
+    ("gemv", "j[:, None] * w_row", "(j[:, None] ^ 1) * w_row", gemv),
+    ("gemv", "v = tl.where(kept, v, 0.0)", "v = v", gemv_rows),
+    ("gemv", "tl.max(kept.to(tl.int32), axis=1)", "tl.min(kept.to(tl.int32), axis=1)", gemv_rows),
+    ("gemv", "tl.dot(tl.trans(v), w, acc,", "tl.dot(tl.trans(v), w,", gemv_rows),
+    ("gemv", "b[None, :] * x_row", "b[None, :] * 0", gemv_rows),
+    ("gemv", "j = tl.load(index + place", "j = place + 0 * tl.load(index + place", gemv_set),
+    ("gemv", "pointers + n_out", "pointers", gemv_gated),
+    ("gemv", "sums + n_out, acc_up", "sums + n_out, acc", gemv_gated),
+    ("gemv", "offsets + n_out, written", "offsets, written", gemv_gated),
+    ("gemv", "y *= _finished(acc_up, bias, c + n_out", "y *= _finished(acc_up, bias, c",
+     gemv_gated),
+    ("gemv", "y = activate(y, ACT)", "y = y", gemv_gated),
+    ("gemv", "y += tl.load(bias + c,", "y += 2 * tl.load(bias + c,", decode),
     # exact top-k
     ("topk", "<= wanted", "< wanted", top),
     ("device", "0x7FFFFFFF, key)", "0x7FFFFFFF, key & -2)", check_any_float),
-    ("topk", "at_least - held, 0", "at_least, 0", top),
+    ("topk", "key >= higher", "key > higher", check_marks),
+    ("topk", "reached >= k, 0", "reached < k, 0", check_marks),
+    ("topk", "(30 - LOW, -1, -1)", "(30 - LOW, 22, -1)", check_marks),
+    ("topk", "torch.float32: 0", "torch.float32: 9", check_any_float),
     ("topk", "place = tl.cumsum(keep.to(tl.int32), axis=0) - 1",
      "place = (k - tl.cumsum(keep.to(tl.int32), axis=0)) % k", top),
     ("topk", "tl.minimum(first + window, tokens)", "tl.minimum(first + window, tokens - 1)", top),
     ("topk", "score *= tl.load(norms", "score += tl.load(norms", partial(top, norms=True)),
-    ("decode", "chosen.to(tl.int8)", "live.to(tl.int8)", best),
+    ("topk", "keep.to(tl.int8), mask", "live.to(tl.int8), mask", best),
     # many tokens
     ("prefill", "for start in range(0, D, BLOCK_D)",
      "for start in range(0, D - BLOCK_D, BLOCK_D)", shared_gemm),

@@ -10,7 +10,6 @@ from checks import (
     assert_close,
     check_best,
     check_decode,
-    check_down,
     check_shared_decode,
     kernels,
     layer,
@@ -20,7 +19,7 @@ from checks import (
 
 from keepset.errors import KernelError
 from keepset.kernels import naive
-from keepset.kernels.triton_ffn import shared_set_decode, sparse_decode, sparse_down
+from keepset.kernels.triton_ffn import shared_set_decode, sparse_decode
 from keepset.kernels.weights import ACTIVATIONS, FfnWeights
 
 K = kernels()
@@ -53,6 +52,11 @@ def test_norms_weigh_the_score(draw, gated) -> None:
     check_decode(K, draw, gated=gated, norms=True)
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_at_threshold_zero_rows_of_zeros_are_not_read(draw, rows) -> None:
+    check_decode(K, draw, rows=rows, zero=True)
+
+
 @dtypes
 @pytest.mark.parametrize(("rows", "kept"), [(1, 14), (5, 15), (2, 0), (2, 150)])
 def test_best_ties_to_the_lowest_index(draw, rows, kept, dtype) -> None:
@@ -70,32 +74,6 @@ def test_best_by_gate(draw) -> None:
 @pytest.mark.parametrize(("gated", "act"), [(False, "gelu_tanh"), (True, "silu")])
 def test_shared_set(draw, rows, gated, act, dtype) -> None:
     check_shared_decode(K, draw, rows=rows, gated=gated, act=act, dtype=dtype)
-
-
-@dtypes
-@pytest.mark.parametrize(("rows", "kept"), [(1, None), (16, None), (1, 23), (19, 23)])
-def test_down_projection(draw, rows, kept, dtype) -> None:
-    check_down(K, draw, rows=rows, kept=kept, dtype=dtype)
-
-
-def test_down_projection_of_nothing_and_of_everything(draw) -> None:
-    check_down(K, draw, kept=0)
-    check_down(K, draw, rows=2, n=65, d=33, kept=65, biases=False)
-    h, down_t = tokens(draw, 2, 40), tokens(draw, 40, 24)
-    none = torch.zeros(2, 40, dtype=torch.bool, device=DEVICE)
-    assert sparse_down(h, none, down_t).equal(torch.zeros(2, 24, device=DEVICE))
-    assert sparse_down(h[:0], none[:0], down_t).shape == (0, 24)
-
-
-def test_down_projection_refuses_what_it_cannot_do(draw) -> None:
-    h, down_t = tokens(draw, 17, 40), tokens(draw, 40, 24)
-    mask = torch.ones(17, 40, dtype=torch.bool, device=DEVICE)
-    with pytest.raises(KernelError, match="17 rows: at most 16"):
-        sparse_down(h, mask, down_t)
-    with pytest.raises(KernelError, match=r"kept is \(3, 40\), h \(17, 40\)"):
-        sparse_down(h, mask[:3], down_t)
-    with pytest.raises(KernelError, match="down_t is"):
-        sparse_down(h, mask[0].nonzero()[:, 0], down_t.half())
 
 
 def test_empty_and_full_sets(draw) -> None:

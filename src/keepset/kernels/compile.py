@@ -30,7 +30,8 @@ from torch import Tensor
 
 from keepset.files.store import replacing
 from keepset.kernels.launch import Launch, Recording, check
-from keepset.kernels.triton_ffn import shared_set_decode, sparse_decode, sparse_down
+from keepset.kernels.triton_ffn import shared_set_decode, sparse_decode
+from keepset.kernels.triton_gemv import sparse_gemv
 from keepset.kernels.triton_prefill import compacted_prefill, shared_set_ffn
 from keepset.kernels.triton_state import new_state, state_step
 from keepset.kernels.triton_topk import window_topk
@@ -78,13 +79,10 @@ def _ffn_cases(model: str, ffn: FfnWeights) -> Iterator[Case]:
     norms = _meta(n, dtype=torch.float32)
     for rows in (1, 16):
         x = _meta(rows, d, dtype=dtype)
-        h, mask = _meta(rows, n, dtype=dtype), _meta(rows, n, dtype=torch.bool)
         calls: dict[str, Callable[[], object]] = {
             "decode threshold": partial(sparse_decode, x, ffn, threshold=0.1),
             "decode top-k": partial(sparse_decode, x, ffn, k=n // 10, norms=norms),
             "decode shared set": partial(shared_set_decode, x, ffn, few),
-            "down projection": partial(sparse_down, h, mask, ffn.down_t, ffn.down_bias),
-            "down projection, shared set": partial(sparse_down, h, few, ffn.down_t),
         }
         if ffn.gate is not None:
             calls["decode by gate"] = partial(sparse_decode, x, ffn, threshold=0.1, choose="gate")
@@ -97,6 +95,37 @@ def _ffn_cases(model: str, ffn: FfnWeights) -> Iterator[Case]:
     yield Case(model, "compacted prefill", dtype, lambda: compacted_prefill(many, ffn))
     h = _meta(2048, n, dtype=dtype)
     yield Case(model, "window top-k", dtype, lambda: window_topk(h, n // 10, window=128))
+
+
+def _gemv_cases(model: str, ffn: FfnWeights, qkv: int) -> Iterator[Case]:
+    """Every linear map of a decoder layer; `qkv`: outputs of query, key and value together."""
+    dtype, n, d, biased = ffn.up.dtype, ffn.n, ffn.d, ffn.up_bias is not None
+    n_up = n if ffn.gate is None else 2 * n
+    up = {"act": ffn.act, "gated": ffn.gate is not None}
+    maps: dict[str, tuple[int, int, dict[str, Any]]] = {
+        "query, key, value": (d, qkv, {}),
+        "attention output": (d, d, {}),
+        "gate and up" if ffn.gate is not None else "up": (d, n_up, up),
+        "down": (n, d, {}),
+    }
+    for rows in (1, 16):
+        for name, (n_in, outs, options) in maps.items():
+            x, weight = _meta(rows, n_in, dtype=dtype), _meta(n_in, outs, dtype=dtype)
+            call = partial(
+                sparse_gemv, x, weight, _meta(outs, dtype=dtype) if biased else None, **options
+            )
+            norms = _meta(n_in, dtype=torch.float32)
+            choices: dict[str, dict[str, Any]] = {"threshold": {"threshold": 0.1}}
+            if name == "down":
+                mask = _meta(rows, n_in, dtype=torch.bool)
+                choices |= {
+                    "threshold on impact": {"threshold": 0.1, "norms": norms},
+                    "top-k": {"k": n_in // 10},
+                    "marks": {"keep": mask},
+                    "shared set": {"keep": _meta(n_in // 10, dtype=torch.int32)},
+                }
+            for choice, given in choices.items():
+                yield Case(model, f"{name}, {choice}, {rows} rows", dtype, partial(call, **given))
 
 
 def _state_cases(model: str, heads: int, head_dim: int) -> Iterator[Case]:
@@ -126,8 +155,11 @@ def _state_cases(model: str, heads: int, head_dim: int) -> Iterator[Case]:
 def cases() -> Iterator[Case]:
     """Every public operation at the shapes of the models that the study speaks of."""
     bf16 = torch.bfloat16
-    yield from _ffn_cases("Qwen2.5-1.5B", _ffn(8960, 1536, "silu", True, False, bf16))
-    yield from _ffn_cases("OPT-2.7B", _ffn(10240, 2560, "relu", False, True, torch.float16))
+    qwen = _ffn(8960, 1536, "silu", True, False, bf16)
+    opt = _ffn(10240, 2560, "relu", False, True, torch.float16)
+    for model, ffn, qkv in (("Qwen2.5-1.5B", qwen, 1536 + 2 * 256), ("OPT-2.7B", opt, 3 * 2560)):
+        yield from _ffn_cases(model, ffn)
+        yield from _gemv_cases(model, ffn, qkv)
     sparse = _ffn(5632, 2048, "relu", True, False, bf16)
     x = _meta(131_072, 2048, dtype=bf16)
     yield Case("L1-trained 2B", "compacted prefill", bf16, lambda: compacted_prefill(x, sparse))

@@ -68,9 +68,9 @@ def torch_scans(model: nn.Module) -> AbstractContextManager[None]:
 
 def _triton_down(h: Tensor, kept: Tensor, rows: Tensor, bias: Tensor | None) -> Tensor:
     # Imported at its first use: without Triton everything else must work.
-    from keepset.kernels.triton_ffn import sparse_down
+    from keepset.kernels.triton_gemv import sparse_gemv
 
-    return sparse_down(h, kept, rows, bias)
+    return sparse_gemv(h, rows, bias, keep=kept)
 
 
 def down_paths(

@@ -49,7 +49,7 @@ class Recording(TorchFunctionMode):
     So what is compiled ahead of time is what the host code would launch:
 
         with Recording() as recording:
-            sparse_down(h, kept, down_t)
+            sparse_gemv(x, rows, threshold=0.1)
         recording.launches
     """
 

@@ -153,6 +153,38 @@ def sparse_ffn(
     return down(h.where(keep, 0.0), ffn)
 
 
+def sparse_gemv(
+    x: Tensor,
+    rows: Tensor,
+    bias: Tensor | None = None,
+    *,
+    threshold: float | None = None,
+    k: int | None = None,
+    keep: Tensor | None = None,
+    norms: Tensor | None = None,
+    act: str | None = None,
+    gated: bool = False,
+) -> Tensor:
+    """The kept inputs of each token times their rows, or all where no choice is given.
+
+    Arguments as in `triton_gemv.sparse_gemv`, with any number of tokens; returns float32.
+    """
+    score = x.float().abs()
+    if norms is not None:
+        score = score * norms.float()
+    if threshold is not None:
+        keep = ~(score < threshold)
+    elif k is not None:
+        keep = keep_best(score, k)
+    elif keep is not None and keep.ndim == 1:
+        keep = torch.isin(torch.arange(len(rows), device=keep.device), keep)
+    y = _project(x if keep is None else x.where(keep.bool(), 0.0), rows.t(), bias)
+    if gated:
+        gate, up = y.chunk(2, dim=-1)
+        return _ACTIVATIONS[str(act)](gate) * up
+    return y if act is None else _ACTIVATIONS[act](y)
+
+
 def shared_set_ffn(x: Tensor, ffn: FfnWeights, keep: Tensor) -> Tensor:
     """The FFN of the neurons `keep` (k,) alone, for every row of x: (..., d) float32."""
     return down(hidden(x, ffn.take(keep)), ffn.take(keep))

@@ -64,34 +64,26 @@ def project(
 
 
 @triton.jit
-def compact(
-    h, keep, j, tile, value, index, count, n_rows, value_row,
-    TILE: tl.constexpr, BLOCK_B: tl.constexpr,
+def chosen(
+    value, keep, norms, threshold, j, b, inside, live, keep_row,
+    CHOICE: tl.constexpr, NORMS: tl.constexpr,
 ):  # fmt: skip
-    """Write the kept neurons of one tile to the front of the tile's own slots, in their order.
+    """Which units j (units,) each token b (tokens,) keeps: (units, tokens) bool.
 
-    A neuron is written if any row keeps it; rows that do not keep it get a zero. The tile has as
-    many slots as neurons, so nothing can overflow, and no program waits for another: the result
-    is the same in every run.
+    CHOICE "marks": those that `keep` marks. "threshold": where |value|, times the unit's norm if
+    there are norms, is at least the threshold; `value` is (units, tokens). `inside` (units,) and
+    `live` (units, tokens) say what there is.
     """
-    b = tl.arange(0, BLOCK_B)
-    any_row = tl.max(keep.to(tl.int32), axis=1)
-    slot = tile * TILE + tl.cumsum(any_row, axis=0) - any_row
-    written = any_row > 0
-    tl.store(count + tile, tl.sum(any_row, axis=0))
-    tl.store(index + slot, j, mask=written)
-    tl.store(
-        value + b[None, :] * value_row + slot[:, None],
-        tl.where(keep, h, 0.0).to(value.dtype.element_ty),
-        mask=written[:, None] & (b < n_rows)[None, :],
-    )
-
-
-@triton.jit
-def tile_ends(count, n_tiles, TILES: tl.constexpr):
-    """Where each tile's kept neurons end in the list of all kept neurons: (TILES,) int32."""
-    t = tl.arange(0, TILES)
-    return tl.cumsum(tl.load(count + t, mask=t < n_tiles, other=0), axis=0)
+    if CHOICE == "marks":
+        kept = tl.load(keep + b[None, :] * keep_row + j[:, None], mask=live, other=0) != 0
+    else:
+        tl.static_assert(CHOICE == "threshold")
+        score = tl.abs(value.to(tl.float32))
+        if NORMS:
+            score *= tl.load(norms + j, mask=inside, other=0.0).to(tl.float32)[:, None]
+        # Not "score >= threshold": a NaN must reach the output, not vanish.
+        kept = live & ((score < threshold) == 0)
+    return kept
 
 
 @triton.jit

@@ -28,8 +28,9 @@ from keepset.kernels.launch import (
     workspace,
 )
 from keepset.kernels.triton_device import activate, find_slot
-from keepset.kernels.triton_ffn import MAX_ROWS, check_keep, shared_set_decode
-from keepset.kernels.weights import FfnWeights
+from keepset.kernels.triton_ffn import shared_set_decode
+from keepset.kernels.triton_gemv import check_keep
+from keepset.kernels.weights import MAX_ROWS, FfnWeights
 
 # isort: split
 import torch

@@ -1,10 +1,12 @@
 """Exact top-k per window of tokens, ties to the lowest index.
 
     window_topk(h, k, window=W, norms=None)      (tokens, n) -> (windows, k) int32 indices
+    top_marks(h, k, norms=None)                  (tokens, n) -> (tokens, n) int8, 1 where kept
 
-One program ranks one window, without sorting: four passes over the bits of the scores find the
-k-th largest (a radix select), and a running count gives the first of its ties a place. The kept
-indices come out ascending, so that the gathers that use them walk through the weights in order.
+One program ranks one window, without sorting. A score's bits are in the order of the scores: those
+of the k-th largest are found one by one, each by a count of the scores that are not smaller, and a
+running count gives the first of its ties a place. The kept indices come out ascending, so that the
+gathers that use them walk through the weights in order.
 """
 
 from __future__ import annotations
@@ -30,38 +32,38 @@ import triton.language as tl
 MAX_UNITS = 65_536
 """A window's scores stay in the registers of one program."""
 
+_ZEROS = {torch.float32: 0, torch.float16: 13, torch.bfloat16: 16}
+
 
 @triton.jit
-def select(score, live, k):
+def select(score, live, k, LOW: tl.constexpr):
     """Mark the k largest live scores; ties to the lowest index.
 
     Args:
         score: (n,) float32; live: (n,) bool, at least k of them True.
+        LOW: How many of the last bits are zero in every score.
 
     Returns:
         keep (n,) bool.
     """
-    key = order_key(score).to(tl.uint32, bitcast=True) ^ 0x80000000
-    bins = tl.arange(0, 256)
-    tied = live
-    wanted = k
-    cut = tl.zeros((), dtype=tl.uint32)
-    for byte in tl.static_range(3, -1, -1):
-        digit = ((key >> (8 * byte)) & 255).to(tl.int32)
-        held = tl.histogram(digit, 256, mask=tied)
-        at_least = tl.sum(held, axis=0) - tl.cumsum(held, axis=0) + held
-        chosen = tl.sum((at_least >= wanted).to(tl.int32), axis=0) - 1
-        wanted -= tl.sum(tl.where(bins == chosen, at_least - held, 0), axis=0)
-        tied = tied & (digit == chosen)
-        cut = (cut << 8) | chosen.to(tl.uint32)
-    first = tl.cumsum(tied.to(tl.int32), axis=0) <= wanted
-    return (live & (key > cut)) | (tied & first)
+    key = order_key(score) >> LOW
+    # The k-th largest key, bit by bit from the sign down: the largest cut that k keys reach.
+    reached = tl.sum((live & (key >= 0)).to(tl.int32), axis=0)
+    cut = tl.where(reached >= k, 0, -(1 << (31 - LOW))).to(tl.int32)
+    for bit in tl.static_range(30 - LOW, -1, -1):
+        higher = cut + (1 << bit)
+        reached = tl.sum((live & (key >= higher)).to(tl.int32), axis=0)
+        cut = tl.where(reached >= k, higher, cut)
+    above = live & (key > cut)
+    tied = live & (key == cut)
+    wanted = k - tl.sum(above.to(tl.int32), axis=0)
+    return above | (tied & (tl.cumsum(tied.to(tl.int32), axis=0) <= wanted))
 
 
 @triton.jit
 def _window_top(
-    h, norms, index, tokens, n, k, window, h_row,
-    NORMS: tl.constexpr, BLOCK: tl.constexpr,
+    h, norms, out, tokens, n, k, window, h_row,
+    NORMS: tl.constexpr, MARKS: tl.constexpr, LOW: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     w = tl.program_id(0)
     j = tl.arange(0, BLOCK)
@@ -74,9 +76,12 @@ def _window_top(
         row += h_row
     if NORMS:
         score *= tl.load(norms + j, mask=live, other=0.0).to(tl.float32)
-    keep = select(score, live, k)
-    place = tl.cumsum(keep.to(tl.int32), axis=0) - 1
-    tl.store(index + w.to(tl.int64) * k + place, j, mask=keep)
+    keep = select(score, live, k, LOW)
+    if MARKS:
+        tl.store(out + w.to(tl.int64) * n + j, keep.to(tl.int8), mask=live)
+    else:
+        place = tl.cumsum(keep.to(tl.int32), axis=0) - 1
+        tl.store(out + w.to(tl.int64) * k + place, j, mask=keep)
 
 
 def window_topk(h: Tensor, k: int, *, window: int = 1, norms: Tensor | None = None) -> Tensor:
@@ -94,19 +99,52 @@ def window_topk(h: Tensor, k: int, *, window: int = 1, norms: Tensor | None = No
     Raises:
         KernelError: h does not fit, or k or the window is out of range.
     """
+    h = _checked(h, k, norms)
+    check(window >= 1, f"window must be a positive number of tokens, got {window}")
+    index = workspace((cdiv(h.shape[0], window), k), torch.int32, h)
+    if index.numel():
+        _rank(h, k, window, norms, index)
+    return index
+
+
+def top_marks(h: Tensor, k: int, *, norms: Tensor | None = None) -> Tensor:
+    """Mark the k units with the largest score at every token.
+
+    Args:
+        h: (tokens, n) activations; a unit's score is |h|, or |h| norms.
+        k: 0 <= k <= n.
+        norms: (n,) ||w_j||_2, for the score `impact`.
+
+    Returns:
+        (tokens, n) int8, 1 where a unit is kept; ties go to the lowest index.
+
+    Raises:
+        KernelError: h does not fit, or k is out of range.
+    """
+    h = _checked(h, k, norms)
+    marks = workspace(tuple(h.shape), torch.int8, h)
+    if marks.numel():
+        _rank(h, k, 1, norms, marks)
+    return marks
+
+
+def _checked(h: Tensor, k: int, norms: Tensor | None) -> Tensor:
     check(h.ndim == 2 and h.dtype in DTYPES, f"h must be (tokens, n) floats, got {tuple(h.shape)}")
-    tokens, n = h.shape
+    n = h.shape[1]
     check(0 <= k <= n, f"cannot keep {k} of {n} units")
     check(n <= MAX_UNITS, f"{n} units: at most {MAX_UNITS} can be ranked by one program")
-    check(window >= 1, f"window must be a positive number of tokens, got {window}")
     check_vector("norms", norms, n, h)
-    if h.stride(-1) != 1:
-        h = h.contiguous()
-    index = workspace((cdiv(tokens, window), k), torch.int32, h)
-    if index.numel():
-        block = power_of_two(n)
-        launch(
-            _window_top, (index.shape[0],), h, norms, index, tokens, n, k, window, h.stride(0),
-            NORMS=norms is not None, BLOCK=block, num_warps=min(max(block // 512, 4), 16),
-        )  # fmt: skip
-    return index
+    return h if h.stride(-1) == 1 else h.contiguous()
+
+
+def _rank(h: Tensor, k: int, window: int, norms: Tensor | None, out: Tensor) -> None:
+    """Fill `out`, one row per window: int32 indices, or int8 marks."""
+    tokens, n = h.shape
+    block = power_of_two(n)
+    # A half-precision number as a float32 ends in zeros; sums and products may not.
+    low = 0 if window > 1 or norms is not None else _ZEROS[h.dtype]
+    launch(
+        _window_top, (out.shape[0],), h, norms, out, tokens, n, k, window, h.stride(0),
+        NORMS=norms is not None, MARKS=out.dtype == torch.int8, LOW=low, BLOCK=block,
+        num_warps=min(max(block // 512, 4), 16),
+    )  # fmt: skip
