@@ -66,10 +66,8 @@ def test_rows_are_of_every_allotment_and_level(study):
 
 def test_a_slimmer_model_of_a_study(study):
     folder, facts = study / "slim-0.5", study / "slim-0.5.json"
-    settings = {"budget": 0.5, "save": "speed", "confidence": 0.95, "tokens": 4, "threads": 1}
-    slim_model(
-        **inputs(study), run=RUN, settings=settings, identity=IDENTITY, output=[folder, facts]
-    )
+    settings = {"budget": 0.5, "save": "speed", "confidence": 0.95, "tokens": 4}
+    slim_model(**inputs(study), run=RUN, settings=settings, identity=IDENTITY, output=folder)
     recipe = read_recipe(folder)
     found = json.loads(facts.read_text())["found"]
     assert found["quality"]["ratio_high"] <= 1.5

@@ -32,6 +32,7 @@ DESCRIBED = {rule.name: described(rule) for rule in workflow.rules if rule.scrip
 Path("rules.json").write_text(json.dumps(DESCRIBED))
 """
 WILDCARDS = {"model": "relu", "corpus": "wiki", "task": "recall", "specimen": "relu"}
+WILDCARDS |= {"budget": "0.03"}
 
 pytestmark = [pytest.mark.workflow, pytest.mark.xdist_group("workflow")]
 

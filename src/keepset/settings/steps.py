@@ -167,7 +167,7 @@ def _budgets(config: Config, wildcards: Wildcards) -> Settings:
 def _slimming(config: Config, wildcards: Wildcards) -> Settings:
     if config.slim is None:
         raise ConfigError("slim: this section is missing; slimmer models are made by it")
-    settings = config.slim.model_dump(exclude={"budgets", "corpus"})
+    settings = config.slim.model_dump(exclude={"budgets", "corpus", "threads"})
     return {
         **_model_run(config, wildcards),
         "settings": {**settings, "budget": float(wildcards["budget"])},

@@ -13,7 +13,6 @@ from keepset.files import store
 from keepset.files.store import PathLike
 from keepset.measure.tables import recipe_table
 from keepset.rules.recipe import Recipe
-from keepset.run.job import limit_threads
 from keepset.slim import candidates
 from keepset.slim.quality import Part
 from keepset.slim.settings import Budget
@@ -65,22 +64,21 @@ def slim_model(
     run: Mapping[str, Any],
     settings: Mapping[str, Any],
     identity: Mapping[str, Any],
-    output: list[PathLike],
+    output: PathLike,
 ) -> None:
     """`keepset slim` on a model and corpus of a study: a folder, and what was found as JSON.
 
     Args:
-        settings: budget (a rise of perplexity), save, confidence, tokens and threads.
-        output: The folder, and the JSON file beside it.
+        settings: budget (a rise of perplexity), save, confidence and tokens.
+        output: The folder; the JSON file stands beside it.
     """
-    limit_threads(settings["threads"])
     tokens, loaded = text.load_blocks(blocks), load(model, Run(**run))
     place = torch.arange(len(tokens.evaluation))
     search, report = (
         Part(name, tokens.evaluation[chosen], tokens.document[chosen])
         for name, chosen in (("search", place % 3 == 0), ("report", place % 3 != 0))
     )
-    folder, facts = Path(output[0]), output[1]
+    folder = Path(output)
     outcome = slim(
         Model(
             loaded.runner.model,
@@ -95,4 +93,5 @@ def slim_model(
         tokens=settings["tokens"],
         batch_tokens=run["batch_tokens"],
     )
-    store.write_json({**loaded.provenance, **identity, "found": dict(outcome.recipe.found)}, facts)
+    facts = {**loaded.provenance, **identity, "found": dict(outcome.recipe.found)}
+    store.write_json(facts, f"{folder}.json")
