@@ -14,7 +14,7 @@ from keepset.decode.joined import JoinedBlock
 from keepset.decode.layout import unit_major
 from keepset.decode.recipe import linear_sites
 from keepset.errors import ConfigError, KernelError, ModelError
-from keepset.kernels.selection import NUMBA, Selection
+from keepset.kernels.selection import NUMBA, TRITON_DOWN, Selection
 from keepset.kinds import find_sites
 from keepset.kinds.recipes import hold_recipe
 from keepset.rules.masks import top_mask
@@ -101,6 +101,19 @@ def test_every_site_of_a_plain_model_runs_by_kernel(tiny_model):
     model = tiny_model("llama")
     # Per layer q/k/v, o, gate/up and down; the prompt runs masked.
     assert check(model, mixed(model)) == {NUMBA: 2 * 4 * (TOKENS - 1)}
+
+
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_kernels_of_a_gpu_give_the_same_tokens(tiny_model, family):
+    """In Triton's interpreter; with exact shares, thresholds and a static set."""
+    model = tiny_model(family)
+    recipe = mixed(model)
+    first, *_, last = recipe.rules
+    static = Rule("magnitude", 0.5, "corpus", site=last.partition(".")[0])
+    units = next(site.n_units for site in linear_sites(model) if site.key == last)
+    recipe = Recipe({**recipe.rules, last: static}, {first: 0.02}, {last: list(range(0, units, 2))})
+    paths = check(model, recipe, kernels="triton")
+    assert paths == {TRITON_DOWN: 2 * 4 * (TOKENS - 1)}
 
 
 def test_one_rule_on_inputs_is_a_recipe_of_all_of_them(tiny_model):

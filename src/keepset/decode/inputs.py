@@ -16,7 +16,7 @@ from keepset.decode.position import Position
 from keepset.decode.token import TokenMap, TokenPaths
 from keepset.errors import ModelError
 from keepset.hold.slices import Forward, standing_forward
-from keepset.kernels.selection import NUMBA
+from keepset.kernels.selection import NUMBA, TRITON_DOWN
 from keepset.kernels.weights import MAX_ROWS
 from keepset.sites.ffn import Site
 
@@ -29,6 +29,8 @@ class SparseReaders(TokenMap):
     Attributes:
         site: The site.
     """
+
+    has_triton = True
 
     def __init__(
         self, site: Site, choice: UnitChoice, rows: Tensor, position: Position, peers: TokenPaths
@@ -51,6 +53,7 @@ class SparseReaders(TokenMap):
         self._x: Tensor | None = None
         self._parts: list[Tensor | None] = []
         self._by_numba: Forward | None = None
+        self._on_gpu: tuple[Tensor | None, Tensor | None, Tensor] | None = None
 
     @contextmanager
     def standing_in(self) -> Iterator[None]:
@@ -61,7 +64,7 @@ class SparseReaders(TokenMap):
             try:
                 yield
             finally:
-                self._by_numba = None  # it holds the weights
+                self._by_numba = self._on_gpu = None  # they hold the weights
 
     def _part(self, place: int, x: Tensor) -> Tensor:
         """The output of the map at `place` for x (..., n_units)."""
@@ -124,6 +127,23 @@ class SparseReaders(TokenMap):
             return self._by_numba(x)
         except ModelError:
             raise self._choice.not_finite() from None
+
+    def by_triton(self, x: Tensor) -> Tensor:
+        """The same by one kernel on a GPU, which nothing waits for: a NaN shows in the logits."""
+        from keepset.kernels.triton_gemv import new_arrivals, sparse_gemv
+
+        choice = self._choice
+        if self._on_gpu is None:
+            kept = choice.fixed
+            units = None if kept is None else kept.nonzero()[:, 0].to(self.rows.device)
+            self._on_gpu = self._bias(), units, new_arrivals(self.rows)
+        bias, units, arrivals = self._on_gpu
+        self.peers.paths[TRITON_DOWN] += x.numel() // self.ins
+        chosen: dict[str, Any] = {"keep": units}
+        if units is None:
+            by = "threshold" if isinstance(choice.least, float) else "k"
+            chosen = {by: choice.least, "norms": choice.norms}
+        return sparse_gemv(x, self.rows, bias, arrivals=arrivals, **chosen)
 
     def _bias(self) -> Tensor | None:
         """The biases of all maps, side by side; None where none has one."""

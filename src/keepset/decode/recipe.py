@@ -1,9 +1,10 @@
 """Recipes: every site has a rule of its own, and what a token leaves out is not read.
 
-On a CPU one kernel call chooses the units of a token and projects them, for all maps that read
-them; a feed-forward block with a rule at both its sites is one step (`JoinedBlock`). Sites whose
-maps cannot be run so are masked. All other linear maps, the output layer among them, are read in
-the order of memory where that is faster than torch (`TokenProjection`).
+One kernel call chooses the units of a token and projects them, for all maps that read them, by
+numba on a CPU and by Triton on a GPU; a feed-forward block with a rule at both its sites is one
+step (`JoinedBlock`). Sites whose maps cannot be run so are masked. On a CPU all other linear maps,
+the output layer among them, are read in the order of memory where that is faster than torch
+(`TokenProjection`).
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def sites_held(
         for site in chosen
         if site in alone
         and not choices[site.key].reads_gate
-        and _is_for_numba(site.columns()[0], selection)
+        and _is_for_kernels(site.columns()[0], selection)
     ]
     masked = [site for site in chosen if site not in fast]
     gates: dict[str, Tensor] = {}
@@ -99,6 +100,10 @@ def sites_held(
         groups.prepare()
         others.prepare()
         yield
+
+
+def _is_for_kernels(weight: Tensor, selection: Selection) -> bool:
+    return _is_for_numba(weight, selection) or selection.may_use_triton("ffn", weight.device)
 
 
 def _is_for_numba(weight: Tensor, selection: Selection) -> bool:

@@ -17,7 +17,7 @@ from keepset.hold.inputs import rules_run_by
 from keepset.hold.slices import Forward
 from keepset.kernels import dispatch
 from keepset.kernels.clock import taking_turns
-from keepset.kernels.selection import NUMBA, Selection
+from keepset.kernels.selection import NUMBA, TRITON_DOWN, Selection
 from keepset.kernels.torch_ffn import DOWN_PATHS
 
 
@@ -30,6 +30,9 @@ class TokenMap(ABC):
         peers: The other maps of the model that do the same.
     """
 
+    has_triton = False
+    """Whether `by_triton` is there."""
+
     def __init__(self, rows: Tensor, ins: int, peers: TokenPaths) -> None:
         self.rows, self.ins, self.peers = rows, ins, peers
         peers.members.append(self)
@@ -40,7 +43,11 @@ class TokenMap(ABC):
 
     @abstractmethod
     def by_numba(self, x: Tensor) -> Tensor:
-        """The same by a kernel."""
+        """The same by a kernel on a CPU."""
+
+    def by_triton(self, x: Tensor) -> Tensor:
+        """The same by a kernel on a GPU, where `has_triton`."""
+        raise TypeError(f"{type(self).__name__}: no kernel of Triton's for {tuple(x.shape)}")
 
 
 class TokenProjection(TokenMap):
@@ -109,11 +116,12 @@ class TokenPaths:
         return self._selection.forced_among((NUMBA, *DOWN_PATHS)) in (None, NUMBA)
 
     def _fastest(self, member: TokenMap, x: Tensor) -> Callable[..., Tensor]:
-        calls: dict[str, Callable[..., Tensor]] = {
-            "torch": lambda one, x: one.by_torch(x),
-            NUMBA: lambda one, x: one.by_numba(x),
-        }
-        if not self.take_numba(x):
+        calls: dict[str, Callable[..., Tensor]] = {"torch": lambda one, x: one.by_torch(x)}
+        if self.take_numba(x):
+            calls[NUMBA] = lambda one, x: one.by_numba(x)
+        elif member.has_triton and self._selection.may_use_triton("ffn", x.device):
+            calls[TRITON_DOWN] = lambda one, x: one.by_triton(x)
+        if len(calls) == 1:
             return calls["torch"]
         if self._selection.forced_among([NUMBA]):
             return calls[NUMBA]
@@ -121,4 +129,4 @@ class TokenPaths:
         runs = {name: taking_turns(alike, partial(call, x=x)) for name, call in calls.items()}
         shape = "x".join(map(str, member.rows.shape))
         key = (self._label, shape, f"tokens={x.numel() // member.ins}", *dispatch.setting(x))
-        return calls[self._selection.fastest(key, runs)]
+        return calls[self._selection.fastest_ffn(key, runs)]

@@ -32,6 +32,8 @@ from keepset.speed.decoding import NEAR, NEAR_LOW_PRECISION
 from keepset.text import Encoded
 
 _FEW_ITEMS = 96
+_GAINS = 1.02
+"""Below this, what a recipe gains is within the noise of timing."""
 _RELOADED = {torch.float32: 1e-4}
 _RELOADED_LOW_PRECISION = 5e-3
 
@@ -322,6 +324,14 @@ def _write(
         f" {texts.search.blocks.numel():,} to search on, {texts.calibration.numel():,} to calibrate"
         f" on. The sample is {'documents' if texts.report.by_document else 'blocks'}.",
     ]
+    if rates := outcome.rates:
+        gain = rates["slim"] / rates["dense by kernels"]
+        if gain < _GAINS:
+            notes.append(
+                f"On this machine the recipe decodes {gain:.2f} times as fast as the dense model by"
+                " the same kernels: it gains nothing over an empty recipe, which loses nothing."
+                " Larger models gain more; see docs/BENCHMARKS.md."
+            )
     lines = _facts(model, budget, chosen, quality, outcome.rates, parameters)
     figure = page.draw(rows, shares, budget.save, budget.perplexity)
     page.write(folder, lines, notes, rows, figure)
