@@ -91,11 +91,15 @@ def test_dense_perplexity_equals_plain_transformers(finished):
 def test_every_setting_of_the_grid_has_every_block(finished):
     rows = table(finished, "relu/letters/perplexity.parquet")
     assert set(rows["origin"]) == {"specimen"}
-    keys = ["method", "score", "seed", "sparsity", "window", "choice"]
+    keys = ["site", "method", "score", "seed", "sparsity", "window", "choice"]
     counts = rows.groupby(keys)["block"].nunique()
     assert set(counts) == {5}  # 160 tokens
-    # dense + (4 scores + 2 seeds) x 2 + dynamic x 2 + oracle 2 x 2 + causal 3 x 2
-    assert len(counts) == 1 + 12 + 2 + 4 + 6
+    assert counts.groupby("site").size().to_dict() == {
+        "none": 1,
+        "ffn": 12 + 2 + 4 + 6,  # (4 scores + 2 seeds) x 2, dynamic x 2, oracle 2 x 2, causal 3 x 2
+        "input": 3,  # static, dynamic, windowed
+        "all": 3,  # equal, loss, layer
+    }
 
 
 def test_capability_covers_every_item_and_method(finished):
