@@ -169,10 +169,13 @@ def _generate(arguments: argparse.Namespace) -> None:
     from keepset.decode import generate, messages
     from keepset.kernels.clock import clock_name
     from keepset.kernels.selection import Selection
+    from keepset.models.anywhere import RECIPE
     from keepset.rules.rule import describe
     from keepset.run.job import limit_threads
 
     rule: Any = None
+    if arguments.recipe is None and (Path(arguments.model) / RECIPE).is_file():
+        arguments.recipe = arguments.model if arguments.keep is None else None
     if (arguments.recipe is None) == (arguments.keep is None):
         raise ConfigError("give --keep, a rule, or --recipe, a recipe.yaml or its folder")
     if arguments.recipe is not None:

@@ -35,9 +35,13 @@ def test_from_a_model_to_a_recipe_that_generates(tiny_checkpoint, text, tmp_path
     assert "decoding, tokens/s: dense " in said
     recipe = read_recipe(folder)
     assert recipe.model["name"] == "llama"
-    for model in (tiny_checkpoint, folder / "model"):
-        options = ["--prompt", "The river", "--tokens", "3", "--dtype", "float32", "--check"]
-        assert main(["generate", "--model", str(model), "--recipe", str(folder), *options]) == 0
+    options = ["--prompt", "The river", "--tokens", "3", "--dtype", "float32", "--check"]
+    for model, *more in (
+        (tiny_checkpoint, "--recipe", str(folder)),
+        (folder / "model", "--recipe", str(folder / "recipe.yaml")),
+        (folder,),  # a slim folder has its recipe with it
+    ):
+        assert main(["generate", "--model", str(model), *more, *options]) == 0
         assert "every token is the masked reference's" in capsys.readouterr().out
 
 

@@ -11,10 +11,14 @@ import torch
 from keepset.decode import sparse_decoding
 from keepset.decode.generate import compare, disagreement
 from keepset.errors import KeepsetError, ModelError, TextError
-from keepset.hold.cut import load_pruned
+from keepset.hold.cut import load_pruned, prune_states, save_pruned
 from keepset.kinds import find_sites
+from keepset.kinds.recipes import kept_masks
 from keepset.measure.runner import Runner
 from keepset.models import still_to_do
+from keepset.models.anywhere import load
+from keepset.rules.recipe import Recipe
+from keepset.rules.rule import Rule
 from keepset.settings.recipes import read_recipe
 from keepset.slim.quality import Quality
 from keepset.slim.settings import Budget
@@ -24,6 +28,7 @@ from keepset.text import Encoded
 BLOCKS = torch.randint(4, 260, (36, 16), generator=torch.Generator().manual_seed(1))
 DOCUMENTS = torch.arange(36) // 2
 PROMPT = BLOCKS[:1, :7]
+STATE = Rule("ghost", 0.5, "corpus", site="state", access="both")
 
 
 def texts(items: int = 0) -> Texts:
@@ -142,6 +147,21 @@ def test_memory_is_cut_for_good(tiny_model, tiny_tokenizer, tmp_path):
     for network in (dense, again):
         with sparse_decoding(network, recipe):
             assert network.generate(PROMPT, max_new_tokens=3, do_sample=False).shape == (1, 10)
+
+
+def test_layers_of_unlike_sizes_load_everywhere(tiny_model, tiny_tokenizer, tmp_path):
+    model = tiny_model("mamba2")
+    sites = {site.key: site for site in find_sites(model, ["state"])}
+    keep = {key: [list(range(2 + 3 * n))] for n, key in enumerate(sites)}
+    masks = kept_masks(sites, Recipe(dict.fromkeys(keep, STATE), kept=keep))
+    expected = Runner(model, find_sites(model)).block_nll
+    prune_states(model, masks)
+    save_pruned(model, tiny_tokenizer, tmp_path / "model")
+    (tmp_path / "recipe.yaml").touch()
+    for folder in (tmp_path, tmp_path / "model"):
+        again, _ = load(folder, dtype="float32")
+        found = Runner(again, find_sites(again)).block_nll(BLOCKS)
+        assert found.tolist() == pytest.approx(expected(BLOCKS).tolist(), rel=1e-6)
 
 
 def test_experts_are_cut_for_size(tiny_model, tiny_tokenizer, tmp_path):

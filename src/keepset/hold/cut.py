@@ -22,12 +22,10 @@ from keepset import models
 from keepset.errors import ModelError
 from keepset.hold import memories
 from keepset.models import checkpoint
+from keepset.models.checkpoint import PER_LAYER
 from keepset.rules.masks import Masks
 from keepset.sites.families import FAMILIES, no_sites
 from keepset.sites.state import StateSite, find_state_sites
-
-PER_LAYER = "keepset_state_sizes"
-"""Key of a checkpoint's configuration: state size by layer, where layers differ."""
 
 
 def prune_states(model: PreTrainedModel, masks: Masks) -> None:

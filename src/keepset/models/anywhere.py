@@ -12,6 +12,9 @@ from keepset.models import loading
 from keepset.models.devices import resolve_device, resolve_dtype
 from keepset.settings import Model
 
+RECIPE = "recipe.yaml"
+"""In a folder that `keepset slim` wrote, beside the checkpoint `model`."""
+
 
 def source_of(
     text: str | Path, *, tokenizer: str | Path | None = None, bos: Literal["auto"] | bool = "auto"
@@ -19,15 +22,17 @@ def source_of(
     """Where a model comes from, as one word says it.
 
     Args:
-        text: A checkpoint folder, a .gguf file, PACKAGE:FILE (a file inside an installed Python
-            package), or else a Hugging Face hub id.
+        text: A checkpoint folder, or one that `keepset slim` wrote, a .gguf file, PACKAGE:FILE (a
+            file inside an installed Python package), or else a Hugging Face hub id.
         tokenizer: A folder or hub id, for a checkpoint without a tokenizer.
         bos: As `bos` of a model in the configuration.
     """
     text = str(text)
     options: dict[str, Any] = {"tokenizer": tokenizer and str(tokenizer), "bos": bos}
     if text.startswith(("/", ".", "~")) or Path(text).exists():
-        return Model(path=text, **options)
+        slim = Path(text) / "model"
+        is_slim = (Path(text) / RECIPE).is_file() and (slim / "config.json").is_file()
+        return Model(path=str(slim) if is_slim else text, **options)
     package, colon, file = text.partition(":")
     return Model(package=package, file=file, **options) if colon else Model(hub=text, **options)
 
@@ -45,7 +50,8 @@ def load(
     and checkpoints are checked first: one that is damaged or incomplete is refused.
 
     Args:
-        source: A checkpoint folder, a .gguf file, PACKAGE:FILE, or a Hugging Face hub id.
+        source: A checkpoint folder, or one that `keepset slim` wrote, a .gguf file, PACKAGE:FILE,
+            or a Hugging Face hub id.
         device: auto, cpu, cuda or cuda:N; auto takes a GPU where there is one.
         dtype: auto, float32, bfloat16 or float16; auto takes bfloat16 where it is faster.
         tokenizer: A folder or hub id, for a checkpoint without a tokenizer.

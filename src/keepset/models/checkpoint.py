@@ -21,6 +21,8 @@ from keepset.errors import KeepsetError, ModelError
 from keepset.files import store
 
 CONFIG = "config.json"
+PER_LAYER = "keepset_state_sizes"
+"""Key of a checkpoint's configuration: state size by layer, where layers differ."""
 _ADAPTER = "adapter_config.json"
 _WEIGHTS = (
     ("model.safetensors", "model.safetensors.index.json", "model*.safetensors"),

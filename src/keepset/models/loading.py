@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from keepset.files import store
 from keepset.models import mamba_ssm
 from keepset.models.bos import bos_token
 from keepset.models.checkpoint import (
+    PER_LAYER,
     check,
     check_complete,
     check_stored,
@@ -140,6 +142,10 @@ def load(
     where, folder = f"models.{info['name']}", _folder(info)
     own_tokenizer = info["tokenizer"] is None and not info["trust_remote_code"]
     content = check(where, folder, with_tokenizer=own_tokenizer)
+    if PER_LAYER in content:
+        # By name: what finds and cuts states is built on this package.
+        cut = import_module("keepset.hold.cut")
+        return cut.load_pruned(folder, dtype=dtype, device=device), load_tokenizer(info)
     with explained(f"{where}: cannot load {folder}"):
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,

@@ -308,7 +308,7 @@ def _allotted_cut(
         f"state, allotted, on {source}",
         "channels of the state cut once, by their impact (GHOST) within a layer, shares of layers"
         f" allotted by what each cut costs, on {source}; layers differ in size, so that"
-        " keepset.load_pruned reads the checkpoint",
+        " keepset alone reads the checkpoint",
         recipe,
         LEVELS,
     )
