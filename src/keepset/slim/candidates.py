@@ -26,7 +26,6 @@ from keepset.sites.ffn import Site
 from keepset.sites.state import StateSite
 from keepset.slim import budgets, sensitivity
 from keepset.slim.savings import Save, site_bytes, state_bytes
-from keepset.slim.sensitivity import Tell
 
 SHARES = [round(0.05 * step, 2) for step in range(20)]
 """What a site may leave out."""
@@ -63,9 +62,7 @@ def speed_sites(sites: Sequence[Any]) -> list[Site]:
     return storable(linear)
 
 
-def per_token(
-    model: Any, sites: Sequence[Any], blocks: Tensor, bos: int | None, tell: Tell
-) -> list[Candidate]:
+def per_token(model: Any, sites: Sequence[Any], blocks: Tensor, bos: int | None) -> list[Candidate]:
     """Candidates for speed: a little left out everywhere, chosen again at every token.
 
     Raises:
@@ -84,7 +81,7 @@ def per_token(
 
     @cache
     def curves(score: str) -> dict[str, list[float]]:
-        return sensitivity.loss_curves(model, linear, few, score, SHARES, **shared, tell=tell)
+        return sensitivity.loss_curves(model, linear, few, score, SHARES, **shared)
 
     @cache
     def scores(score: str) -> dict[str, Tensor]:
@@ -119,9 +116,7 @@ def per_token(
 
     @cache
     def by_layers(level: float) -> dict[str, float]:
-        return sensitivity.layer_greedy(
-            model, linear, few, "magnitude", sizes, level, **shared, tell=tell
-        )
+        return sensitivity.layer_greedy(model, linear, few, "magnitude", sizes, level, **shared)
 
     gated = [s for s in linear if s.kind == "ffn" and s.gated and s.up]
     by_gate = sum(site_bytes(site, "gate") for site in gated)

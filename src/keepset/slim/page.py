@@ -36,7 +36,7 @@ def draw(rows: pd.DataFrame, shares: pd.DataFrame, save: str, budget: float | No
         save: speed, memory or size.
         budget: The allowed rise of perplexity, drawn as a line; None draws none.
     """
-    figure = Figure(figsize=(style.WIDTH, 3.0), layout="constrained")
+    figure = Figure(figsize=(style.WIDTH, 3.9), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1.15, 1])
     _frontier(left, rows, save, budget)
     looks = zip(style.CYCLE * 3, style.MARKERS * 3, strict=False)
@@ -51,12 +51,13 @@ def draw(rows: pd.DataFrame, shares: pd.DataFrame, save: str, budget: float | No
     right.set_ylim(0, None)
     right.xaxis.get_major_locator().set_params(integer=True)
     right.set_title("the recipe, site by site")
-    right.legend(fontsize=6, ncols=2, frameon=False)
+    _legend_below(right)
     return figure
 
 
 def _frontier(ax: Axes, rows: pd.DataFrame, save: str, budget: float | None) -> None:
-    looks = zip(style.CYCLE, style.MARKERS, strict=True)
+    # A mark of its own also for those that repeat a colour.
+    looks = zip(style.CYCLE * 2, style.MARKERS + style.MARKERS[3:] + style.MARKERS, strict=False)
     for (name, group), (colour, marker) in zip(
         rows.groupby("candidate", sort=False), looks, strict=False
     ):
@@ -78,7 +79,11 @@ def _frontier(ax: Axes, rows: pd.DataFrame, save: str, budget: float | None) -> 
     ax.set_xlabel(f"{_NAMES[save]} saved (%)")
     ax.set_ylabel("perplexity / dense")
     ax.set_title("the frontier, on held-out text")
-    ax.legend(fontsize=6, frameon=False, loc="upper left")
+    _legend_below(ax)
+
+
+def _legend_below(ax: Axes) -> None:
+    ax.legend(fontsize=6, ncols=2, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16))
 
 
 def shares_by_part(recipe: Recipe, sites: Mapping[str, Any]) -> pd.DataFrame:

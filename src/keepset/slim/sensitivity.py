@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -23,9 +23,6 @@ MOST = 0.95
 _STEP = 0.05
 """The bytes of a step of the greedy allotment, as a share of a layer's."""
 
-Tell = Callable[[int], None]
-"""Told of tokens that were run."""
-
 
 def _norms(site: Site, score: str) -> Tensor | None:
     return output_norms(site) if NEURON_SCORES[score].needs_norms else None
@@ -39,7 +36,6 @@ def loss_curves(
     shares: Sequence[float],
     *,
     bos: int | None = None,
-    tell: Tell = lambda _: None,
 ) -> dict[str, list[float]]:
     """What the loss should rise by where the units of least score are left out of one site.
 
@@ -54,7 +50,6 @@ def loss_curves(
         score: What units are chosen by; it decodes.
         shares: Shares left out, ascending.
         bos: The token that is put before every block.
-        tell: See `Tell`.
 
     Returns:
         Site key -> nats per token at each share.
@@ -88,7 +83,6 @@ def loss_curves(
                 logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum"
             )
             loss.backward()
-            tell(row.numel())
     return {key: (values / blocks.numel()).tolist() for key, values in sums.items()}
 
 
@@ -171,7 +165,6 @@ def layer_greedy(
     wanted: float,
     *,
     bos: int | None = None,
-    tell: Tell = lambda _: None,
 ) -> dict[str, float]:
     """TEAL's block-wise greedy allotment (arXiv:2408.14690, algorithm 1), of all layers at once.
 
@@ -181,7 +174,7 @@ def layer_greedy(
     before it leave out, so that one pass measures a step in all of them.
 
     Args:
-        model, sites, blocks, score, bos, tell: As in `loss_curves`.
+        model, sites, blocks, score, bos: As in `loss_curves`.
         sizes: Site key -> bytes that a share of 1 saves.
         wanted: The level: a share of a layer's bytes.
 
@@ -194,7 +187,7 @@ def layer_greedy(
     totals = {layer: sum(sizes[s.key] for s in group) for layer, group in by_layer.items()}
     shares = {site.key: 0.0 for site in sites}
     level = 0.0
-    errors = _LayerErrors(model, blocks, bos, tell)
+    errors = _LayerErrors(model, blocks, bos)
     while level < wanted - 1e-9:
         amount = min(_STEP, wanted - level)
         best: dict[int, tuple[float, str, float]] = {}
@@ -220,8 +213,8 @@ def layer_greedy(
 class _LayerErrors:
     """The change of each layer's output, where every layer reads what the dense model gives it."""
 
-    def __init__(self, model: Any, blocks: Tensor, bos: int | None, tell: Tell) -> None:
-        self._model, self._bos, self._tell = model, bos, tell
+    def __init__(self, model: Any, blocks: Tensor, bos: int | None) -> None:
+        self._model, self._bos = model, bos
         self._layers = decoder_layers(model)[1]
         self._rows = blocks.split(4)
         self._inputs: list[list[Tensor]] = []
@@ -279,4 +272,3 @@ class _LayerErrors:
         device = next(self._model.parameters()).device
         with torch.inference_mode():
             self._model(input_ids=with_bos(row, self._bos).to(device), use_cache=False)
-        self._tell(row.numel())

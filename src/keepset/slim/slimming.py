@@ -209,7 +209,7 @@ def _candidates(
 ) -> list[ways.Candidate]:
     network = model.network
     if budget.save == "speed":
-        return ways.per_token(network, sites, texts.calibration, model.bos, lambda _: None)
+        return ways.per_token(network, sites, texts.calibration, model.bos)
     sources = {"text": texts.calibration}
     if texts.search.items:
         block = texts.calibration.shape[1]

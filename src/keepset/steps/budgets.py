@@ -44,9 +44,7 @@ def evaluate_budgets(
     runner = loaded.runner
     recipes: list[tuple[dict[str, Any], Recipe]] = []
     if candidates.speed_sites(runner.sites):
-        ways = candidates.per_token(
-            runner.model, runner.sites, tokens.calibration, runner.bos, lambda _: None
-        )
+        ways = candidates.per_token(runner.model, runner.sites, tokens.calibration, runner.bos)
         by_name = {way.name: way for way in ways}
         recipes = [
             ({"score": allotment, "sparsity": level}, by_name[_NAMES[allotment]].recipe(level))
