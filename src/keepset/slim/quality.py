@@ -95,7 +95,7 @@ class Meter:
         text = json.dumps(owner, sort_keys=True)
         self._path = journal / f"trials-{hashlib.sha256(text.encode()).hexdigest()[:12]}.jsonl"
         self._known: dict[str, dict[str, list[float]]] = {}
-        self.remembered = 0
+        self._used: set[str] = set()
         if self._path.exists():
             text = self._path.read_text(encoding="utf-8")
             if not text.endswith("\n"):
@@ -107,13 +107,14 @@ class Meter:
                 except ValueError:
                     continue  # the line that a run was stopped in
                 self._known[entry.pop("key")] = entry
+        self._of_before = set(self._known)
         self._path.parent.mkdir(parents=True, exist_ok=True)
 
     def measure(self, recipe: Recipe | None, part: Part) -> dict[str, list[float]]:
         """nll by block; correct, and the answer's probability (sure), by item."""
         key = _key(recipe, part)
         if key in self._known:
-            self.remembered += 1
+            self._used.add(key)
             return self._known[key]
         nll = self.runner.block_nll(part.blocks, recipe) if len(part.blocks) else torch.zeros(0)
         values: dict[str, list[float]] = {"nll": nll.tolist(), "correct": [], "sure": []}
@@ -125,6 +126,11 @@ class Meter:
         with self._path.open("a", encoding="utf-8") as journal:
             journal.write(json.dumps({"key": key, **values}) + "\n")
         return values
+
+    @property
+    def remembered(self) -> int:
+        """How many measurements of a run before were used."""
+        return len(self._used & self._of_before)
 
     def quality(self, recipe: Recipe, part: Part, confidence: float) -> Quality:
         """A recipe against dense, with one-sided bounds of `confidence` each."""
