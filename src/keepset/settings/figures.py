@@ -29,6 +29,11 @@ _SHARED = {
     ),
 }
 
+_SKILLED = (
+    " A model whose dense accuracy is not clearly above {accuracy_margin:g}% has too little to lose,"
+    " and was run dense alone: it is not drawn."
+)
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -66,6 +71,8 @@ class Figure:
         }
         shares = {name: 100 * share for name, share in percent.items()}
         sentences = {name: text.format(config=config, **shares) for name, text in _SHARED.items()}
+        skilled = config.capability.skilled_only
+        sentences["skilled"] = _SKILLED.format(**shares) if skilled else ""
         if not config.statistics.rounding_draws:
             sentences["rounding"] = "Rounding was not measured."
         return cleandoc(self.text).format(config=config, **shares, **sentences)
@@ -246,7 +253,7 @@ _ALL = (
         Bars: Wilson's {confidence:g}% intervals over n items. p: exact McNemar test against dense
         on the same items, Holm over model and task. The table of capability adds the paired
         difference with Tango's score interval, equivalence within {accuracy_margin:g} points, and
-        the difference that n items could detect. Hollow marks: specimens, trained here.
+        the difference that n items could detect. Hollow marks: specimens, trained here.{skilled}
         """,
         site="ffn",
         when=lambda config: bool(config.tasks) and config.has_kind("ffn"),

@@ -248,6 +248,11 @@ class Capability(Strict):
     sparsity: Sparsity = 0.9
     window: DialWindow = Field(32, description="W of the windowed runs.")
     corpus: Name = Field(description="The corpus whose calibration text chooses the static set.")
+    skilled_only: bool = Field(
+        False,
+        description="Whether a model whose dense accuracy in a task is not clearly above"
+        " statistics.accuracy_margin is run dense alone: it has too little to lose.",
+    )
 
 
 class Ablation(Strict):

@@ -184,7 +184,11 @@ def _capability(config: Config, wildcards: Wildcards) -> Settings:
         }
         for kind in config.studied_kinds(wildcards["model"], corpus)
     }
-    return {**_model_run(config, wildcards), "kinds": kinds}
+    settings = {**_model_run(config, wildcards), "kinds": kinds}
+    if config.capability.skilled_only:
+        levels = config.statistics
+        settings["skill"] = {"confidence": levels.confidence, "margin": levels.accuracy_margin}
+    return settings
 
 
 def _harness(config: Config, wildcards: Wildcards) -> Settings:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from keepset import models, text
+from keepset.analyse.accuracies import does_task
 from keepset.files import store
 from keepset.measure import tables
 from keepset.rules.rule import Rule
@@ -115,26 +117,26 @@ def evaluate_lengths(
 
 
 def evaluate_capability(
-    model: PathLike,
     passages: PathLike,
-    blocks: PathLike,
-    sets: Sequence[PathLike],
-    run: Mapping[str, Any],
-    kinds: Mapping[str, Mapping[str, Any]],
     identity: Mapping[str, Any],
     output: PathLike,
+    skill: Mapping[str, float] | None = None,
+    **model: Any,
 ) -> None:
     """Accuracy in a task: dense, and under the rules of every kind of site that is studied.
 
     Args:
         passages: What `prepare_task` wrote.
-        model, blocks, sets, run, kinds: As in `load_for_tasks`.
+        skill: confidence and margin of `does_task`: a model that does not do the task is run dense
+            alone. Every model is run under all rules if left out.
+        model: The arguments of `load_for_tasks`.
     """
-    loaded, keep_rules = load_for_tasks(model, blocks, sets, run, kinds)
+    loaded, keep_rules = load_for_tasks(**model)
     items = text.read_items(passages)
     encoded = text.encode_items(items, loaded.tokenizer, loaded.info["bos"])
     label = f"{identity['model']} {identity['task']} capability"
-    table = tables.capability_table(loaded.runner, encoded, keep_rules, identity, label)
+    is_done = partial(does_task, **skill) if skill else None
+    table = tables.capability_table(loaded.runner, encoded, keep_rules, identity, label, is_done)
     difficulty = [(item.n_facts, item.distance) for item in items]
     store.write_table(with_difficulty(table, difficulty), output, loaded.provenance)
 
