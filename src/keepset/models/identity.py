@@ -37,6 +37,18 @@ def weights_digest(model: Any) -> str:
     return digest.hexdigest()
 
 
+def owner_of(model: Any, name: str, revision: str | None = None) -> dict[str, Any]:
+    """What a recipe of `model` says that it belongs to: `Recipe.model`.
+
+    Args:
+        model: The model, whole.
+        name: What readers call it.
+        revision: Of the hub's repository, where it is from there.
+    """
+    owner = {"name": name, "model_type": model.config.model_type, "weights": weights_digest(model)}
+    return owner if revision is None else {**owner, "revision": revision}
+
+
 def still_to_do(model: Any, recipe: Recipe) -> Recipe:
     """What of a recipe is to be held on a model: all of it, or what was not cut for good.
 

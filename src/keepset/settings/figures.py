@@ -9,7 +9,7 @@ from typing import Literal
 
 from keepset.settings import Config
 
-Target = Literal["figures", "benchmarks", "training"]
+Target = Literal["figures", "benchmarks", "slim", "training"]
 _NO_FFN = "No model of this study has feed-forward neurons that were measured."
 _NO_STATE = "No model of this study has a recurrent state that was measured."
 
@@ -30,8 +30,8 @@ _SHARED = {
 }
 
 _SKILLED = (
-    " A model whose dense accuracy is not clearly above {accuracy_margin:g}% has too little to lose,"
-    " and was run dense alone: it is not drawn."
+    " A model whose dense accuracy is not clearly above {accuracy_margin:g}% has too little to"
+    " lose, and was run dense alone: it is not drawn."
 )
 
 
@@ -68,6 +68,7 @@ class Figure:
             "accuracy_margin": config.statistics.accuracy_margin,
             "task_sparsity": config.capability.sparsity,
             "timed_sparsity": config.benchmark.sparsity if config.benchmark else 0.0,
+            "within": config.slim.within if config.slim else 0.0,
         }
         shares = {name: 100 * share for name, share in percent.items()}
         sentences = {name: text.format(config=config, **shares) for name, text in _SHARED.items()}
@@ -407,6 +408,28 @@ _ALL = (
         """,
         when=_timed,
         target="benchmarks",
+    ),
+    Figure(
+        "gain",
+        ("gains",),
+        "No model of this study was timed under a recipe.",
+        r"""
+        **Where users live.** Token perplexity relative to dense, at most {within:g}% above it,
+        against measured tokens per second relative to the dense model as it is. Lower right is
+        better. *slim*: the recipes that ``keepset slim`` chose; *budget*: a share of the bytes of
+        all linear maps left out at every token, allotted to sites by the loss, or equally;
+        *neurons*, *other inputs*: one share of all feed-forward neurons, or of the inputs of all
+        other linear maps, the largest \|h\| kept, or \|h\| times the norm of the weights.
+        Numbers: the share of all bytes of a decoded token that is not read. Dotted: the dense model
+        by the same kernels, which loses nothing: what lies left of it gains nothing over it.
+        {first_token}
+
+        Bars across: 20th to 80th percentile over {config.slim.tokens} tokens, in turn with dense;
+        up and down: {over_documents}; of *slim*, on the text that it reports on, its one-sided
+        bounds. Hollow marks: specimens, trained here.
+        """,
+        when=lambda config: config.slim is not None,
+        target="slim",
     ),
     Figure(
         "loss_curve",

@@ -167,11 +167,19 @@ def _budgets(config: Config, wildcards: Wildcards) -> Settings:
 def _slimming(config: Config, wildcards: Wildcards) -> Settings:
     if config.slim is None:
         raise ConfigError("slim: this section is missing; slimmer models are made by it")
-    settings = config.slim.model_dump(exclude={"budgets", "corpus", "threads"})
+    settings = config.slim.model_dump(exclude={"budgets", "corpus", "threads", "within"})
     return {
         **_model_run(config, wildcards),
         "settings": {**settings, "budget": float(wildcards["budget"])},
     }
+
+
+def _recipe_timing(config: Config, wildcards: Wildcards) -> Settings:
+    if config.slim is None:
+        raise ConfigError("slim: this section is missing; recipes are timed by it")
+    settings = config.slim.model_dump(include={"tokens", "within"})
+    names = {**wildcards, "corpus": config.slim.corpus}
+    return {**_model_run(config, names), "settings": settings}
 
 
 def _capability(config: Config, wildcards: Wildcards) -> Settings:
@@ -318,6 +326,8 @@ _STEPS = {
     "correlate_size_impact": _step("correlation:correlate_size_impact", _correlation),
     "evaluate_dense": _step("evaluation:evaluate_rules", _model_run),
     "evaluate_budgets": _step("budgets:evaluate_budgets", _budgets),
+    "time_recipes": _step("gains:time_recipes", _recipe_timing, "keepset.speed.decoding"),
+    "join_gains": _step("benchmark:join_benchmarks"),
     "slim_model": _step("budgets:slim_model", _slimming, "keepset.slim.slimming"),
     "evaluate_capability": _step("evaluation:evaluate_capability", _capability),
     "evaluate_harness": _step("harness:evaluate_harness", _harness),
