@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ def still_to_do(model: Any, recipe: Recipe) -> Recipe:
     digest = weights_digest(model)
     if digest == recipe.cut:
         left = recipe.of_method("dynamic")
-        return Recipe(left, recipe.thresholds, {}, recipe.model, None, recipe.bos, recipe.found)
+        return replace(recipe, rules=left, kept={}, cut=None)
     if digest != owner["weights"]:
         mine = model.config.model_type
         other = owner.get("model_type") not in (None, mine)

@@ -122,6 +122,9 @@ class Slimming(Strict):
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     tokens: int = Field(48, ge=2, description="Decoded to measure speed.")
     threads: int = Field(1, ge=1, description="CPU threads.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="Of the models that are timed: in float32 tokens can be compared."
+    )
     within: Rise = Field(
         0.1, description="Rise of perplexity up to which rules and budgets are timed beside them."
     )

@@ -167,7 +167,7 @@ def _budgets(config: Config, wildcards: Wildcards) -> Settings:
 def _slimming(config: Config, wildcards: Wildcards) -> Settings:
     if config.slim is None:
         raise ConfigError("slim: this section is missing; slimmer models are made by it")
-    settings = config.slim.model_dump(exclude={"budgets", "corpus", "threads", "within"})
+    settings = config.slim.model_dump(exclude={"budgets", "corpus", "threads", "within", "dtype"})
     return {
         **_model_run(config, wildcards),
         "settings": {**settings, "budget": float(wildcards["budget"])},
@@ -179,7 +179,9 @@ def _recipe_timing(config: Config, wildcards: Wildcards) -> Settings:
         raise ConfigError("slim: this section is missing; recipes are timed by it")
     settings = config.slim.model_dump(include={"tokens", "within"})
     names = {**wildcards, "corpus": config.slim.corpus}
-    return {**_model_run(config, names), "settings": settings}
+    given = _model_run(config, names)
+    run = {**given["run"], "dtype": config.slim.dtype}
+    return {**given, "run": run, "settings": settings}
 
 
 def _capability(config: Config, wildcards: Wildcards) -> Settings:

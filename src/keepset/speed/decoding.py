@@ -98,6 +98,10 @@ def _decode(
     return decode_both(model, ids, rule, tokens, moments=moments, **shared)
 
 
+class WrongTokensError(KeepsetError):
+    """Decoded tokens are not the masked reference's, by more than rounding."""
+
+
 def decode_both(
     model: Any,
     ids: Tensor,
@@ -117,7 +121,7 @@ def decode_both(
         Dense, sparse.
 
     Raises:
-        KeepsetError: a token is not the masked reference's, beyond rounding.
+        WrongTokensError: a token is not the masked reference's, beyond rounding.
     """
     shared: Any = {"moments": moments, "kernels": kernels, "bos": bos}
     dense, sparse = compare(model, ids, tokens, rule, **shared)
@@ -130,7 +134,7 @@ def _need_equal(model: Any, rule: Rule | Recipe, gap: float) -> None:
     """Refuse tokens that are not the reference's, by `gap` of logit."""
     near = NEAR.get(model.dtype, NEAR_LOW_PRECISION)
     if not gap <= near:
-        raise KeepsetError(
+        raise WrongTokensError(
             f"{describe(rule)}: the decoded tokens are not the masked reference's, by {gap:.3g} of"
             f" logit (more than {near:g}); no time is reported for a wrong result"
         )

@@ -16,7 +16,7 @@ from keepset.files import store
 from keepset.measure import tables
 from keepset.rules.rule import Rule
 from keepset.settings.grid import length_rules, part_rules, task_rules
-from keepset.steps.common import Loaded, PathLike, Run, load, static_sets
+from keepset.steps.common import Loaded, PathLike, Run, give_centres, load, static_sets
 
 
 def evaluate_rules(
@@ -41,6 +41,7 @@ def evaluate_rules(
     files = {} if sets is None else {kind: sets}
     loaded = load(model, setup, static_sets(files, model, tokens, setup, {kind: chosen or {}}))
     keep_rules = [None] if rules is None else _rules(loaded, rules)
+    give_centres(loaded, tokens, keep_rules)
     label = _label(identity, output)
     table = tables.perplexity_table(loaded.runner, tokens, keep_rules, identity, label)
     store.write_table(table, output, {**loaded.provenance, "text": tokens.fingerprint})
@@ -66,6 +67,7 @@ def evaluate_dynamic(
     tokens = text.load_blocks(blocks)
     loaded = load(model, Run(**run))
     keep_rules, label = _rules(loaded, rules), _label(identity, output)
+    give_centres(loaded, tokens, keep_rules)
     facts = {**loaded.provenance, "text": tokens.fingerprint}
     table = tables.perplexity_table(loaded.runner, tokens, keep_rules, identity, label)
     again = tables.rounding_table(loaded.runner, tokens, keep_rules, identity, label, **noise)
@@ -166,6 +168,7 @@ def load_for_tasks(
     for kind, settings in kinds.items():
         if loaded.runner.sites_of(kind):
             keep_rules += task_rules(kind, settings["tasks"], settings["seeds"])
+    give_centres(loaded, tokens, keep_rules)
     facts = {**loaded.provenance, "text": tokens.fingerprint}
     return replace(loaded, provenance=facts), keep_rules
 
