@@ -221,13 +221,13 @@ class Windows(Windowed):
 
     def __call__(self, site: Site, h: Tensor) -> Tensor | None:
         """Mask h (batch, tokens, n_units)."""
-        if site.key in self._thresholds:
-            return self._above(site, h, self._thresholds[site.key])
-        kept = n_kept(site.n_units, self.rule.sparsity)
-        if kept == site.n_units or h.shape[1] == self._n_bos:
+        kept, above = n_kept(site.n_units, self.rule.sparsity), site.key in self._thresholds
+        if not above and (kept == site.n_units or h.shape[1] == self._n_bos):
             return None
         if self._noise is not None:
             h = self._rounded_elsewhere(site, h, self._noise)
+        if above:
+            return self._above(site, h, self._thresholds[site.key])
         path = rules_run_by(self.selection, h.device, h.dtype)
         hold = self._held_by_numba if path == NUMBA and not self._centres else self._held
         return hold(site, h, kept)

@@ -169,7 +169,9 @@ class Runner:
     ) -> AbstractContextManager[Windowed | Actions | None]:
         if isinstance(rule, Recipe):
             has_bos = self.bos is not None
-            return hold_recipe(self.model, self.sites, rule, self.selection, bos=has_bos)
+            return hold_recipe(
+                self.model, self.sites, rule, self.selection, bos=has_bos, noise=noise
+            )
         if rule is None or rule.sparsity == 0:
             return nullcontext()
         kind, sites = kinds.of(rule.site), self.sites_of(rule.site)
