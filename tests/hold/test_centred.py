@@ -23,7 +23,10 @@ def sites_and_centres(model):
 
 
 def by_hand(site, centre, sparsity):
-    """W (h - c), of the largest |h - c| alone, + b + W c: what a token that is not the first has."""
+    """W (h - c), of the largest |h - c| alone, + b + W c, at every token but the first.
+
+    The lowest of equal units are kept: behind ReLU many are as far from c.
+    """
     module = site.down
     weight, bias = module.weight, module.bias
 
@@ -31,12 +34,13 @@ def by_hand(site, centre, sparsity):
         offsets = h - centre
         kept = torch.zeros_like(h)
         n_kept = h.shape[-1] - round(sparsity * h.shape[-1])
-        kept.scatter_(-1, offsets.abs().topk(n_kept).indices, 1.0)
+        best = offsets.abs().sort(dim=-1, descending=True, stable=True).indices[..., :n_kept]
+        kept.scatter_(-1, best, 1.0)
         known = weight @ torch.full_like(weight[0], centre)
         sparse = functional.linear(offsets * kept, weight, bias) + known
         dense = functional.linear(h, weight, bias)
-        first = torch.arange(h.shape[1])[:, None] == 0
-        return torch.where(first, dense, sparse)
+        first = torch.arange(len(sparse.flatten(0, -2))) % BLOCKS.shape[1] == 0
+        return torch.where(first.view(*h.shape[:-1], 1), dense, sparse)
 
     return forward
 
