@@ -8,7 +8,7 @@ import torch
 from decoding import prompt
 from keepset.calibrate import activations
 from keepset.calibrate.sets import RankedSets
-from keepset.decode import sparse_decoding
+from keepset.decode import joined, sparse_decoding
 from keepset.decode.generate import compare, disagreement, generate
 from keepset.decode.joined import JoinedBlock
 from keepset.decode.layout import unit_major
@@ -143,12 +143,15 @@ def test_a_block_with_rules_at_both_its_sites_is_one_step(tiny_model, family, jo
     assert list(Counter(joined_runs).values()) == [TOKENS - 1] * 2
 
 
-def test_a_block_that_does_more_than_its_layout_says_runs_itself(tiny_model, joined_runs):
+def test_a_block_that_does_more_than_its_layout_says_runs_itself(
+    tiny_model, joined_runs, monkeypatch
+):
+    monkeypatch.setattr(joined, "_TRIALS", 3)
     model = tiny_model("llama")
     model.model.layers[0].mlp.act_fn = torch.nn.Tanh()
     check(model, mixed(model))
     runs = Counter(joined_runs)
-    assert runs[model.model.layers[0].mlp] == 1  # the trial
+    assert runs[model.model.layers[0].mlp] == joined._TRIALS
     assert runs[model.model.layers[1].mlp] == TOKENS - 1
 
 

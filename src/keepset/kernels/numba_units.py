@@ -329,6 +329,7 @@ def gate_tokens(x, relu, gates, gate_bias, ups, up_bias, down, parts, out):
             return 2
         for place in range(n_kept):
             unit = units[place]
+            _fetch_rows(ups, units[place + 2 : min(place + 3, n_kept)])
             up = _dot(ups[unit], numbers)
             if len(up_bias):
                 up += up_bias[unit]
