@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from keepset.calibrate.activations import collect_moments as collect_moments
+    from keepset.calibrate.centres import collect_centres as collect_centres
     from keepset.calibrate.choice import choose_channels as choose_channels
     from keepset.calibrate.sets import RankedSets as RankedSets
     from keepset.decode import sparse_decoding as sparse_decoding
@@ -51,6 +52,7 @@ _HOME = {
     "Rule": "rules.rule",
     "Runner": "measure.runner",
     "choose_channels": "calibrate.choice",
+    "collect_centres": "calibrate.centres",
     "collect_moments": "calibrate.activations",
     "compare": "decode.generate",
     "cut_blocks": "text",

@@ -1,6 +1,7 @@
 """Decoding under recipes: the tokens of the masked reference, and every weight as it was."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -95,6 +96,31 @@ def test_tokens_equal_the_masked_references(tiny_model, family):
     model = tiny_model(family)
     paths = check(model, mixed(model))
     assert paths[NUMBA] > 0
+
+
+def centred(model):
+    """A recipe by `centred`, with centres that matter; the first site has a threshold."""
+    recipe = mixed(model, "magnitude")
+    rules = {key: replace(rule, score="centred") for key, rule in recipe.rules.items()}
+    centres = {key: 0.02 * (place - 3) for place, key in enumerate(rules)}
+    return Recipe(rules, {next(iter(rules)): 0.02}, centres=centres)
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "phi3", "mamba2"])
+def test_what_is_left_out_takes_its_centre(tiny_model, family):
+    model = tiny_model(family)
+    recipe = centred(model)
+    assert check(model, recipe)[NUMBA] > 0
+    zeroed = Recipe(recipe.rules, recipe.thresholds, centres=dict.fromkeys(recipe.rules, 0.0))
+    ids = prompt(PROMPT)
+    assert not torch.equal(reference(model, ids, recipe)[1], reference(model, ids, zeroed)[1])
+
+
+def test_centres_on_a_gpu(tiny_model):
+    """In Triton's interpreter."""
+    model = tiny_model("llama")
+    paths = check(model, centred(model), kernels="triton")
+    assert paths == {TRITON_DOWN: 2 * 4 * (TOKENS - 1)}
 
 
 def test_every_site_of_a_plain_model_runs_by_kernel(tiny_model):

@@ -247,6 +247,33 @@ def test_numba_holds_bit_for_bit_what_torch_holds(tiny_model, family, dtype, sco
 
 
 @pytest.mark.parametrize("kernels", ["torch", "numba"])
+@pytest.mark.parametrize(("window", "choice"), [(1, "oracle"), (3, "oracle"), (3, "causal")])
+def test_centred_units_take_their_centre(tiny_model, kernels, window, choice):
+    model = tiny_model("llama")
+    sites = find_ffn_sites(model)
+    site, centre = sites[0], 0.05
+    rule = Rule("centred", 0.7, window, choice)
+    kept = n_kept(site.n_units, rule.sparsity)
+    centres = {one.key: centre for one in sites}
+    dense = capture(model, sites[:1], ids())[site.key]
+    action = Windows(rule, centres=centres, selection=Selection(kernels))
+    held = action(site, dense)
+    for row, offsets in zip(held, (dense - centre).abs(), strict=True):
+        for start in range(0, 9, window):
+            before = offsets[start - window : start] if start else offsets[:1]
+            means = (before if choice == "causal" else offsets[start : start + window]).mean(dim=0)
+            best = means.topk(kept).indices
+            left_out = torch.ones(site.n_units, dtype=torch.bool)
+            left_out[best] = False
+            text = row[max(start, 1) : start + window]
+            assert (text[:, left_out] == centre).all()
+            assert not (text[:, best] == centre).any()
+    assert torch.equal(held[:, 0], dense[:, 0])
+    with pytest.raises(ConfigError, match="score centred needs the centres of calibration text"):
+        Windows(rule)
+
+
+@pytest.mark.parametrize("kernels", ["torch", "numba"])
 @pytest.mark.parametrize("window", [1, 3])
 def test_a_nan_names_its_site(tiny_model, kernels, window):
     model = tiny_model("llama")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
 from gguf_models import write_llama
@@ -53,6 +54,23 @@ def test_all_parts_of_a_split_file_are_read(
     write_llama(tmp_path / "m.gguf", llama, split=12)
     file = tmp_path / f"m-0000{part}-of-00002.gguf"
     assert torch.allclose(logits(loaded(file)), logits(llama), atol=1e-6)
+
+
+def test_a_header_is_parsed_once(
+    llama: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    parse = gguf.GGUFReader.__init__
+
+    def counted(reader: gguf.GGUFReader, path: Any, *args: Any) -> None:
+        read.append(str(path))
+        parse(reader, path, *args)
+
+    monkeypatch.setattr(gguf.GGUFReader, "__init__", counted)
+    before = gguf.GGUFReader, gguf.get_tensor_name_map
+    loaded(write_llama(tmp_path / "m.gguf", llama))
+    assert len(read) == 1
+    assert (gguf.GGUFReader, gguf.get_tensor_name_map) == before
 
 
 def test_a_split_file_that_is_not_whole(llama: PreTrainedModel, tmp_path: Path) -> None:

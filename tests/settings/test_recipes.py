@@ -15,10 +15,12 @@ RECIPE = Recipe(
         "input.000.q_proj": Rule("magnitude", 0.25, 1, site="input"),
         "input.001.q_proj": Rule("magnitude", 0.4, 1, site="input"),
         "ffn.000": Rule("impact", 0.5, 1),
+        "ffn.001": Rule("centred", 0.5, 1),
         "state.000": Rule("ghost-uniform", 0.5, "corpus", site="state", access="both"),
     },
     thresholds={"ffn.000": 0.125},
     kept={"state.000": [[0, 2], [1, 3]]},
+    centres={"ffn.001": -0.25},
     model={"name": "m", "model_type": "llama", "weights": "abc"},
     cut="def",
     bos=1,
@@ -37,7 +39,7 @@ def test_sites_of_one_rule_stand_together(tmp_path):
     content = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
     shares = [part["sparsity"] for part in content["rules"]]
     assert shares[0] == {"input.000.q_proj": 0.25, "input.001.q_proj": 0.4}
-    assert describe(RECIPE) == "recipe of 4 sites (input 2, ffn 1, state 1)"
+    assert describe(RECIPE) == "recipe of 5 sites (input 2, ffn 2, state 1)"
 
 
 def content(**changes):
@@ -82,11 +84,18 @@ def test_a_missing_file_is_named(tmp_path):
         ({"kept": {"ffn.000": [0]}}, "where no static rule is"),
         ({"thresholds": {"ffn.001": 1.0}}, "where no dynamic rule is"),
         ({"thresholds": {"ffn.000": float("nan")}}, "a number from 0, got nan"),
+        ({"centres": {"ffn.000": 0.5}}, r"ffn\.000: a centre stands where no score is centred"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         Recipe({"ffn.000": Rule("magnitude", 0.5, 1)}, **options)
+
+
+@pytest.mark.parametrize("centre", [{}, {"ffn.000": float("nan")}])
+def test_a_centred_score_needs_its_centre(centre):
+    with pytest.raises(ConfigError, match=r"ffn\.000: score centred needs a centre"):
+        Recipe({"ffn.000": Rule("centred", 0.5, 1)}, centres=centre)
 
 
 def test_windows_are_no_part_of_a_recipe():

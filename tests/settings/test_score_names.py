@@ -15,8 +15,8 @@ from keepset.settings import base
     ("literal", "names"),
     [
         (base.ScoreName, ["magnitude", "impact", "weight", "taylor", "random"]),
-        (base.TokenScoreName, ["magnitude", "impact", "random", "gate"]),
-        (base.InputTokenScoreName, ["magnitude", "impact", "random"]),
+        (base.TokenScoreName, ["magnitude", "impact", "random", "centred", "gate"]),
+        (base.InputTokenScoreName, ["magnitude", "impact", "random", "centred"]),
         (base.DecodingScoreName, ["magnitude", "impact"]),
         (base.StateTokenScoreName, ["magnitude", "impact", "random"]),
         (
@@ -49,7 +49,10 @@ def test_the_schema_lists_them():
 
 @pytest.mark.parametrize(
     ("command", "text"),
-    [("perplexity", "magnitude, impact, random or gate"), ("generate", "magnitude or impact")],
+    [
+        ("perplexity", "magnitude, impact, random, centred or gate"),
+        ("generate", "magnitude or impact"),
+    ],
 )
 def test_help_names_them(command, text, capsys):
     with pytest.raises(SystemExit):

@@ -130,7 +130,7 @@ def test_specimens_join_under_their_folders_names(tmp_path):
     models = config.active_models()
     assert list(models) == ["smollm2-135m", "relu", "swiglu"]
     assert models["relu"].origin == "specimen"
-    assert config.evaluation_tokens("relu") == 8192
+    assert config.evaluation_tokens("relu") == 6144
     assert config.evaluation_tokens("smollm2-135m") == 4096
 
 

@@ -43,7 +43,7 @@ class Study:
                 "corpora": {"c": {"text": {"path": "nowhere"}}},
                 "tasks": {name: {**own, "name": name} for name in ("endings", "choices")},
                 "text": {**embedded["text"], "specimen_corpora": None},
-                "capability": {**embedded["capability"], "corpus": "c"},
+                "capability": {**embedded["capability"], "corpus": "c", "skilled_only": False},
             }
         )
         self.model, self.blocks = folder / "model.json", folder / "blocks.safetensors"
@@ -99,8 +99,8 @@ def test_answers_are_those_of_the_same_passages_as_a_task_of_ours(
     given = study.given("evaluate_harness")
     del given["task"]
     evaluate_capability(
-        study.model, study.folder / "ours.jsonl", study.blocks, [study.sets],
-        output=study.folder / "ours.parquet", **given,
+        study.folder / "ours.jsonl", output=study.folder / "ours.parquet",
+        model=study.model, blocks=study.blocks, sets=[study.sets], **given,
     )  # fmt: skip
     ours = pd.read_parquet(study.folder / "ours.parquet")
     pd.testing.assert_frame_equal(table, ours)
@@ -118,6 +118,25 @@ def test_multiple_choice_is_paired_with_dense(study: Study) -> None:
     assert tests["p_holm"].notna().sum() == len(tests) - 1
     sums = table.groupby(["method", "window", "choice"], sort=False)["correct"].mean()
     assert tests["accuracy"].tolist() == sums.tolist()
+
+
+def test_a_model_without_the_skill_is_run_dense_alone(study: Study) -> None:
+    capability = study.config.capability.model_copy(update={"skilled_only": True})
+    skilled_only = study.config.model_copy(update={"capability": capability})
+    skill = all_steps()["evaluate_harness"].given(skilled_only, {**NAMES, "task": "choices"})
+    assert skill["skill"] == {"confidence": 0.95, "margin": 0.05}
+    output = study.folder / "dense.parquet"
+    evaluate_harness(
+        model=study.model,
+        sets=[study.sets],
+        passages=study.prepare("choices"),
+        blocks=study.blocks,
+        output=output,
+        **{**skill, "skill": {"confidence": 0.95, "margin": 0.99}},
+    )
+    table = pd.read_parquet(output)
+    assert table["method"].tolist() == ["dense"] * len(ITEMS)
+    assert table["correct"].any()
 
 
 def test_a_task_that_changed_is_not_run(study: Study) -> None:

@@ -185,8 +185,9 @@ def test_tasks_run_under_rules_on_the_state(made: Callable[[str], Folder]) -> No
     kinds = {"state": {"tasks": {"state": section()}, "seeds": [1, 2], "chosen": CHOSEN}}
     output = folder.path / "capability.parquet"
     evaluation.evaluate_capability(
-        folder.inputs[0], folder.path / "recall.jsonl", folder.inputs[1],
-        [folder.outputs["sets"]], RUN, kinds, {**IDENTITY, "task": "recall"}, output,
+        folder.path / "recall.jsonl", {**IDENTITY, "task": "recall"}, output,
+        model=folder.inputs[0], blocks=folder.inputs[1], sets=[folder.outputs["sets"]],
+        run=RUN, kinds=kinds,
     )  # fmt: skip
     table = pd.read_parquet(output)
     assert set(State.model_validate(STATE).windowed.access) <= set(table["access"])

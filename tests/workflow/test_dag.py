@@ -375,3 +375,9 @@ def test_speed_is_measured_on_demand_only(finished):
     assert facts["bandwidth_bytes_per_s"] > 0
     assert facts["crossovers_ms"]
     assert not finished.planned("benchmarks")
+
+
+def test_slimmer_models_are_made_on_demand_only(finished):
+    made = {"slim_model", "time_recipes", "join_gains", "draw_gain", "slim"}
+    assert made <= finished.planned("slim")
+    assert not made & finished.planned()

@@ -58,7 +58,7 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 """Name in config/modern.yaml -> model type, class, and what its toy has besides."""
 METHODS = {"ffn": {"static", "dynamic"}, "state": {"static", "windowed"}}
-METHODS |= {"expert": {"static", "windowed"}}
+METHODS |= {"expert": {"static", "windowed"}, "input": {"static", "dynamic"}}
 
 
 def shrunk() -> dict[str, Any]:
@@ -90,6 +90,12 @@ def shrunk() -> dict[str, Any]:
             "prune": {"score": "impact", "sparsity": 0.5},
             "windowed": {**one, **held},
         },
+        "input": {
+            "static": one,
+            "dynamic": one,
+            "windowed": {**one, **held, "windows": [1]},
+        },
+        "budget": {"allotments": ["equal"], "levels": [0.3]},
         "ablation": {"units": 4, "tokens": 32},
         "statistics": {"rounding_draws": 0},
     }
@@ -125,7 +131,9 @@ def test_every_architecture_goes_through(modern: Study, name: str) -> None:
     table = pd.read_parquet(folder / "wikitext2/perplexity.parquet")
     kinds = modern.config["models"][name]["sites"]
     runs = {(row.site, row.method) for row in table.itertuples()}
-    assert runs == {("none", "dense"), *((kind, m) for kind in kinds for m in METHODS[kind])}
+    allotted = {("all", "dynamic")} if "input" in kinds else set()
+    methods = {(kind, method) for kind in kinds for method in METHODS[kind]}
+    assert runs == {("none", "dense"), *methods, *allotted}
     totals = table.groupby(["site", "method"])["nll"].sum()
     assert all(math.isfinite(total) for total in totals)
     dense = totals["none", "dense"]

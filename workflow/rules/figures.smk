@@ -19,7 +19,7 @@ DRAWINGS = {
         results(f"{table}.parquet" for table in figure.tables),
         f"Drawing figure {figure.name}",
     )
-    for figure in drawn(CONFIG) + drawn(CONFIG, "benchmarks")
+    for figure in drawn(CONFIG) + drawn(CONFIG, "benchmarks") + drawn(CONFIG, "slim")
 } | {
     f"draw_losses_{folder}": (
         FIGURES["loss_curve"],

@@ -33,6 +33,7 @@ class UnitChoice:
         least: How many units are kept, an int; or the least score that is kept, a float.
         norms: What |h_j| is multiplied by to score it, (n_units,) float32; None: by nothing.
         fixed: The units that every token keeps, (n_units,) bool; None where tokens choose.
+        centre: What units that are left out take, where the score is centred; None: zero.
     """
 
     site: Site
@@ -40,6 +41,7 @@ class UnitChoice:
     least: int | float
     norms: Tensor | None
     fixed: Tensor | None = None
+    centre: float | None = None
 
     @property
     def reads_gate(self) -> bool:
@@ -50,13 +52,15 @@ class UnitChoice:
         """Which units tokens keep, as bool; units with h = 0 may be either.
 
         Args:
-            h: What is scored: the units (..., n_units), or their gates.
+            h: The units (..., n_units), or their gates where these are scored.
 
         Raises:
             ModelError: a score is NaN; the message names the site.
         """
         if self.fixed is not None:
             return self.fixed.to(h.device)
+        if self.centre is not None:
+            h = h - self.centre
         scores = token_score(self.rule.score, h, self.norms, None)
         if isinstance(self.least, float):
             if bool(scores.isnan().any()):
@@ -67,26 +71,34 @@ class UnitChoice:
         except ModelError:
             raise self.not_finite() from None
 
+    def held(self, h: Tensor, mask: Tensor) -> Tensor:
+        """h (..., n_units) where the mask is, else zero, or the centre."""
+        return h * mask if self.centre is None else torch.where(mask, h, h.new_tensor(self.centre))
+
     def not_finite(self) -> ModelError:
         """The error of a score that is NaN."""
         return not_finite(self.site.name, describe(self.rule))
 
     def hold(self, h: Tensor, position: Position, gates: Tensor | None = None) -> Tensor:
-        """Zero what tokens h (..., n_units) of the running pass do not keep.
+        """Zero, or centre, what tokens h (..., n_units) of the running pass do not keep.
 
         The first token of a context runs dense. `gates`, where they are scored, are as h.
         """
         if position.opens and position.tokens == 1:
             return h
         rows = h.reshape(position.batch, position.tokens, self.site.n_units)
-        held = rows * self.mask(rows if gates is None else gates.view(rows.shape))
+        held = self.held(rows, self.mask(rows if gates is None else gates.view(rows.shape)))
         if position.opens:
             held[:, 0] = rows[:, 0]
         return held.view(h.shape)
 
 
 def choice_of(
-    site: Site, rule: Rule, threshold: float | None = None, fixed: Tensor | None = None
+    site: Site,
+    rule: Rule,
+    threshold: float | None = None,
+    fixed: Tensor | None = None,
+    centre: float | None = None,
 ) -> UnitChoice:
     """What a rule keeps at a site.
 
@@ -95,16 +107,17 @@ def choice_of(
         rule: A dynamic rule, or a static one.
         threshold: The least score that is kept, in the place of the rule's share.
         fixed: The units that a static rule keeps, (n_units,) bool.
+        centre: The site's centre, where the score is centred.
     """
     if fixed is not None:
         # To the kernel a unit that is left out has the norm 0; those of score 0 add nothing.
         return UnitChoice(site, rule, 0.0, fixed.float(), fixed)
     score = UnitScore(site, rule)
     if threshold is None:
-        return UnitChoice(site, rule, score.k, score.norms)
+        return UnitChoice(site, rule, score.k, score.norms, centre=centre)
     # The kernel compares float32 numbers.
     least = float(torch.tensor(threshold, dtype=torch.float32))
-    return UnitChoice(site, rule, least, score.norms)
+    return UnitChoice(site, rule, least, score.norms, centre=centre)
 
 
 def choices_of(sites: Sequence[Site], recipe: Recipe, masks: Masks) -> dict[str, UnitChoice]:
@@ -127,7 +140,9 @@ def choices_of(sites: Sequence[Site], recipe: Recipe, masks: Masks) -> dict[str,
         if rule.method == "dynamic" and (score is None or score.token is None or score.seeded):
             raise ConfigError(f"{key}: score {rule.score} cannot choose while decoding")
         if rule.sparsity or key in recipe.thresholds:
-            choices[key] = choice_of(site, rule, recipe.thresholds.get(key), masks.get(key))
+            choices[key] = choice_of(
+                site, rule, recipe.thresholds.get(key), masks.get(key), recipe.centres.get(key)
+            )
     return choices
 
 

@@ -109,7 +109,7 @@ class SparseReaders(TokenMap):
 
     def by_torch(self, x: Tensor) -> Tensor:
         """Tokens x (..., n_units) -> (..., outputs of all maps), masked."""
-        held = x * self.choice.mask(x)
+        held = self.choice.held(x, self.choice.mask(x))
         return torch.cat([forward(held) for forward in self._forwards], dim=-1)
 
     def by_numba(self, x: Tensor) -> Tensor:
@@ -121,12 +121,12 @@ class SparseReaders(TokenMap):
         kernel = self.kernel()
         self.peers.paths[NUMBA] += x.numel() // self.ins
         try:
-            return kernel(x)
+            return kernel(self.offsets(x))
         except ModelError:
             raise self.choice.not_finite() from None
 
     def kernel(self) -> Any:
-        """What `by_numba` calls, a `numba_ffn.TokenDown`."""
+        """What `by_numba` gives the `offsets` of tokens, a `numba_ffn.TokenDown`."""
         if self._by_numba is None:
             from keepset.kernels.numba_ffn import TokenDown  # compiled at its first use
 
@@ -149,12 +149,20 @@ class SparseReaders(TokenMap):
         if units is None:
             by = "threshold" if isinstance(choice.least, float) else "k"
             chosen = {by: choice.least, "norms": choice.norms}
-        return sparse_gemv(x, self.rows, bias, arrivals=arrivals, **chosen)
+        return sparse_gemv(self.offsets(x), self.rows, bias, arrivals=arrivals, **chosen)
+
+    def offsets(self, x: Tensor) -> Tensor:
+        """What the kernels choose from and project: x, or what it is off its centre."""
+        centre = self.choice.centre
+        return x if centre is None else x - centre
 
     def _bias(self) -> Tensor | None:
-        """The biases of all maps, side by side; None where none has one."""
-        biases = [module.bias for module in self._modules]
-        if all(bias is None for bias in biases):
+        """The biases of all maps, side by side, and W c of the centre; None where there is none."""
+        biases, centre = [module.bias for module in self._modules], self.choice.centre
+        if centre is None and all(bias is None for bias in biases):
             return None
         parts = zip(biases, self._widths, strict=True)
-        return torch.cat([self.rows.new_zeros(n) if b is None else b.detach() for b, n in parts])
+        bias = torch.cat([self.rows.new_zeros(n) if b is None else b.detach() for b, n in parts])
+        if centre is None:
+            return bias
+        return bias.float() + centre * self.rows.sum(dim=0, dtype=torch.float32)

@@ -115,13 +115,13 @@ class JoinedBlock(BlockStep):
         from keepset.kernels.numba_ffn import ACTIVATIONS, TokenBlock  # compiled at its first use
 
         act = down.site.activation
-        if act not in ACTIVATIONS:
+        if act not in ACTIVATIONS or down.choice.centre is not None:
             return None
         block = TokenBlock(first.kernel(), down.kernel(), self._starts, act, by_gate=False)
 
         def step(x: Tensor) -> tuple[Tensor, int]:
             self._paths[NUMBA] += 2 * tokens
-            return block(x)
+            return block(first.offsets(x))
 
         return step
 
@@ -184,7 +184,7 @@ class GatedBlock(BlockStep, TokenMap):
         if self._by_numba is None:
             self._by_numba = self._step()
         self._paths[NUMBA] += (1 + (self._first is not None)) * (x.numel() // self.ins)
-        out, wrong = self._by_numba(x)
+        out, wrong = self._by_numba(x if self._first is None else self._first.offsets(x))
         if wrong:
             choices = (self._first and self._first.choice, self._choice)
             raise (choices[wrong - 1] or self._choice).not_finite()

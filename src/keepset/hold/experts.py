@@ -270,6 +270,7 @@ def lead_in_scores(
     rules: Sequence[Rule],
     widths: Sequence[int],
     lead_in: Tensor,
+    **_: Any,
 ) -> list[dict[str, Tensor]]:
     """See `keepset.kinds.SiteKind`."""
     windows = [ExpertWindows(rule) for rule in rules]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from keepset.errors import ModelError
+from keepset.errors import ConfigError, ModelError
 from keepset.hold import expert_neurons
 from keepset.hold.gates import seeing_gates
 from keepset.hold.windows import Windowed, not_finite
@@ -158,6 +158,7 @@ class Windows(Windowed):
         *,
         noise: int | None = None,
         thresholds: Mapping[str, float] | None = None,
+        centres: Mapping[str, float] | None = None,
         **options: Any,
     ) -> None:
         """See `Windowed`.
@@ -166,12 +167,25 @@ class Windows(Windowed):
             rule: The rule.
             thresholds: Site key -> the least score that is kept, in the place of the share that a
                 dynamic rule keeps.
+            centres: Site key -> what units that are left out take in the place of zero, for scores
+                that are centred.
             noise: Seed of noise in the last bit of every h, as another machine's kernels would
                 make; none where left out.
             options: Those of `Windowed`.
+
+        Raises:
+            ConfigError: the rule is static, or its score is centred and no centres are given.
         """
         super().__init__(rule, **options)
         score = NEURON_SCORES.get(rule.score)
+        self._centres = {}
+        if score is not None and score.centred:
+            if centres is None:
+                raise ConfigError(
+                    f"{describe(rule)}: score {rule.score} needs the centres of calibration text:"
+                    " give Runner(..., centres=collect_centres(...)), or run it in a study"
+                )
+            self._centres = dict(centres)
         self._seeded = score is not None and score.seeded
         self._needs_norms = score is not None and score.needs_norms
         self._reads_gate = score is not None and score.reads_gate
@@ -187,8 +201,16 @@ class Windows(Windowed):
         if self._reads_gate:
             # Scores are of the text, and so are windows: a gate is read where h is.
             h = self.gates[site.key].view(len(h), -1, site.n_units)[:, -h.shape[1] :]
+        if self._centres:
+            h = h - self._centres[site.key]
         generator = self._generator(site, h.device) if self._seeded else None
         return token_score(self.rule.score, h, self._output_norms(site), generator)
+
+    def _masked(self, site: Site, h: Tensor, mask: Tensor) -> Tensor:
+        """h where the mask is, else zero, or the site's centre."""
+        if not self._centres:
+            return h * mask
+        return torch.where(mask, h, h.new_tensor(self._centres[site.key]))
 
     def _output_norms(self, site: Site) -> Tensor | None:
         if not self._needs_norms:
@@ -207,7 +229,7 @@ class Windows(Windowed):
         if self._noise is not None:
             h = self._rounded_elsewhere(site, h, self._noise)
         path = rules_run_by(self.selection, h.device, h.dtype)
-        hold = self._held_by_numba if path == NUMBA else self._held
+        hold = self._held_by_numba if path == NUMBA and not self._centres else self._held
         return hold(site, h, kept)
 
     def _above(self, site: Site, h: Tensor, least: float) -> Tensor:
@@ -215,18 +237,19 @@ class Windows(Windowed):
         scores = self.score(site, h)
         if bool(scores.isnan().any()):
             raise not_finite(site.name, describe(self.rule))
-        held = h * (scores >= least)
+        held = self._masked(site, h, scores >= least)
         held[:, 0] = h[:, 0]
         return held
 
     def _held(self, site: Site, h: Tensor, kept: int) -> Tensor:
-        """The plain reference: h times the masks of its windows."""
+        """The plain reference: h where the masks of its windows are."""
         text = h[:, self._n_bos :]
         # A zero |h| leaves nothing to choose; a random score, or what came before, says nothing
         # about h.
         zeros_matter = self._seeded or self.rule.choice == "causal"
         mask = self._best(site, self._ranks(site, text), kept, zeros_matter=zeros_matter)
-        masked = text * spread_windows(mask, text.shape[1], self.rule.window)
+        spread = spread_windows(mask, text.shape[1], self.rule.window)
+        masked = self._masked(site, text, spread)
         if self._n_dense > self._n_bos:
             masked[:, 0] = text[:, 0]
         return torch.cat([h[:, : self._n_bos], masked], dim=1) if self._n_bos else masked
@@ -292,9 +315,10 @@ def lead_in_scores(
     rules: Sequence[Rule],
     widths: Sequence[int],
     lead_in: Tensor,
+    **options: Any,
 ) -> list[dict[str, Tensor]]:
-    """See `keepset.kinds.SiteKind`."""
-    windows = [Windows(rule) for rule in rules]
+    """See `keepset.kinds.SiteKind`; `options` are those of `Windows`."""
+    windows = [Windows(rule, **options) for rule in rules]
     scores: list[dict[str, Tensor]] = [{} for _ in rules]
 
     def action(site: Site, h: Tensor) -> None:

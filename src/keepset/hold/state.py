@@ -219,6 +219,7 @@ def lead_in_scores(
     rules: Sequence[Rule],
     widths: Sequence[int],
     lead_in: Tensor,
+    **_: Any,
 ) -> list[dict[str, Tensor]]:
     """See `keepset.kinds.SiteKind`."""
     action = _LastWindows(rules, widths)

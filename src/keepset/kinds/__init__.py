@@ -72,6 +72,7 @@ class SiteKind(Protocol):
         rules: Sequence[Rule],
         widths: Sequence[int],
         lead_in: Tensor,
+        **options: Any,
     ) -> list[dict[str, Tensor]]:
         """Score the end of the text before each of some rows, run dense once, for causal rules.
 
@@ -82,6 +83,7 @@ class SiteKind(Protocol):
             widths: For each rule, how many of a row's last tokens are scored; the BOS token is
                 not among them.
             lead_in: (rows, tokens) int64, with a BOS token where the model has one.
+            options: What `hold_windows` needs for the scores, such as centres.
 
         Returns:
             For each rule, site key -> mean score per unit, (rows, ...) float32.

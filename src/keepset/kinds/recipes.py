@@ -67,6 +67,8 @@ def hold_recipe(
                 thresholds = {key: recipe.thresholds.get(key) for key in keys}
                 if least := {key: t for key, t in thresholds.items() if t is not None}:
                     options["thresholds"] = least
+                if centres := {key: recipe.centres[key] for key in keys if key in recipe.centres}:
+                    options["centres"] = centres
                 actions.append(stack.enter_context(kind.hold_windows(model, held, rule, **options)))
         yield Actions(actions)
 

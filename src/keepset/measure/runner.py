@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NoReturn
 
@@ -63,6 +63,7 @@ class Runner:
         batch_tokens: int = 1024,
         kernels: Kernels | Selection | str | None = None,
         bos: int | None = None,
+        centres: Mapping[str, float] | None = None,
     ) -> None:
         """Wrap a model in eval mode.
 
@@ -74,7 +75,9 @@ class Runner:
             kernels: Which implementations run; auto if left out.
             bos: The token that is put before every block, lead-in and passage; None: none is. It
                 is never scored, and stands outside of windows.
+            centres: Site key -> centre, for scores that are centred (`collect_centres`).
         """
+        self.centres = centres
         self.selection = Selection.of(kernels)
         self.model: Any = model
         self.sites = list(sites)
@@ -129,7 +132,9 @@ class Runner:
             rules, widths = [by_key[one] for one in keys], [one[3] for one in keys]
             with mixer_kernels(self.model, self.selection):
                 parts = [
-                    kind.lead_in_scores(body, sites, rules, widths, self._contexts(rows))
+                    kind.lead_in_scores(
+                        body, sites, rules, widths, self._contexts(rows), **self._centred(rule)
+                    )
                     for rows in self._batches(lead_in)
                 ]
             self._lead_ins = {
@@ -174,7 +179,13 @@ class Runner:
             return kind.hold_static(self.model, sites, self._masks(rule), self.selection)
         options: dict[str, Any] = {} if noise is None else {"noise": noise}
         options |= {"bos": self.bos is not None, "selection": self.selection}
+        options |= self._centred(rule)
         return kind.hold_windows(self.model, sites, rule, **options)
+
+    def _centred(self, rule: Rule) -> dict[str, Any]:
+        """The option `centres`, for a rule whose score is centred."""
+        score = KINDS[rule.site].scores.get(rule.score)
+        return {"centres": self.centres} if score is not None and score.centred else {}
 
     def _masks(self, rule: Rule) -> Masks:
         try:

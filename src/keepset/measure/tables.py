@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from torch import Tensor
 
 from keepset.errors import ModelError
@@ -15,6 +18,11 @@ from keepset.rules.rule import Rule
 from keepset.rules.scores import site_seed
 from keepset.run.progress import Progress
 from keepset.text import Encoded, Passages
+
+logger = logging.getLogger("keepset")
+
+IsDone = Callable[[NDArray[np.bool_]], bool]
+"""Whether a model does a task at all: of whether each of its dense answers is correct, (n,)."""
 
 _TYPES = {
     **dict.fromkeys(["seed", "block", "document", "draw", "item"], "int64"),
@@ -183,10 +191,22 @@ def capability_table(
     rules: Sequence[Rule | None],
     identity: Mapping[str, Any],
     label: str,
+    is_done: IsDone | None = None,
 ) -> pd.DataFrame:
-    """Run every rule on the items: one row per rule and item (the `capability` table)."""
+    """Run the rules on the items: one row per rule and item (the `capability` table).
+
+    Args:
+        runner: The model.
+        items: The items.
+        rules, identity, is_done: As in `answers_table`.
+        label: What the progress line says.
+    """
     progress = Progress(label, len(rules) * sum(len(item.ids) for item in items))
-    table = answers_table(lambda rule: runner.last_words(items, rule, progress), rules, identity)
+
+    def answers(rule: Rule | None) -> pd.DataFrame:
+        return runner.last_words(items, rule, progress)
+
+    table = answers_table(answers, rules, identity, is_done)
     progress.close()
     return table
 
@@ -195,19 +215,26 @@ def answers_table(
     answers: Callable[[Rule | None], pd.DataFrame],
     rules: Sequence[Rule | None],
     identity: Mapping[str, Any],
+    is_done: IsDone | None = None,
 ) -> pd.DataFrame:
     """The `capability` table of what `answers` gives for each rule.
 
     Args:
         answers: Rule -> correct and logprob of every item, in the same order for all rules.
-        rules: The rules; None is dense.
+        rules: The rules; None, which is dense, comes first.
         identity: Leading columns (study, model, origin, task).
+        is_done: Whether the model does the task, by its dense answers. One that does not has too
+            little to lose, and is run under no rule. Without it every model is run under all.
     """
     tables = []
     for rule in rules:
         result = answers(rule)
         setting = {**identity, **_setting(rule), "item": range(len(result))}
         tables.append(pd.concat([pd.DataFrame(setting), result], axis=1))
+        if rule is None and is_done and not is_done(result["correct"].to_numpy()):
+            share = f"{100 * result['correct'].mean():.0f}%"
+            logger.info("%s of the answers are right dense: too few to lose", share)
+            break
     return _joined(tables, [*identity, *_CAPABILITY])
 
 

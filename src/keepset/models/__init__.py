@@ -7,6 +7,7 @@ from keepset.models.bos import bos_token as bos_token
 from keepset.models.checkpoint import save as save
 from keepset.models.devices import resolve_device as resolve_device, resolve_dtype as resolve_dtype
 from keepset.models.identity import (
+    owner_of as owner_of,
     still_to_do as still_to_do,
     weights_digest as weights_digest,
 )

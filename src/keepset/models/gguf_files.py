@@ -7,9 +7,11 @@ tensors say is either read or the file is refused.
 
 from __future__ import annotations
 
+import functools
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,7 @@ def convert_gguf(where: str, file: Path, folder: Path, *, with_tokenizer: bool =
         folder.parent.mkdir(parents=True, exist_ok=True)
     with (
         explained(f"{where}: cannot read {file}"),
+        _reading_once(),
         # The file alone, under a name that transformers takes: what lies beside it is not its.
         tempfile.TemporaryDirectory(dir=folder.parent if split else None) as scratch,
     ):
@@ -75,6 +78,23 @@ def convert_gguf(where: str, file: Path, folder: Path, *, with_tokenizer: bool =
         if with_tokenizer:
             check_tokenizer(f"{where}: {file}", metadata, tokenizer)
         save(_without_quantization(model), tokenizer, folder)
+
+
+@contextmanager
+def _reading_once() -> Iterator[None]:
+    """Let transformers' readers share what they read of a file.
+
+    They parse the whole header, with the vocabulary, for the configuration, the tokenizer and the
+    weights, and make the map of tensor names again for every module: half of the time.
+    """
+    shared = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    try:
+        for name, function in shared.items():
+            setattr(gguf, name, functools.cache(function))
+        yield
+    finally:
+        for name, function in shared.items():
+            setattr(gguf, name, function)
 
 
 def _parts(where: str, file: Path) -> list[Path]:

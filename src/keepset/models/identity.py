@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -37,6 +38,18 @@ def weights_digest(model: Any) -> str:
     return digest.hexdigest()
 
 
+def owner_of(model: Any, name: str, revision: str | None = None) -> dict[str, Any]:
+    """What a recipe of `model` says that it belongs to: `Recipe.model`.
+
+    Args:
+        model: The model, whole.
+        name: What readers call it.
+        revision: Of the hub's repository, where it is from there.
+    """
+    owner = {"name": name, "model_type": model.config.model_type, "weights": weights_digest(model)}
+    return owner if revision is None else {**owner, "revision": revision}
+
+
 def still_to_do(model: Any, recipe: Recipe) -> Recipe:
     """What of a recipe is to be held on a model: all of it, or what was not cut for good.
 
@@ -49,7 +62,7 @@ def still_to_do(model: Any, recipe: Recipe) -> Recipe:
     digest = weights_digest(model)
     if digest == recipe.cut:
         left = recipe.of_method("dynamic")
-        return Recipe(left, recipe.thresholds, {}, recipe.model, None, recipe.bos, recipe.found)
+        return replace(recipe, rules=left, kept={}, cut=None)
     if digest != owner["weights"]:
         mine = model.config.model_type
         other = owner.get("model_type") not in (None, mine)

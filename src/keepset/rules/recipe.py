@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from keepset.errors import ConfigError
+from keepset.rules.kinds import KINDS
 from keepset.rules.rule import Rule
 
 Kept = Sequence[int] | Sequence[Sequence[int]]
@@ -23,6 +25,8 @@ class Recipe:
         rules: Site key -> its rule: dynamic (window 1, oracle) or static.
         thresholds: Site key -> the least score that is kept there, in the place of the share that
             a dynamic rule keeps. The share that is left out then differs from token to token.
+        centres: Site key -> what units that are left out take in the place of zero, where the score
+            of a dynamic rule is centred.
         kept: Site key -> the units that a static rule keeps.
         model: What the recipe belongs to: name, model_type, and weights, the digest of
             `keepset.models.weights_digest`.
@@ -33,7 +37,7 @@ class Recipe:
 
     Raises:
         ConfigError: a rule that a recipe cannot hold, a static one without kept units, or a
-            threshold without a dynamic rule.
+            threshold without a dynamic rule, or a centre without a centred score, or none with one.
 
     Example:
         >>> from keepset import Recipe, Rule
@@ -49,6 +53,7 @@ class Recipe:
     cut: str | None = None
     bos: int | None = None
     found: Mapping[str, Any] = field(default_factory=dict)
+    centres: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for key, rule in self.rules.items():
@@ -66,6 +71,12 @@ class Recipe:
                 raise ConfigError(f"{key}: a threshold stands where no dynamic rule is")
             if not least >= 0:
                 raise ConfigError(f"{key}: a threshold is a number from 0, got {least}")
+        for key in {*self.rules, *self.centres}:
+            centred = key in self.rules and _is_centred(self.rules[key])
+            if centred and not math.isfinite(self.centres.get(key, math.nan)):
+                raise ConfigError(f"{key}: score {self.rules[key].score} needs a centre, a number")
+            if not centred and key in self.centres:
+                raise ConfigError(f"{key}: a centre stands where no score is centred")
 
     def describe(self) -> str:
         """The recipe in a few words."""
@@ -86,3 +97,8 @@ class Recipe:
         for key, rule in self.rules.items():
             groups.setdefault(rule, []).append(key)
         return groups
+
+
+def _is_centred(rule: Rule) -> bool:
+    score = KINDS[rule.site].scores.get(rule.score)
+    return score is not None and score.centred and rule.method == "dynamic"

@@ -43,6 +43,8 @@ class Score:
         needs_norms: Whether the form per token needs the norms of the output columns.
         reads_gate: Whether the form per token takes act(gate(x)) of a gated block in the place of
             h, so that neither the up nor the down projection of a unit that is left out is needed.
+        centred: Whether the form per token takes h - c in the place of h, c the centre of the site,
+            and a unit that is left out takes c in the place of zero.
         in_order: Whether it is taken again after every layer that was pruned, as GHOST does.
         uniform: Whether every layer keeps the same share; else one threshold serves all layers.
     """
@@ -55,6 +57,7 @@ class Score:
     seeded: bool = False
     needs_norms: bool = False
     reads_gate: bool = False
+    centred: bool = False
     in_order: bool = False
     uniform: bool = False
 
@@ -130,6 +133,8 @@ NEURON_SCORES = _registry(
         token=lambda h, _, generator: _random_like(h, generator),
         seeded=True,
     ),
+    # SCAP (arXiv:2412.07174).
+    Score("centred", token=lambda offsets, *_: offsets.abs().float(), centred=True),
     # CATS (arXiv:2404.08763).
     Score("gate", token=lambda gates, *_: gates.abs().float(), reads_gate=True),
 )

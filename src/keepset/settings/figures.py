@@ -3,72 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from inspect import cleandoc
-from typing import Literal
 
 from keepset.settings import Config
+from keepset.settings.captions import Figure, Target
 
-Target = Literal["figures", "benchmarks", "training"]
 _NO_FFN = "No model of this study has feed-forward neurons that were measured."
 _NO_STATE = "No model of this study has a recurrent state that was measured."
-
-
-_SHARED = {
-    "over_documents": (
-        "{confidence:g}% t intervals over the documents that the evaluated text is from, with model"
-        " and calibration text fixed"
-    ),
-    "first_token": (
-        "The first token of a context is run dense under every rule on neurons and other inputs."
-    ),
-    "rounding": (
-        "Hatched: what rounding alone does to dynamic rules, twice the standard deviation over"
-        " {config.statistics.rounding_draws} runs with noise in the last bit; their intervals"
-        " include it."
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A figure, and what stands beside it in the report.
-
-    Attributes:
-        name: Its module, and its file.
-        tables: What it is drawn from, in the order of the arguments of `draw`: files of the study
-            without ending.
-        absent: What the page says where the models turn out to have nothing to draw.
-        text: The caption, in reStructuredText with fields of `str.format` (see `caption`).
-        site: The kind of site of the rows that are drawn, where the first table holds several.
-        when: Whether a study has it.
-        target: The target of the workflow that draws it.
-    """
-
-    name: str
-    tables: tuple[str, ...]
-    absent: str
-    text: str
-    site: str | None = None
-    when: Callable[[Config], bool] = lambda _: True
-    target: Target = "figures"
-
-    def caption(self, config: Config) -> str:
-        """The caption.
-
-        Its fields are `config`, shares of it in percent, and sentences that captions share.
-        """
-        percent = {
-            "confidence": config.statistics.confidence,
-            "accuracy_margin": config.statistics.accuracy_margin,
-            "task_sparsity": config.capability.sparsity,
-            "timed_sparsity": config.benchmark.sparsity if config.benchmark else 0.0,
-        }
-        shares = {name: 100 * share for name, share in percent.items()}
-        sentences = {name: text.format(config=config, **shares) for name, text in _SHARED.items()}
-        if not config.statistics.rounding_draws:
-            sentences["rounding"] = "Rounding was not measured."
-        return cleandoc(self.text).format(config=config, **shares, **sentences)
 
 
 def _studied(*kinds: str) -> Callable[[Config], bool]:
@@ -246,7 +186,7 @@ _ALL = (
         Bars: Wilson's {confidence:g}% intervals over n items. p: exact McNemar test against dense
         on the same items, Holm over model and task. The table of capability adds the paired
         difference with Tango's score interval, equivalence within {accuracy_margin:g} points, and
-        the difference that n items could detect. Hollow marks: specimens, trained here.
+        the difference that n items could detect. Hollow marks: specimens, trained here.{skilled}
         """,
         site="ffn",
         when=lambda config: bool(config.tasks) and config.has_kind("ffn"),
@@ -400,6 +340,28 @@ _ALL = (
         """,
         when=_timed,
         target="benchmarks",
+    ),
+    Figure(
+        "gain",
+        ("gains",),
+        "No model of this study was timed under a recipe.",
+        r"""
+        **Where users live.** Token perplexity relative to dense, at most {within:g}% above it,
+        against measured tokens per second relative to the dense model as it is. Lower right is
+        better. *slim*: the recipes that ``keepset slim`` chose; *budget*: a share of the bytes of
+        all linear maps left out at every token, allotted to sites by the loss, or equally;
+        *neurons*, *other inputs*: one share of all feed-forward neurons, or of the inputs of all
+        other linear maps, the largest \|h\| kept, or \|h\| times the norm of the weights.
+        Numbers: the share of all bytes of a decoded token that is not read. Dotted: the dense model
+        by the same kernels, which loses nothing: what lies left of it gains nothing over it.
+        {first_token}
+
+        Bars across: 20th to 80th percentile over {config.slim.tokens} tokens, in turn with dense;
+        up and down: {over_documents}; of *slim*, on the text that it reports on, its one-sided
+        bounds. Hollow marks: specimens, trained here.
+        """,
+        when=lambda config: config.slim is not None,
+        target="slim",
     ),
     Figure(
         "loss_curve",

@@ -122,6 +122,12 @@ class Slimming(Strict):
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     tokens: int = Field(48, ge=2, description="Decoded to measure speed.")
     threads: int = Field(1, ge=1, description="CPU threads.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="Of the models that are timed: in float32 tokens can be compared."
+    )
+    within: Rise = Field(
+        0.1, description="Rise of perplexity up to which rules and budgets are timed beside them."
+    )
 
 
 class GridOverride(Strict):
@@ -248,6 +254,11 @@ class Capability(Strict):
     sparsity: Sparsity = 0.9
     window: DialWindow = Field(32, description="W of the windowed runs.")
     corpus: Name = Field(description="The corpus whose calibration text chooses the static set.")
+    skilled_only: bool = Field(
+        False,
+        description="Whether a model whose dense accuracy in a task is not clearly above"
+        " statistics.accuracy_margin is run dense alone: it has too little to lose.",
+    )
 
 
 class Ablation(Strict):

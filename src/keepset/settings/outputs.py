@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 
 from keepset.rules.kinds import KINDS, evaluations
@@ -70,16 +71,46 @@ def capabilities(config: Config) -> list[str]:
     return [f"{model}/{task}/capability.parquet" for model in models for task in config.tasks]
 
 
-def slimmed(config: Config) -> list[str]:
-    """What `snakemake slim` makes: of every model with sites of linear maps, for every budget."""
+def allotments(config: Config) -> list[str]:
+    """The names of the recipes of a model's budgets, at every level, without ending."""
+    if config.budget is None:
+        return []
+    shares = product(config.budget.levels, config.budget.allotments)
+    return [f"budgets-{allotment}-{level:g}" for level, allotment in shares]
+
+
+def recipes(config: Config, model: str, corpus: str) -> list[str]:
+    """The recipes of a model's budgets on a corpus."""
+    if not config.allots(model, corpus):
+        return []
+    return [f"{model}/{corpus}/{name}.yaml" for name in allotments(config)]
+
+
+def slim_models(config: Config) -> list[str]:
+    """The models that `snakemake slim` makes slimmer: those with sites of linear maps."""
     if config.slim is None:
         return []
     models = [name for name, model in config.active_models().items() if "input" in model.sites]
+    return [model for model in models if config.covers(model, config.slim.corpus)]
+
+
+def slim_folders(config: Config, model: str) -> list[str]:
+    """The folders that `snakemake slim` writes of a model, one for every budget."""
+    if config.slim is None:
+        return []
+    return [f"{model}/{config.slim.corpus}/slim-{budget:g}" for budget in config.slim.budgets]
+
+
+def fast_folders(config: Config, model: str) -> list[str]:
+    """Those of `slim_folders` whose recipes save time."""
+    saves_time = config.slim is not None and config.slim.save == "speed"
+    return slim_folders(config, model) if saves_time else []
+
+
+def slimmed(config: Config) -> list[str]:
+    """What `snakemake slim` says of every model that it makes slimmer, for every budget."""
     return [
-        f"{model}/{config.slim.corpus}/slim-{budget:g}.json"
-        for model in models
-        if config.covers(model, config.slim.corpus)
-        for budget in config.slim.budgets
+        f"{folder}.json" for model in slim_models(config) for folder in slim_folders(config, model)
     ]
 
 

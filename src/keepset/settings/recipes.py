@@ -22,6 +22,9 @@ _HEAD = """\
 """
 
 
+_BY_SITE = ("sparsity", "threshold", "centre", "kept")
+
+
 class _Owner(Strict):
     name: str = ""
     model_type: str = ""
@@ -39,6 +42,7 @@ class _Rule(Strict):
     seed: int = 0
     sparsity: dict[str, Sparsity] = Field(min_length=1)
     threshold: dict[str, float] = Field(default_factory=dict)
+    centre: dict[str, float] = Field(default_factory=dict)
     kept: dict[str, list[int] | list[list[int]]] = Field(default_factory=dict)
 
 
@@ -107,6 +111,7 @@ def _recipe(content: _File) -> Recipe:
         content.cut,
         content.bos,
         content.found,
+        {key: centre for part in content.rules for key, centre in part.centre.items()},
     )
 
 
@@ -128,10 +133,12 @@ def write_recipe(recipe: Recipe, path: str | Path) -> None:
     for key, rule in recipe.rules.items():
         alike = (rule.site, rule.score, rule.window, rule.access, rule.seed)
         head = dict(zip(("site", "score", "window", "access", "seed"), alike, strict=True))
-        part = parts.setdefault(alike, {**head, "sparsity": {}, "threshold": {}, "kept": {}})
+        part = parts.setdefault(alike, {**head, **{name: {} for name in _BY_SITE}})
         part["sparsity"][key] = rule.sparsity
         if key in recipe.thresholds:
             part["threshold"][key] = recipe.thresholds[key]
+        if key in recipe.centres:
+            part["centre"][key] = recipe.centres[key]
         if key in recipe.kept:
             part["kept"][key] = _plain(recipe.kept[key])
     content = {

@@ -167,11 +167,21 @@ def _budgets(config: Config, wildcards: Wildcards) -> Settings:
 def _slimming(config: Config, wildcards: Wildcards) -> Settings:
     if config.slim is None:
         raise ConfigError("slim: this section is missing; slimmer models are made by it")
-    settings = config.slim.model_dump(exclude={"budgets", "corpus", "threads"})
+    settings = config.slim.model_dump(exclude={"budgets", "corpus", "threads", "within", "dtype"})
     return {
         **_model_run(config, wildcards),
         "settings": {**settings, "budget": float(wildcards["budget"])},
     }
+
+
+def _recipe_timing(config: Config, wildcards: Wildcards) -> Settings:
+    if config.slim is None:
+        raise ConfigError("slim: this section is missing; recipes are timed by it")
+    settings = config.slim.model_dump(include={"tokens", "within"})
+    names = {**wildcards, "corpus": config.slim.corpus}
+    given = _model_run(config, names)
+    run = {**given["run"], "dtype": config.slim.dtype}
+    return {**given, "run": run, "settings": settings}
 
 
 def _capability(config: Config, wildcards: Wildcards) -> Settings:
@@ -184,7 +194,11 @@ def _capability(config: Config, wildcards: Wildcards) -> Settings:
         }
         for kind in config.studied_kinds(wildcards["model"], corpus)
     }
-    return {**_model_run(config, wildcards), "kinds": kinds}
+    settings = {**_model_run(config, wildcards), "kinds": kinds}
+    if config.capability.skilled_only:
+        levels = config.statistics
+        settings["skill"] = {"confidence": levels.confidence, "margin": levels.accuracy_margin}
+    return settings
 
 
 def _harness(config: Config, wildcards: Wildcards) -> Settings:
@@ -314,6 +328,8 @@ _STEPS = {
     "correlate_size_impact": _step("correlation:correlate_size_impact", _correlation),
     "evaluate_dense": _step("evaluation:evaluate_rules", _model_run),
     "evaluate_budgets": _step("budgets:evaluate_budgets", _budgets),
+    "time_recipes": _step("gains:time_recipes", _recipe_timing, "keepset.speed.decoding"),
+    "join_gains": _step("benchmark:join_benchmarks"),
     "slim_model": _step("budgets:slim_model", _slimming, "keepset.slim.slimming"),
     "evaluate_capability": _step("evaluation:evaluate_capability", _capability),
     "evaluate_harness": _step("harness:evaluate_harness", _harness),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from keepset.calibrate import experts as expert_sums
+from keepset.calibrate.centres import collect_centres
 from keepset.calibrate.channels import Scorer
 from keepset.calibrate.choice import choose_channels
 from keepset.calibrate.sets import RankedSets
@@ -90,9 +91,13 @@ def per_token(model: Any, sites: Sequence[Any], blocks: Tensor, bos: int | None)
     def allotted(score: str, level: float) -> dict[str, float]:
         return budgets.cheapest(curves(score), SHARES, sizes, level * everything)
 
-    def of_shares(shares: Mapping[str, float], score: str = "magnitude") -> Recipe:
+    def of_shares(
+        shares: Mapping[str, float], score: str = "magnitude", of: Mapping[str, float] | None = None
+    ) -> Recipe:
+        used = [site for site in linear if shares[site.key] > 0]
         return Recipe(
-            {s.key: Rule(score, shares[s.key], 1, site=s.kind) for s in linear if shares[s.key] > 0}
+            {site.key: Rule(score, shares[site.key], 1, site=site.kind) for site in used},
+            centres={site.key: of[site.key] for site in used} if of else {},
         )
 
     def with_thresholds(level: float) -> Recipe:
@@ -113,6 +118,13 @@ def per_token(model: Any, sites: Sequence[Any], blocks: Tensor, bos: int | None)
         }
         recipe = of_shares(shares, "impact")
         return Recipe(recipe.rules, dict.fromkeys(recipe.rules, least))
+
+    @cache
+    def centres() -> dict[str, float]:
+        return collect_centres(model, linear, few, **shared)
+
+    def off_centre(level: float) -> Recipe:
+        return of_shares(allotted("magnitude", level), "centred", centres())
 
     @cache
     def by_layers(level: float) -> dict[str, float]:
@@ -144,6 +156,13 @@ def per_token(model: Any, sites: Sequence[Any], blocks: Tensor, bos: int | None)
             "loss, impact",
             "the same, units chosen by |h| times the norm of their weights (WINA)",
             lambda level: of_shares(allotted("impact", level), "impact"),
+            LEVELS,
+        ),
+        Candidate(
+            "loss, centred",
+            "the same shares, units chosen by |h - c|, c the mode of a site's inputs, which units"
+            " that are left out take (SCAP, arXiv:2412.07174)",
+            off_centre,
             LEVELS,
         ),
         Candidate(

@@ -141,7 +141,8 @@ def shares_left_out(
     norms = {site.key: _norms(site, recipe.rules[site.key].score) for site in held}
 
     def count(site: Site, h: Tensor) -> None:
-        scores = token_score(recipe.rules[site.key].score, h[:, 1:], norms[site.key], None)
+        offsets = h[:, 1:] - recipe.centres.get(site.key, 0.0)
+        scores = token_score(recipe.rules[site.key].score, offsets, norms[site.key], None)
         left[site.key] += float((scores < recipe.thresholds[site.key]).double().mean(dim=-1).sum())
 
     device = next(model.parameters()).device

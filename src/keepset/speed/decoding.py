@@ -14,6 +14,7 @@ from keepset.hold.contexts import with_bos
 from keepset.hold.inputs import output_norms, watching
 from keepset.kernels.selection import Selection
 from keepset.rules.masks import spread_windows, top_mask, window_means
+from keepset.rules.recipe import Recipe
 from keepset.rules.rule import Rule, describe, n_kept
 from keepset.rules.scores import Moments, token_score
 from keepset.sites.ffn import Site, find_ffn_sites
@@ -85,7 +86,6 @@ def _decode(
     sites: Sequence[Site],
     bos: int | None,
 ) -> tuple[Generation, Generation]:
-    near = NEAR.get(model.dtype, NEAR_LOW_PRECISION)
     shared: Any = {"kernels": selection, "bos": bos}
     if rule.method == "windowed" and rule.choice == "oracle":
         text = generate(model, ids, tokens, **shared).tokens
@@ -93,17 +93,51 @@ def _decode(
         replay = Replay(text, sets)
         dense, sparse = compare(model, ids, tokens, rule, replay=replay, **shared)
         picked = logits.gather(1, sparse.tokens[:, None])[:, 0]
-        gap = float((logits.max(dim=1).values - picked).max())
-    else:
-        dense, sparse = compare(model, ids, tokens, rule, moments=moments, **shared)
-        wrong = disagreement(model, ids, sparse.tokens, rule, moments, **shared)
-        gap = 0.0 if wrong is None else wrong.gap
+        _need_equal(model, rule, float((logits.max(dim=1).values - picked).max()))
+        return dense, sparse
+    return decode_both(model, ids, rule, tokens, moments=moments, **shared)
+
+
+class WrongTokensError(KeepsetError):
+    """Decoded tokens are not the masked reference's, by more than rounding."""
+
+
+def decode_both(
+    model: Any,
+    ids: Tensor,
+    rule: Rule | Recipe,
+    tokens: int,
+    *,
+    moments: Mapping[str, Moments] | None = None,
+    kernels: Selection | None = None,
+    bos: int | None = None,
+) -> tuple[Generation, Generation]:
+    """Decode dense and under a rule or recipe, token by token in turn.
+
+    Args:
+        model, ids, rule, tokens, moments, kernels, bos: As in `keepset.decode.compare`.
+
+    Returns:
+        Dense, sparse.
+
+    Raises:
+        WrongTokensError: a token is not the masked reference's, beyond rounding.
+    """
+    shared: Any = {"moments": moments, "kernels": kernels, "bos": bos}
+    dense, sparse = compare(model, ids, tokens, rule, **shared)
+    wrong = disagreement(model, ids, sparse.tokens, rule, **shared)
+    _need_equal(model, rule, 0.0 if wrong is None else wrong.gap)
+    return dense, sparse
+
+
+def _need_equal(model: Any, rule: Rule | Recipe, gap: float) -> None:
+    """Refuse tokens that are not the reference's, by `gap` of logit."""
+    near = NEAR.get(model.dtype, NEAR_LOW_PRECISION)
     if not gap <= near:
-        raise KeepsetError(
+        raise WrongTokensError(
             f"{describe(rule)}: the decoded tokens are not the masked reference's, by {gap:.3g} of"
             f" logit (more than {near:g}); no time is reported for a wrong result"
         )
-    return dense, sparse
 
 
 def oracle_sets(

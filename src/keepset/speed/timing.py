@@ -62,6 +62,17 @@ def cache_bytes(device: torch.device) -> int:
     return max(numbers, default=_DEFAULT_CACHE)
 
 
+def device_name(device: torch.device) -> str:
+    """The name of a GPU, or of the CPU's model."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return "cpu"
+    return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), "cpu")
+
+
 def in_turn(
     runs: Mapping[str, Run], copies: int, machine: Machine, seconds: float
 ) -> dict[str, np.ndarray]:

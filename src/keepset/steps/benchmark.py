@@ -117,7 +117,7 @@ def _write(
     kernels: Mapping[str, Any],
     output: PathLike,
 ) -> None:
-    place = {"device": _device(machine.device), "threads": torch.get_num_threads()}
+    place = {"device": timing.device_name(machine.device), "threads": torch.get_num_threads()}
     table = pd.DataFrame([{**row, **place} for row in rows]).reindex(columns=COLUMNS)
     facts = {
         **provenance.environment(),
@@ -129,16 +129,6 @@ def _write(
         "settings": setting.model_dump(mode="json"),
     }
     store.write_table(table, output, facts)
-
-
-def _device(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return "cpu"
-    return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), "cpu")
 
 
 def join_benchmarks(inputs: Sequence[PathLike], outputs: Mapping[str, PathLike]) -> None:

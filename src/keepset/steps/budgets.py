@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from keepset import text
 from keepset.files import store
 from keepset.files.store import PathLike
 from keepset.measure.tables import recipe_table
+from keepset.models import owner_of
 from keepset.rules.recipe import Recipe
+from keepset.settings.recipes import write_recipe
 from keepset.slim import candidates
 from keepset.slim.quality import Part
 from keepset.slim.settings import Budget
@@ -30,6 +33,7 @@ def evaluate_budgets(
     identity: Mapping[str, Any],
     budget: Mapping[str, Any],
     output: PathLike,
+    recipes: Sequence[PathLike],
 ) -> None:
     """Perplexity per block where a share of the bytes of all linear maps is left out per token.
 
@@ -39,20 +43,27 @@ def evaluate_budgets(
 
     Args:
         budget: allotments and levels.
+        recipes: Where the recipe of every level and, within it, of every allotment goes; empty
+            recipes where there are no rows.
     """
     tokens, loaded = text.load_blocks(blocks), load(model, Run(**run))
     runner = loaded.runner
-    recipes: list[tuple[dict[str, Any], Recipe]] = []
+    settings = [
+        {"score": allotment, "sparsity": level}
+        for level in budget["levels"]
+        for allotment in budget["allotments"]
+    ]
+    found, rows = [Recipe({}) for _ in settings], []
     if candidates.speed_sites(runner.sites):
         ways = candidates.per_token(runner.model, runner.sites, tokens.calibration, runner.bos)
         by_name = {way.name: way for way in ways}
-        recipes = [
-            ({"score": allotment, "sparsity": level}, by_name[_NAMES[allotment]].recipe(level))
-            for level in budget["levels"]
-            for allotment in budget["allotments"]
-        ]
+        found = [by_name[_NAMES[one["score"]]].recipe(one["sparsity"]) for one in settings]
+        rows = list(zip(settings, found, strict=True))
     label = f"{identity['model']} {identity['corpus']} budgets"
-    table = recipe_table(runner, tokens, recipes, identity, label)
+    table = recipe_table(runner, tokens, rows, identity, label)
+    owner = owner_of(runner.model, str(identity["model"]), loaded.info.get("revision"))
+    for path, setting, recipe in zip(recipes, settings, found, strict=True):
+        write_recipe(replace(recipe, model=owner, bos=runner.bos, found=setting), path)
     store.write_table(table, output, {**loaded.provenance, "text": tokens.fingerprint})
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,12 +10,15 @@ from torch import Tensor
 
 from keepset import kinds, models, text
 from keepset.calibrate import activations
+from keepset.calibrate.centres import collect_centres
 from keepset.files import store
 from keepset.files.store import PathLike as PathLike
 from keepset.hold.inputs import rules_run_by
 from keepset.kernels.mixers import provider_for
 from keepset.measure.runner import Runner
+from keepset.rules.kinds import KINDS
 from keepset.rules.masks import KeepSets
+from keepset.rules.rule import Rule
 from keepset.run import provenance
 from keepset.settings import Kernels
 
@@ -71,6 +74,15 @@ def load(model: PathLike, run: Run, keep_sets: KeepSets | None = None) -> Loaded
         "kernels": {"ffn": rules_run_by(runner.selection, device, dtype), "scan": scan},
     }
     return Loaded(runner, tokenizer, info, facts, str(dtype))
+
+
+def give_centres(loaded: Loaded, blocks: text.Blocks, rules: Iterable[Rule | None]) -> None:
+    """Take the centres of sites on calibration text, if the score of one of `rules` needs them."""
+    scores = [KINDS[rule.site].scores[rule.score] for rule in rules if rule is not None]
+    if any(score.centred for score in scores):
+        runner = loaded.runner
+        sites = (runner.model, runner.sites)
+        runner.centres = collect_centres(*sites, blocks.calibration, bos=runner.bos)
 
 
 def cache_owner(

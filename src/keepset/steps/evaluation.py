@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from keepset import models, text
+from keepset.analyse.accuracies import does_task
 from keepset.files import store
 from keepset.measure import tables
 from keepset.rules.rule import Rule
 from keepset.settings.grid import length_rules, part_rules, task_rules
-from keepset.steps.common import Loaded, PathLike, Run, load, static_sets
+from keepset.steps.common import Loaded, PathLike, Run, give_centres, load, static_sets
 
 
 def evaluate_rules(
@@ -39,6 +41,7 @@ def evaluate_rules(
     files = {} if sets is None else {kind: sets}
     loaded = load(model, setup, static_sets(files, model, tokens, setup, {kind: chosen or {}}))
     keep_rules = [None] if rules is None else _rules(loaded, rules)
+    give_centres(loaded, tokens, keep_rules)
     label = _label(identity, output)
     table = tables.perplexity_table(loaded.runner, tokens, keep_rules, identity, label)
     store.write_table(table, output, {**loaded.provenance, "text": tokens.fingerprint})
@@ -64,6 +67,7 @@ def evaluate_dynamic(
     tokens = text.load_blocks(blocks)
     loaded = load(model, Run(**run))
     keep_rules, label = _rules(loaded, rules), _label(identity, output)
+    give_centres(loaded, tokens, keep_rules)
     facts = {**loaded.provenance, "text": tokens.fingerprint}
     table = tables.perplexity_table(loaded.runner, tokens, keep_rules, identity, label)
     again = tables.rounding_table(loaded.runner, tokens, keep_rules, identity, label, **noise)
@@ -115,26 +119,26 @@ def evaluate_lengths(
 
 
 def evaluate_capability(
-    model: PathLike,
     passages: PathLike,
-    blocks: PathLike,
-    sets: Sequence[PathLike],
-    run: Mapping[str, Any],
-    kinds: Mapping[str, Mapping[str, Any]],
     identity: Mapping[str, Any],
     output: PathLike,
+    skill: Mapping[str, float] | None = None,
+    **model: Any,
 ) -> None:
     """Accuracy in a task: dense, and under the rules of every kind of site that is studied.
 
     Args:
         passages: What `prepare_task` wrote.
-        model, blocks, sets, run, kinds: As in `load_for_tasks`.
+        skill: confidence and margin of `does_task`: a model that does not do the task is run dense
+            alone. Every model is run under all rules if left out.
+        model: The arguments of `load_for_tasks`.
     """
-    loaded, keep_rules = load_for_tasks(model, blocks, sets, run, kinds)
+    loaded, keep_rules = load_for_tasks(**model)
     items = text.read_items(passages)
     encoded = text.encode_items(items, loaded.tokenizer, loaded.info["bos"])
     label = f"{identity['model']} {identity['task']} capability"
-    table = tables.capability_table(loaded.runner, encoded, keep_rules, identity, label)
+    is_done = partial(does_task, **skill) if skill else None
+    table = tables.capability_table(loaded.runner, encoded, keep_rules, identity, label, is_done)
     difficulty = [(item.n_facts, item.distance) for item in items]
     store.write_table(with_difficulty(table, difficulty), output, loaded.provenance)
 
@@ -164,6 +168,7 @@ def load_for_tasks(
     for kind, settings in kinds.items():
         if loaded.runner.sites_of(kind):
             keep_rules += task_rules(kind, settings["tasks"], settings["seeds"])
+    give_centres(loaded, tokens, keep_rules)
     facts = {**loaded.provenance, "text": tokens.fingerprint}
     return replace(loaded, provenance=facts), keep_rules
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 import pandas as pd
 
+from keepset.analyse.accuracies import does_task
 from keepset.files import store
 from keepset.harness import tasks
 from keepset.measure.tables import answers_table
@@ -28,6 +30,7 @@ def evaluate_harness(
     task: Mapping[str, Any],
     identity: Mapping[str, Any],
     output: PathLike,
+    skill: Mapping[str, float] | None = None,
     **model: Any,
 ) -> None:
     """Accuracy in a task of the harness, as `evaluate_capability` gives it for other tasks.
@@ -35,6 +38,7 @@ def evaluate_harness(
     Args:
         passages: What `prepare_harness` wrote; the task must still give the same.
         task: Its settings.
+        skill: As in `evaluate_capability`.
         model: The arguments of `load_for_tasks`.
     """
     made = tasks.load(identity["task"], Task.model_validate(task))
@@ -51,7 +55,8 @@ def evaluate_harness(
         lm.rule = rule
         return made.graded(made.answers(lm))
 
-    table = answers_table(answers, keep_rules, identity)
+    is_done = partial(does_task, **skill) if skill else None
+    table = answers_table(answers, keep_rules, identity, is_done)
     progress.close()
     difficulty = [(None, None)] * table["item"].nunique()
     facts = {**loaded.provenance, "lm_eval": version("lm-eval")}

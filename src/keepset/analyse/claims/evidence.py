@@ -214,12 +214,9 @@ class Evidence:
         return table[rows & (table["size"] == "magnitude") & (table["layer"] >= 0)]
 
     def does_task(self, correct: NDArray[np.float64]) -> bool:
-        """Whether a model does a task at all: dense accuracy clearly above the margin.
-
-        Otherwise a loss as large as the margin could not be seen.
-        """
-        interval = accuracies.wilson(int(correct.sum()), len(correct), self.statistics.confidence)
-        return interval.low > self.statistics.accuracy_margin
+        """`accuracies.does_task` at the study's level and margin."""
+        levels = self.statistics
+        return accuracies.does_task(correct, levels.confidence, levels.accuracy_margin)
 
     @cached_property
     def _texts(self) -> dict[tuple[str, str], dict[Key, Run]]:
