@@ -116,6 +116,15 @@ def test_what_is_left_out_takes_its_centre(tiny_model, family):
     assert not torch.equal(reference(model, ids, recipe)[1], reference(model, ids, zeroed)[1])
 
 
+@pytest.mark.parametrize("score", ["magnitude", "gate"])
+def test_inputs_of_a_block_take_their_centre_and_its_neurons_zero(tiny_model, score):
+    model = tiny_model("llama")
+    recipe = centred(model)
+    ffn = {key: Rule(score, 0.5, 1) for key in recipe.rules if key.startswith("ffn")}
+    centres = {key: value for key, value in recipe.centres.items() if key not in ffn}
+    assert check(model, Recipe(recipe.rules | ffn, centres=centres))[NUMBA] > 2 * 3 * (TOKENS - 1)
+
+
 def test_centres_on_a_gpu(tiny_model):
     """In Triton's interpreter."""
     model = tiny_model("llama")
