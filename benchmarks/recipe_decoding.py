@@ -23,13 +23,15 @@ from torch import nn
 from keepset import Recipe, Rule, load, sparse_decoding
 from keepset.decode.recipe import linear_sites
 from keepset.kernels import clock
+from keepset.slim.savings import site_bytes
 
 SHARES = {
-    "all seven": (("input", "ffn"), (0.25, 0.4, 0.5)),
-    "q, k, v and o": (("q_proj", "o_proj"), (0.4,)),
-    "down": (("ffn",), (0.5, 0.7, 0.9)),
+    "all seven": ("magnitude", ("input", "ffn"), (0.25, 0.4, 0.5)),
+    "q, k, v and o": ("magnitude", ("q_proj", "o_proj"), (0.4,)),
+    "down": ("magnitude", ("ffn",), (0.5, 0.7, 0.9)),
+    "up and down, by the gate": ("gate", ("ffn",), (0.3, 0.5)),
 }
-"""Name -> kinds or last names of sites, and the shares that they leave out."""
+"""Name -> score, kinds or last names of sites, and the shares that they leave out."""
 
 
 class Decoder:
@@ -66,13 +68,13 @@ def main() -> None:
     ids = tokenizer(arguments.prompt, return_tensors="pt").input_ids
     by_kernels, sparse = copy.deepcopy(model), copy.deepcopy(model)
     sites = linear_sites(sparse)
-    all_weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+    all_weights = sum(m.weight.nbytes for m in model.modules() if isinstance(m, nn.Linear))
     rows = []
-    for name, (ends, shares) in SHARES.items():
+    for name, (score, ends, shares) in SHARES.items():
         chosen = [site for site in sites if site.kind in ends or site.key.endswith(ends)]
-        read = sum(columns.numel() for site in chosen for columns in site.columns())
+        read = sum(site_bytes(site, score) for site in chosen)
         for share in shares:
-            rules = {site.key: Rule("magnitude", share, 1, site=site.kind) for site in chosen}
+            rules = {site.key: Rule(score, share, 1, site=site.kind) for site in chosen}
             with (
                 sparse_decoding(by_kernels, Recipe({})),
                 sparse_decoding(sparse, Recipe(rules)),

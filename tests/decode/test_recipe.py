@@ -9,7 +9,7 @@ import torch
 from decoding import prompt
 from keepset.calibrate import activations
 from keepset.calibrate.sets import RankedSets
-from keepset.decode import sparse_decoding
+from keepset.decode import joined, sparse_decoding
 from keepset.decode.generate import compare, disagreement, generate
 from keepset.decode.joined import JoinedBlock
 from keepset.decode.layout import unit_major
@@ -116,6 +116,15 @@ def test_what_is_left_out_takes_its_centre(tiny_model, family):
     assert not torch.equal(reference(model, ids, recipe)[1], reference(model, ids, zeroed)[1])
 
 
+@pytest.mark.parametrize("score", ["magnitude", "gate"])
+def test_inputs_of_a_block_take_their_centre_and_its_neurons_zero(tiny_model, score):
+    model = tiny_model("llama")
+    recipe = centred(model)
+    ffn = {key: Rule(score, 0.5, 1) for key in recipe.rules if key.startswith("ffn")}
+    centres = {key: value for key, value in recipe.centres.items() if key not in ffn}
+    assert check(model, Recipe(recipe.rules | ffn, centres=centres))[NUMBA] > 2 * 3 * (TOKENS - 1)
+
+
 def test_centres_on_a_gpu(tiny_model):
     """In Triton's interpreter."""
     model = tiny_model("llama")
@@ -169,12 +178,15 @@ def test_a_block_with_rules_at_both_its_sites_is_one_step(tiny_model, family, jo
     assert list(Counter(joined_runs).values()) == [TOKENS - 1] * 2
 
 
-def test_a_block_that_does_more_than_its_layout_says_runs_itself(tiny_model, joined_runs):
+def test_a_block_that_does_more_than_its_layout_says_runs_itself(
+    tiny_model, joined_runs, monkeypatch
+):
+    monkeypatch.setattr(joined, "_TRIALS", 3)
     model = tiny_model("llama")
     model.model.layers[0].mlp.act_fn = torch.nn.Tanh()
     check(model, mixed(model))
     runs = Counter(joined_runs)
-    assert runs[model.model.layers[0].mlp] == 1  # the trial
+    assert runs[model.model.layers[0].mlp] == joined._TRIALS
     assert runs[model.model.layers[1].mlp] == TOKENS - 1
 
 
@@ -212,11 +224,49 @@ def test_channels_of_a_state_are_left_out_beside_inputs(tiny_model):
     check(model, Recipe({**mixed(model).rules, site.key: state}, kept=kept))
 
 
-def test_gates_choose_by_masks(tiny_model):
+@pytest.mark.parametrize("family", ["llama", "phi3"])  # gate and up are one map, and two
+@pytest.mark.parametrize("inputs", [True, False], ids=["of few inputs", "of all inputs"])
+def test_gates_choose_what_is_read_of_up_and_down(tiny_model, family, inputs):
+    model = tiny_model(family)
+    rules = {key: rule for key, rule in mixed(model).rules.items() if inputs}
+    ffn = {"ffn.000": Rule("gate", 0.4, 1), "ffn.001": Rule("gate", 0.7, 1)}
+    paths = check(model, Recipe(rules | ffn, {"ffn.001": 0.05}))
+    # The prompt runs masked, and the first token, which shows that the block is as known.
+    assert paths["masked"] == 2 * (PROMPT + 1)
+    by_kernel = 2 * 3 * (TOKENS - 1) + 2 * (TOKENS - 2) if inputs else 2 * (TOKENS - 2)
+    assert paths[NUMBA] == by_kernel
+
+
+def test_rows_of_a_batch_choose_by_their_gates(tiny_model):
     model = tiny_model("llama")
-    rules = dict(mixed(model).rules)
-    recipe = Recipe(rules | {"ffn.001": Rule("gate", 0.5, 1)})
-    assert check(model, recipe)["masked"] == PROMPT + TOKENS - 1
+    rows = torch.cat([prompt(PROMPT, seed) for seed in (1, 2, 3)])
+    recipe = Recipe({"ffn.000": Rule("gate", 0.5, 1), "ffn.001": Rule("gate", 0.5, 1)})
+    assert check(model, recipe, ids=rows)[NUMBA] == 3 * 2 * (TOKENS - 2)
+
+
+def test_gates_choose_by_masks_where_the_kernel_is_not_the_block(tiny_model):
+    model = tiny_model("llama")
+    mlp = model.model.layers[1].mlp
+    plain = mlp.forward
+    mlp.forward = lambda x: 2 * plain(x)
+    recipe = Recipe({"ffn.001": Rule("gate", 0.5, 1)})
+    with sparse_decoding(model, recipe, kernels=BY_KERNEL) as session:
+        decoded, _ = greedy(model, prompt(PROMPT))
+    expected, _ = reference(model, prompt(PROMPT), recipe)
+    assert torch.equal(decoded, expected)
+    assert session.paths == {"masked": PROMPT + TOKENS - 1}
+
+
+def test_a_gate_that_is_not_a_number_is_refused_by_name(tiny_model):
+    model = tiny_model("llama")
+    recipe = Recipe({"ffn.000": Rule("gate", 0.5, 1), "ffn.001": Rule("gate", 0.5, 1)})
+    with sparse_decoding(model, recipe, kernels=BY_KERNEL), torch.inference_mode():
+        out = model(input_ids=prompt(PROMPT), use_cache=True)
+        cache = out.past_key_values
+        model(input_ids=prompt(1), past_key_values=cache, use_cache=True)
+        model.model.layers[1].mlp.gate_proj.weight.fill_(torch.nan)
+        with pytest.raises(ModelError, match=r"model\.layers\.1\.mlp\.down_proj"):
+            model(input_ids=prompt(1), past_key_values=cache, use_cache=True)
 
 
 # Weights that depths share wholly, by modules of their own; in part, with adapters; experts.

@@ -90,16 +90,26 @@ def ffn_weights(site: Site, rows: Tensor) -> FfnWeights:
             f"no kernel for the blocks of {site.name} (activation {site.activation},"
             f" {len(site.up)} known projections)"
         )
-    n = rows.shape[0]
-    parts = [
-        _part(projection, number * n, n)
-        for projection in site.up
-        for number in range(len(projection.offsets))
-    ]
+    parts = part_weights(site, rows.shape[0])
     (up, up_bias), (gate, gate_bias) = parts[-1], parts[0] if site.gated else (None, None)
     down: Any = site.down
     bias = None if down.bias is None else down.bias.detach()
     return FfnWeights(up, rows, gate, act, up_bias, gate_bias, bias)
+
+
+def part_weights(site: Site, n: int | None = None) -> list[tuple[Tensor, Tensor | None]]:
+    """Weight (n, d_model) and bias (n,) of gate and up, or of up alone.
+
+    Args:
+        site: A site that is `separable`.
+        n: Its units, where its projections have been cut.
+    """
+    n = site.n_units if n is None else n
+    return [
+        _part(projection, number * n, n)
+        for projection in site.up
+        for number in range(len(projection.offsets))
+    ]
 
 
 def _part(projection: Projection, start: int, n: int) -> tuple[Tensor, Tensor | None]:

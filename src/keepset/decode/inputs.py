@@ -28,6 +28,7 @@ class SparseReaders(TokenMap):
 
     Attributes:
         site: The site.
+        choice: What its tokens keep.
     """
 
     has_triton = True
@@ -46,7 +47,7 @@ class SparseReaders(TokenMap):
         """
         super().__init__(rows, site.n_units, peers)
         self.site = site
-        self._choice, self._position = choice, position
+        self.choice, self._position = choice, position
         self._modules: list[Any] = [reader for reader, _ in site.readers]
         self._forwards: list[Forward] = [module.forward for module in self._modules]
         self._widths = widths(site)
@@ -85,7 +86,7 @@ class SparseReaders(TokenMap):
 
     def _project(self, x: Tensor) -> list[Tensor]:
         if not self.takes(x):
-            x = self._choice.hold(x, self._position)
+            x = self.choice.hold(x, self._position)
             return [forward(x) for forward in self._forwards]
         if len(self._forwards) == 1:
             return [self.tokens(x)]
@@ -108,7 +109,7 @@ class SparseReaders(TokenMap):
 
     def by_torch(self, x: Tensor) -> Tensor:
         """Tokens x (..., n_units) -> (..., outputs of all maps), masked."""
-        held = self._choice.held(x, self._choice.mask(x))
+        held = self.choice.held(x, self.choice.mask(x))
         return torch.cat([forward(held) for forward in self._forwards], dim=-1)
 
     def by_numba(self, x: Tensor) -> Tensor:
@@ -117,22 +118,27 @@ class SparseReaders(TokenMap):
         Raises:
             ModelError: a score is NaN; the message names the site.
         """
+        kernel = self.kernel()
+        self.peers.paths[NUMBA] += x.numel() // self.ins
+        try:
+            return kernel(self.offsets(x))
+        except ModelError:
+            raise self.choice.not_finite() from None
+
+    def kernel(self) -> Any:
+        """What `by_numba` gives the `offsets` of tokens, a `numba_ffn.TokenDown`."""
         if self._by_numba is None:
             from keepset.kernels.numba_ffn import TokenDown  # compiled at its first use
 
-            choice = self._choice
+            choice = self.choice
             self._by_numba = TokenDown(self.rows, choice.least, choice.norms, self._bias())
-        self.peers.paths[NUMBA] += x.numel() // self.ins
-        try:
-            return self._by_numba(self._offsets(x))
-        except ModelError:
-            raise self._choice.not_finite() from None
+        return self._by_numba
 
     def by_triton(self, x: Tensor) -> Tensor:
         """The same by one kernel on a GPU, which nothing waits for: a NaN shows in the logits."""
         from keepset.kernels.triton_gemv import new_arrivals, sparse_gemv
 
-        choice = self._choice
+        choice = self.choice
         if self._on_gpu is None:
             kept = choice.fixed
             units = None if kept is None else kept.nonzero()[:, 0].to(self.rows.device)
@@ -143,16 +149,16 @@ class SparseReaders(TokenMap):
         if units is None:
             by = "threshold" if isinstance(choice.least, float) else "k"
             chosen = {by: choice.least, "norms": choice.norms}
-        return sparse_gemv(self._offsets(x), self.rows, bias, arrivals=arrivals, **chosen)
+        return sparse_gemv(self.offsets(x), self.rows, bias, arrivals=arrivals, **chosen)
 
-    def _offsets(self, x: Tensor) -> Tensor:
+    def offsets(self, x: Tensor) -> Tensor:
         """What the kernels choose from and project: x, or what it is off its centre."""
-        centre = self._choice.centre
+        centre = self.choice.centre
         return x if centre is None else x - centre
 
     def _bias(self) -> Tensor | None:
         """The biases of all maps, side by side, and W c of the centre; None where there is none."""
-        biases, centre = [module.bias for module in self._modules], self._choice.centre
+        biases, centre = [module.bias for module in self._modules], self.choice.centre
         if centre is None and all(bias is None for bias in biases):
             return None
         parts = zip(biases, self._widths, strict=True)

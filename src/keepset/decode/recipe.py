@@ -18,7 +18,13 @@ from transformers import PreTrainedModel
 
 from keepset.decode.choice import UnitChoice
 from keepset.decode.inputs import SparseReaders
-from keepset.decode.joined import joined_blocks
+from keepset.decode.joined import (
+    GatedBlock,
+    block_of,
+    can_choose_by_gate,
+    first_of,
+    joined_blocks,
+)
 from keepset.decode.layout import storable, unit_major
 from keepset.decode.position import Position
 from keepset.decode.token import TokenPaths, TokenProjection
@@ -67,7 +73,17 @@ def sites_held(
         and _is_for_kernels(site.columns()[0], selection)
     ]
     masked = [site for site in chosen if site not in fast]
+    # Masked too, as prompts are.
+    by_gate = [
+        site
+        for site in masked
+        if site in alone
+        and choices[site.key].reads_gate
+        and _is_for_numba(site.columns()[0], selection)
+        and can_choose_by_gate(model, site)
+    ]
     gates: dict[str, Tensor] = {}
+    gated_blocks = TokenPaths("gate", paths, selection)
     groups = TokenPaths("recipe", paths, selection)
     others = TokenPaths("dense", Counter(), selection)
 
@@ -77,7 +93,7 @@ def sites_held(
 
     with ExitStack() as stack:
         stack.enter_context(position.following(model))
-        rows = stack.enter_context(unit_major(fast))
+        rows = stack.enter_context(unit_major([*fast, *by_gate]))
         stack.enter_context(watching(model, masked, hold))
         gated = [site for site in masked if choices[site.key].reads_gate]
         stack.enter_context(seeing_gates(gated, gates))
@@ -89,6 +105,14 @@ def sites_held(
             stack.enter_context(one.standing_in())
         for block in joined_blocks(model, readers):
             stack.enter_context(block.standing_in())
+        for site in by_gate:
+            module = block_of(model, site)
+            assert module is not None  # by `can_choose_by_gate`
+            first = first_of(site, readers)
+            gated_block = GatedBlock(
+                module, choices[site.key], rows[site.key], first, position, gated_blocks
+            )
+            stack.enter_context(gated_block.standing_in())
         taken = {reader for site in fast for reader, _ in site.readers}
         for module in model.modules():
             # Others may do more than a linear map, or keep their weights in another order.
@@ -98,6 +122,7 @@ def sites_held(
                     dense = TokenProjection(module, position, others)
                     stack.enter_context(standing_forward(module, dense))
         groups.prepare()
+        gated_blocks.prepare()
         others.prepare()
         yield
 

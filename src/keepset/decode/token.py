@@ -91,7 +91,7 @@ class TokenPaths:
         self.paths = paths
         self.members: list[TokenMap] = []
         self._label, self._selection = label, selection
-        self._path_of: dict[tuple[Any, ...], Callable[..., Tensor]] = {}
+        self._path_of: dict[tuple[Any, ...], tuple[str, Callable[..., Tensor]]] = {}
 
     def prepare(self) -> None:
         """Compile or load what may run, which is not the work of the first token."""
@@ -103,11 +103,15 @@ class TokenPaths:
     def run(self, member: TokenMap, x: Tensor) -> Tensor:
         """Tokens x of `member`, by the fastest path for their sizes, which is timed once."""
         key = (member.rows.shape, x.numel())
-        call = self._path_of.get(key)
-        if call is None:
+        path = self._path_of.get(key)
+        if path is None:
             with uncounted(self.paths):
-                call = self._path_of[key] = self._fastest(member, x)
-        return call(member, x)
+                path = self._path_of[key] = self._fastest(member, x)
+        return path[1](member, x)
+
+    def path(self, member: TokenMap, tokens: int) -> str | None:
+        """The path that as many tokens of `member` have run by; None where none have."""
+        return self._path_of.get((member.rows.shape, tokens * member.ins), (None,))[0]
 
     def take_numba(self, x: Tensor) -> bool:
         """Whether kernels may run for x: they can, and no path of torch is forced."""
@@ -115,18 +119,19 @@ class TokenPaths:
             return False
         return self._selection.forced_among((NUMBA, *DOWN_PATHS)) in (None, NUMBA)
 
-    def _fastest(self, member: TokenMap, x: Tensor) -> Callable[..., Tensor]:
+    def _fastest(self, member: TokenMap, x: Tensor) -> tuple[str, Callable[..., Tensor]]:
         calls: dict[str, Callable[..., Tensor]] = {"torch": lambda one, x: one.by_torch(x)}
         if self.take_numba(x):
             calls[NUMBA] = lambda one, x: one.by_numba(x)
         elif member.has_triton and self._selection.may_use_triton("ffn", x.device):
             calls[TRITON_DOWN] = lambda one, x: one.by_triton(x)
         if len(calls) == 1:
-            return calls["torch"]
+            return next(iter(calls.items()))
         if self._selection.forced_among([NUMBA]):
-            return calls[NUMBA]
+            return NUMBA, calls[NUMBA]
         alike = [other for other in self.members if other.rows.shape == member.rows.shape]
         runs = {name: taking_turns(alike, partial(call, x=x)) for name, call in calls.items()}
         shape = "x".join(map(str, member.rows.shape))
         key = (self._label, shape, f"tokens={x.numel() // member.ins}", *dispatch.setting(x))
-        return calls[self._selection.fastest_ffn(key, runs)]
+        name = self._selection.fastest_ffn(key, runs)
+        return name, calls[name]
