@@ -63,6 +63,15 @@ def one(score="magnitude", window=1, **sparsity):
         (content(rules=[one(state_000=0.5)]), "a rule on sites of kind ffn cannot hold there"),
         (content(rules=2 * [one(ffn_0=0)]), r"ffn\.0 has two rules"),
         (content(rules=[one(window="corpus", ffn_0=0)]), r"ffn\.0: a static rule needs the units"),
+        ("keepset_recipe: 1\nrules: []\nrules: []", r"rules stands twice\n.*line 3"),
+        (
+            content(rules=[{**one(ffn_0=0.5), "threshold": {"ffn.1": 1.0}}, one(ffn_1=0.5)]),
+            r"rules\.0\.threshold: ffn\.1 has no sparsity in this rule",
+        ),
+        (
+            content(rules=[{**one(ffn_0=0.5), "kept": {"ffn.1": [0]}}]),
+            r"rules\.0\.kept: ffn\.1 has no sparsity in this rule",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, written, message):
@@ -84,6 +93,7 @@ def test_a_missing_file_is_named(tmp_path):
         ({"kept": {"ffn.000": [0]}}, "where no static rule is"),
         ({"thresholds": {"ffn.001": 1.0}}, "where no dynamic rule is"),
         ({"thresholds": {"ffn.000": float("nan")}}, "a number from 0, got nan"),
+        ({"thresholds": {"ffn.000": float("inf")}}, "a number from 0, got inf"),
         ({"centres": {"ffn.000": 0.5}}, r"ffn\.000: a centre stands where no score is centred"),
     ],
 )

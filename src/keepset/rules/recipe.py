@@ -69,7 +69,7 @@ class Recipe:
         for key, least in self.thresholds.items():
             if key not in self.rules or self.rules[key].method != "dynamic":
                 raise ConfigError(f"{key}: a threshold stands where no dynamic rule is")
-            if not least >= 0:
+            if not 0 <= least < math.inf:
                 raise ConfigError(f"{key}: a threshold is a number from 0, got {least}")
         for key in {*self.rules, *self.centres}:
             centred = key in self.rules and _is_centred(self.rules[key])
