@@ -17,7 +17,7 @@ def lock(handle: int) -> bool:
 
 
 def taken(handle: int) -> bool:
-    """Whether another process has a lock; if none has, and there are locks, take the exclusive one."""
+    """Whether another process has a lock; take the exclusive one if not, where there are locks."""
     try:
         if LOCKS:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
