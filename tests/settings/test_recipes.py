@@ -63,6 +63,8 @@ def one(score="magnitude", window=1, **sparsity):
         (content(rules=[one(state_000=0.5)]), "a rule on sites of kind ffn cannot hold there"),
         (content(rules=2 * [one(ffn_0=0)]), r"ffn\.0 has two rules"),
         (content(rules=[one(window="corpus", ffn_0=0)]), r"ffn\.0: a static rule needs the units"),
+        (content(rules=[one("magntiude", ffn_0=0.5)]), r"ffn\.0: score 'magntiude' is none of ffn"),
+        (content(rules=[one("ghost", ffn_0=0.5)]), "use one of magnitude"),
         ("keepset_recipe: 1\nrules: []\nrules: []", r"rules stands twice\n.*line 3"),
         (
             content(rules=[{**one(ffn_0=0.5), "threshold": {"ffn.1": 1.0}}, one(ffn_1=0.5)]),
