@@ -110,6 +110,11 @@ def test_a_centred_score_needs_its_centre(centre):
         Recipe({"ffn.000": Rule("centred", 0.5, 1)}, centres=centre)
 
 
+def test_an_unknown_kind_of_site_is_named():
+    with pytest.raises(ConfigError, match=r"fnn\.000: fnn is no kind of site; use one of ffn"):
+        Recipe({"fnn.000": Rule("magnitude", 0.5, 1, site="fnn")})
+
+
 def test_windows_are_no_part_of_a_recipe():
     with pytest.raises(ConfigError, match="not windowed"):
         Recipe({"ffn.000": Rule("magnitude", 0.5, 8)})

@@ -101,6 +101,8 @@ def _need_holdable(key: str, rule: Rule) -> None:
     """Refuse a rule that no recipe can hold at the site `key`."""
     if rule.site != key.partition(".")[0]:
         raise ConfigError(f"{key}: a rule on sites of kind {rule.site} cannot hold there")
+    if rule.site not in KINDS:
+        raise ConfigError(f"{key}: {rule.site} is no kind of site; use one of {', '.join(KINDS)}")
     if rule.score not in (known := KINDS[rule.site].scores):
         raise ConfigError(
             f"{key}: score {rule.score!r} is none of {rule.site}; use one of {', '.join(known)}"
