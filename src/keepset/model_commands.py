@@ -15,6 +15,11 @@ from keepset.rules.rule import Rule
 from keepset.rules.scores import NEURON_SCORES, decoding_names, token_names
 from keepset.settings.base import TextFormat
 
+_PERPLEXITY_SCORES = [
+    name for name in token_names(NEURON_SCORES) if not NEURON_SCORES[name].centred
+]
+"""Scores that need no calibration text."""
+
 
 def add_perplexity(commands: Any) -> None:
     """Add the command `perplexity`."""
@@ -36,7 +41,7 @@ def add_perplexity(commands: Any) -> None:
     perplexity.add_argument("--block", type=int, default=256, help="tokens per block")
     perplexity.add_argument("--sparsity", type=float, help="share of units left out; dense without")
     perplexity.add_argument("--window", help="tokens a keep set is held (1), or sequence")
-    perplexity.add_argument("--score", help=f"{_either(token_names(NEURON_SCORES))} (magnitude)")
+    perplexity.add_argument("--score", help=f"{_either(_PERPLEXITY_SCORES)} (magnitude)")
     add_model(perplexity)
     perplexity.add_argument("--device", default="auto")
     perplexity.add_argument("--dtype", default="auto")
@@ -202,6 +207,8 @@ def _rule(score: str, sparsity: float, window: str) -> Rule:
     rule = Rule(score, sparsity, held)
     if rule.window == "corpus":
         raise ConfigError("--window corpus needs calibration text: run the workflow")
+    if score in NEURON_SCORES and NEURON_SCORES[score].centred:
+        raise ConfigError(f"--score {score} needs calibration text: run the workflow")
     return rule
 
 

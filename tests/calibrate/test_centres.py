@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from keepset.calibrate.centres import collect_centres, mode
-from keepset.errors import ModelError
+from keepset.errors import ConfigError, ModelError
 from keepset.hold.inputs import watching
 from keepset.kinds import find_sites
 
@@ -21,6 +21,22 @@ def test_a_mode_worked_by_hand():
 def test_of_a_skewed_distribution_it_is_the_peak():
     numbers = torch.distributions.Gamma(4.0, 1.0).sample((200_000,))
     assert mode(numbers) == pytest.approx(3.0, abs=0.4)  # its mean is 4
+
+
+def test_what_is_thinned_out_is_of_all_units():
+    """Half of 8,192 units lie at 1, in every second place of every token."""
+    units = torch.linspace(-3, 3, 8192)
+    units[1::2] = 1.0
+    assert mode(units.repeat(256)) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_text_without_a_token_to_take_them_of_is_refused(tiny_model):
+    model = tiny_model("llama")
+    sites = find_sites(model, ["ffn"])
+    for blocks in (BLOCKS[:, :1], BLOCKS[:0]):
+        with pytest.raises(ConfigError, match="blocks of 2 tokens or more"):
+            collect_centres(model, sites, blocks)
+    assert collect_centres(model, sites, BLOCKS[:, :1], bos=1)
 
 
 @pytest.mark.parametrize("bos", [None, 1])

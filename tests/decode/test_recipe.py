@@ -292,9 +292,10 @@ def test_outputs_are_handed_out_to_who_reads_the_same_tensor(tiny_model):
         torch.testing.assert_close(out, getattr(attention, f"{name}_proj")(held))
 
 
-def test_bfloat16_runs_by_kernel(tiny_model):
+@pytest.mark.parametrize("is_centred", [False, True])
+def test_bfloat16_runs_by_kernel(tiny_model, is_centred):
     model = tiny_model("opt").bfloat16()
-    recipe = mixed(model)
+    recipe = centred(model) if is_centred else mixed(model)
     with sparse_decoding(model, recipe, kernels=BY_KERNEL) as session:
         _, logits = greedy(model, prompt(PROMPT))
     _, expected = reference(model, prompt(PROMPT), recipe, tokens=1)

@@ -50,7 +50,7 @@ def test_the_schema_lists_them():
 @pytest.mark.parametrize(
     ("command", "text"),
     [
-        ("perplexity", "magnitude, impact, random, centred or gate"),
+        ("perplexity", "magnitude, impact, random or gate"),
         ("generate", "magnitude or impact"),
     ],
 )

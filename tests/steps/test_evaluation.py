@@ -6,7 +6,10 @@ import pandas as pd
 import pytest
 import torch
 
+from keepset.calibrate.centres import collect_centres
 from keepset.files import store
+from keepset.rules.rule import Rule
+from keepset.steps.common import Run, load
 from keepset.steps.evaluation import evaluate_dynamic, evaluate_rules
 from keepset.steps.prepare import prepare_model, tokenize_corpus
 from keepset.text import load_blocks
@@ -63,6 +66,23 @@ def test_dynamic_rules_and_their_draws(study):
     evaluate_rules(**inputs, run=RUN, identity=IDENTITY, output=windowed, rules=causal)
     assert len(pd.read_parquet(dense)) == 6
     assert len(pd.read_parquet(windowed)) == 2 * 4  # rules that are not dynamic: the core
+
+
+def test_centres_are_those_of_calibration_text(study):
+    inputs = {"model": study / "model.json", "blocks": study / "blocks.safetensors"}
+    grid = {"scores": ["magnitude", "centred"], "sparsities": [0.9], "windows": [4]}
+    rules = {"kind": "ffn", "part": "windowed", "grid": grid, "seeds": [1], "choice": "causal"}
+    output = study / "windowed.parquet"
+    evaluate_rules(**inputs, run=RUN, identity=IDENTITY, output=output, rules=rules)
+    table = pd.read_parquet(output)
+    blocks, runner = load_blocks(inputs["blocks"]), load(inputs["model"], Run(**RUN)).runner
+    runner.centres = collect_centres(runner.model, runner.sites, blocks.calibration, bos=blocks.bos)
+    core = slice(blocks.n_core)
+    expected = runner.block_nll(
+        blocks.evaluation[core], Rule("centred", 0.9, 4, "causal"), blocks.lead_in[core]
+    )
+    assert table[table["score"] == "centred"]["nll"].tolist() == expected.tolist()
+    assert table[table["score"] == "magnitude"]["nll"].tolist() != expected.tolist()
 
 
 def test_a_bos_token_changes_every_loss(tmp_path, tiny_checkpoint):

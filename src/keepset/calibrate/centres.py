@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from keepset.errors import ModelError
+from keepset.errors import ConfigError, ModelError
 from keepset.hold.contexts import with_bos
 from keepset.hold.inputs import watching
 from keepset.sites import AnySite
@@ -15,8 +15,9 @@ from keepset.sites.ffn import Site
 
 TOKENS = 1024
 """Of calibration text that centres are taken from, at most."""
-_MOST = 2**17
-"""Numbers of a site that its mode is taken of: evenly thinned out beyond."""
+_MOST = 2**17 - 1
+"""Numbers of a site that its mode is taken of: evenly thinned out beyond. It is a prime, so that
+steps do not fall on the same units at every token."""
 
 
 def collect_centres(
@@ -38,6 +39,7 @@ def collect_centres(
         Site key -> mode, as the dtype of the model has it.
 
     Raises:
+        ConfigError: blocks of one token, which runs dense.
         ModelError: an input is NaN or infinite; the message names the site.
 
     Example:
@@ -47,6 +49,8 @@ def collect_centres(
         >>> collect_centres(model, find_sites(model), blocks)["ffn.000"]  # ReLU's zeros
         0.0
     """
+    if blocks.shape[1] + (bos is not None) < 2 or not len(blocks):
+        raise ConfigError("centres are taken on calibration text: give blocks of 2 tokens or more")
     inputs = [site for site in sites if isinstance(site, Site)]
     parts: dict[str, list[Tensor]] = {site.key: [] for site in inputs}
 
@@ -74,7 +78,8 @@ def mode(values: Tensor) -> float:
     Args:
         values: (n,) finite, n >= 1.
     """
-    sample = values[:: -(-len(values) // _MOST)].double().sort().values
+    n = min(len(values), _MOST)
+    sample = values[torch.arange(n) * len(values) // n].double().sort().values
     while len(sample) > 2:
         half = (len(sample) + 1) // 2
         start = int((sample[half - 1 :] - sample[: len(sample) - half + 1]).argmin())

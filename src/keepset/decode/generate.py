@@ -14,23 +14,20 @@ import torch
 from torch import Tensor
 
 from keepset.calibrate import activations
-from keepset.calibrate.sets import RankedSets
 from keepset.decode import Session, sparse_decoding
+from keepset.decode.reference import (
+    Disagreement as Disagreement,
+    disagreement as disagreement,
+    is_of_neurons,
+)
 from keepset.errors import CacheError, ConfigError, ModelError
 from keepset.files import archive
 from keepset.hold.contexts import with_bos
-from keepset.hold.static import MASKED
 from keepset.kernels import clock
-from keepset.kernels.selection import Selection
-from keepset.kinds import find_sites
 from keepset.measure.finite import refuse_infinite
-from keepset.measure.runner import Runner
 from keepset.models import check_ids, check_length
-from keepset.models.identity import still_to_do
 from keepset.rules.recipe import Recipe
 from keepset.rules.rule import Rule, describe
-from keepset.rules.scores import Moments
-from keepset.settings import Kernels
 from keepset.sites.ffn import find_ffn_sites
 
 _SHORTER = "--tokens, or shorten the prompt"
@@ -194,7 +191,7 @@ def compare(
         True
         >>> speedup = sparse.rate / dense.rate
     """
-    other = twin(model) if _is_of_neurons(rule) else copy.deepcopy(model)
+    other = twin(model) if is_of_neurons(rule) else copy.deepcopy(model)
     sets, text = (None, None) if replay is None else (replay.sets, replay.tokens)
     with sparse_decoding(other, rule, given=sets, **options) as session:
         plain = Session(None, session.selection, mixers=session.mixers)
@@ -299,86 +296,8 @@ class _Decoder:
         return Generation(tokens, float(seconds[0]), seconds[1:], paths, mixers)
 
 
-def _is_of_neurons(rule: Rule | Recipe | None) -> bool:
-    return rule is None or (isinstance(rule, Rule) and rule.site == "ffn")
-
-
 def stops(model: Any) -> set[int]:
     """The tokens that end a text, by the model's own generation settings."""
     settings = getattr(model, "generation_config", None)
     end = getattr(settings, "eos_token_id", None)
     return set() if end is None else set(end) if isinstance(end, list | tuple) else {int(end)}
-
-
-@dataclass(frozen=True)
-class Disagreement:
-    """The first new token that is not the masked reference's.
-
-    Attributes:
-        index: Its place among the new tokens.
-        token: What was generated.
-        expected: The reference's choice.
-        gap: How much more logit the reference gives to its own choice.
-    """
-
-    index: int
-    token: int
-    expected: int
-    gap: float
-
-
-def disagreement(
-    model: Any,
-    ids: Tensor,
-    new: Tensor,
-    rule: Rule | Recipe | None,
-    moments: Mapping[str, Moments] | None = None,
-    kernels: Kernels | Selection | str | None = None,
-    bos: int | None = None,
-) -> Disagreement | None:
-    """Compare new tokens with those of the masked reference, `keepset.hold`, in torch.
-
-    One teacher-forced pass over prompt and new tokens, without a key-value cache, decides for all
-    of them: keep sets and logits at a token depend on the tokens up to it alone, so as long as
-    tokens agree both runs have the same past.
-
-    Args:
-        model: The model, outside any rule.
-        ids: The prompt, (1, n).
-        new: The new tokens, (m,).
-        rule: The rule or recipe that they were generated under.
-        moments: Calibration sums, for static rules.
-        kernels: Which implementations run the reference's mixers.
-        bos: The token that was put before the prompt.
-
-    Returns:
-        None if every token is the reference's greedy choice, else the first that is not.
-
-    Raises:
-        ModelError: the reference's logits are not finite; the message names the first layer at
-            fault.
-    """
-    text = torch.cat([ids, new[None, :-1].to(ids.device)], dim=1)
-    context = with_bos(text, bos)
-    plain = Selection.of(kernels).wanted.model_copy(update={"ffn": "torch"})
-    if isinstance(rule, Recipe):
-        rule = still_to_do(model, rule)
-    runner = Runner(
-        model,
-        find_ffn_sites(model) if _is_of_neurons(rule) else find_sites(model),
-        keep_sets=RankedSets(moments or {}, rule.site if isinstance(rule, Rule) else "ffn"),
-        kernels=Selection(plain, forced=[MASKED]),
-        bos=bos,
-    )
-    with runner.holding(rule), torch.inference_mode():
-        logits = model(input_ids=context, use_cache=False).logits[0, -len(new) :].cpu()
-    if not bool(torch.isfinite(logits.amax(dim=-1)).all()):
-        runner.blame("the logits are", text, rule)
-    best = logits.argmax(dim=-1)
-    wrong = (best != new).nonzero()[:, 0]
-    if not len(wrong):
-        return None
-    index = int(wrong[0])
-    token, expected = int(new[index]), int(best[index])
-    gap = float(logits[index, expected] - logits[index, token])
-    return Disagreement(index, token, expected, gap)

@@ -159,4 +159,5 @@ class SparseReaders(TokenMap):
         bias = torch.cat([self.rows.new_zeros(n) if b is None else b.detach() for b, n in parts])
         if centre is None:
             return bias
-        return bias.float() + centre * self.rows.sum(dim=0, dtype=torch.float32)
+        # Added up once for all tokens: the order of a sum costs no digits in float64.
+        return (bias + centre * self.rows.sum(dim=0, dtype=torch.float64)).float()

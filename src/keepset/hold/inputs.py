@@ -178,14 +178,13 @@ class Windows(Windowed):
         """
         super().__init__(rule, **options)
         score = NEURON_SCORES.get(rule.score)
-        self._centres = {}
-        if score is not None and score.centred:
-            if centres is None:
-                raise ConfigError(
-                    f"{describe(rule)}: score {rule.score} needs the centres of calibration text:"
-                    " give Runner(..., centres=collect_centres(...)), or run it in a study"
-                )
-            self._centres = dict(centres)
+        self._is_centred = score is not None and score.centred
+        if self._is_centred and centres is None:
+            raise ConfigError(
+                f"{describe(rule)}: score {rule.score} needs the centres of calibration text:"
+                " give Runner(..., centres=collect_centres(...)), or run it in a study"
+            )
+        self._centres = centres or {}
         self._seeded = score is not None and score.seeded
         self._needs_norms = score is not None and score.needs_norms
         self.reads_gate = score is not None and score.reads_gate
@@ -201,16 +200,26 @@ class Windows(Windowed):
         if self.reads_gate:
             # Scores are of the text, and so are windows: a gate is read where h is.
             h = self.gates[site.key].view(len(h), -1, site.n_units)[:, -h.shape[1] :]
-        if self._centres:
-            h = h - self._centres[site.key]
+        if self._is_centred:
+            h = h - self._centre(site)
         generator = self._generator(site, h.device) if self._seeded else None
         return token_score(self.rule.score, h, self._output_norms(site), generator)
 
     def _masked(self, site: Site, h: Tensor, mask: Tensor) -> Tensor:
         """h where the mask is, else zero, or the site's centre."""
-        if not self._centres:
+        if not self._is_centred:
             return h * mask
-        return torch.where(mask, h, h.new_tensor(self._centres[site.key]))
+        return torch.where(mask, h, h.new_tensor(self._centre(site)))
+
+    def _centre(self, site: Site) -> float:
+        """What units of a site that are left out take."""
+        try:
+            return self._centres[site.key]
+        except KeyError:
+            raise ConfigError(
+                f"{describe(self.rule)}: the centres that are given have none of {site.key}"
+                f" ({site.name}); take them of all sites of the rule's kind"
+            ) from None
 
     def _output_norms(self, site: Site) -> Tensor | None:
         if not self._needs_norms:
@@ -221,15 +230,15 @@ class Windows(Windowed):
 
     def __call__(self, site: Site, h: Tensor) -> Tensor | None:
         """Mask h (batch, tokens, n_units)."""
-        if site.key in self._thresholds:
-            return self._above(site, h, self._thresholds[site.key])
-        kept = n_kept(site.n_units, self.rule.sparsity)
-        if kept == site.n_units or h.shape[1] == self._n_bos:
+        kept, above = n_kept(site.n_units, self.rule.sparsity), site.key in self._thresholds
+        if not above and (kept == site.n_units or h.shape[1] == self._n_bos):
             return None
         if self._noise is not None:
             h = self._rounded_elsewhere(site, h, self._noise)
+        if above:
+            return self._above(site, h, self._thresholds[site.key])
         path = rules_run_by(self.selection, h.device, h.dtype)
-        hold = self._held_by_numba if path == NUMBA and not self._centres else self._held
+        hold = self._held_by_numba if path == NUMBA and not self._is_centred else self._held
         return hold(site, h, kept)
 
     def _above(self, site: Site, h: Tensor, least: float) -> Tensor:

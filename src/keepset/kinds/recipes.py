@@ -40,6 +40,7 @@ def hold_recipe(
     selection: Selection | None = None,
     *,
     bos: bool = False,
+    noise: int | None = None,
 ) -> Iterator[Actions]:
     """Hold every rule of a recipe, from each row's second token as rules do (see `SiteKind`).
 
@@ -49,6 +50,7 @@ def hold_recipe(
         recipe: The recipe.
         selection: Which kernels may run; plain torch if left out.
         bos: Whether rows start with a BOS token.
+        noise: A seed of `keepset.hold.inputs.Windows`, of its dynamic rules.
 
     Raises:
         ModelError: the recipe names a site that the model does not have, or keeps units that the
@@ -64,6 +66,8 @@ def hold_recipe(
                 stack.enter_context(kind.hold_static(model, held, masks, selection))
             elif rule.sparsity or any(key in recipe.thresholds for key in keys):
                 options: dict[str, Any] = {"bos": bos, "selection": selection}
+                if noise is not None:
+                    options["noise"] = noise
                 thresholds = {key: recipe.thresholds.get(key) for key in keys}
                 if least := {key: t for key, t in thresholds.items() if t is not None}:
                     options["thresholds"] = least

@@ -133,7 +133,7 @@ class Runner:
             with mixer_kernels(self.model, self.selection):
                 parts = [
                     kind.lead_in_scores(
-                        body, sites, rules, widths, self._contexts(rows), **self._centred(rule)
+                        body, sites, rules, widths, self._contexts(rows), **self._centred(rules)
                     )
                     for rows in self._batches(lead_in)
                 ]
@@ -169,7 +169,9 @@ class Runner:
     ) -> AbstractContextManager[Windowed | Actions | None]:
         if isinstance(rule, Recipe):
             has_bos = self.bos is not None
-            return hold_recipe(self.model, self.sites, rule, self.selection, bos=has_bos)
+            return hold_recipe(
+                self.model, self.sites, rule, self.selection, bos=has_bos, noise=noise
+            )
         if rule is None or rule.sparsity == 0:
             return nullcontext()
         kind, sites = kinds.of(rule.site), self.sites_of(rule.site)
@@ -179,13 +181,14 @@ class Runner:
             return kind.hold_static(self.model, sites, self._masks(rule), self.selection)
         options: dict[str, Any] = {} if noise is None else {"noise": noise}
         options |= {"bos": self.bos is not None, "selection": self.selection}
-        options |= self._centred(rule)
+        options |= self._centred([rule])
         return kind.hold_windows(self.model, sites, rule, **options)
 
-    def _centred(self, rule: Rule) -> dict[str, Any]:
-        """The option `centres`, for a rule whose score is centred."""
-        score = KINDS[rule.site].scores.get(rule.score)
-        return {"centres": self.centres} if score is not None and score.centred else {}
+    def _centred(self, rules: Iterable[Rule]) -> dict[str, Any]:
+        """The option `centres`, if the score of one of `rules` is centred."""
+        scores = [KINDS[rule.site].scores.get(rule.score) for rule in rules]
+        centred = any(score is not None and score.centred for score in scores)
+        return {"centres": self.centres} if centred else {}
 
     def _masks(self, rule: Rule) -> Masks:
         try:

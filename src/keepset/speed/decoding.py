@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from keepset.decode.generate import Generation, Replay, compare, disagreement, generate
+from keepset.decode.generate import Generation, Replay, compare, generate
+from keepset.decode.reference import disagreement, moved_by_rounding
 from keepset.errors import KeepsetError
 from keepset.hold.contexts import with_bos
 from keepset.hold.inputs import output_norms, watching
@@ -126,13 +127,18 @@ def decode_both(
     shared: Any = {"moments": moments, "kernels": kernels, "bos": bos}
     dense, sparse = compare(model, ids, tokens, rule, **shared)
     wrong = disagreement(model, ids, sparse.tokens, rule, **shared)
-    _need_equal(model, rule, 0.0 if wrong is None else wrong.gap)
+    if wrong is not None:
+        near = NEAR.get(model.dtype, NEAR_LOW_PRECISION)
+        if wrong.gap > near:
+            new = sparse.tokens[: wrong.index + 1]
+            near = max(near, moved_by_rounding(model, ids, new, rule, **shared))
+        _need_equal(model, rule, wrong.gap, near)
     return dense, sparse
 
 
-def _need_equal(model: Any, rule: Rule | Recipe, gap: float) -> None:
+def _need_equal(model: Any, rule: Rule | Recipe, gap: float, near: float | None = None) -> None:
     """Refuse tokens that are not the reference's, by `gap` of logit."""
-    near = NEAR.get(model.dtype, NEAR_LOW_PRECISION)
+    near = NEAR.get(model.dtype, NEAR_LOW_PRECISION) if near is None else near
     if not gap <= near:
         raise WrongTokensError(
             f"{describe(rule)}: the decoded tokens are not the masked reference's, by {gap:.3g} of"
