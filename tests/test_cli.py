@@ -59,6 +59,7 @@ def test_perplexity_under_a_rule_differs(capsys, passage, tiny_checkpoint):
         (["--sparsity", "0.5", "--window", "0"], "window must be a positive number"),
         (["--sparsity", "0.5", "--window", "corpus"], "needs calibration text"),
         (["--sparsity", "0.5", "--score", "taylor"], "cannot be taken per token"),
+        (["--sparsity", "0.5", "--score", "magntiude"], "'magntiude' cannot be taken per token"),
         (["--sparsity", "0.5", "--score", "centred"], "--score centred needs calibration text"),
         (["--device", "cuda"], "cuda"),
         (["--block", "100000"], "tokens"),

@@ -117,6 +117,8 @@ def test_a_block_without_a_gate_cannot_choose_by_it(tiny_model):
         (Recipe({"ffn.099": Rule("magnitude", 0.5, 1)}), r"names ffn\.099"),
         (Recipe({"state.000": STATE}, kept={"state.000": [[0]] * 9}), "units of 9 groups"),
         (Recipe({"state.000": STATE}, kept={"state.000": [[999]]}), "units beyond its"),
+        (Recipe({"state.000": STATE}, kept={"state.000": [0]}), "the kept units of each group"),
+        (Recipe({"state.000": STATE}, kept={"state.000": [[0, 0]]}), "keeps a unit twice"),
     ],
 )
 def test_what_the_model_does_not_have_is_refused(tiny_model, recipe, message):

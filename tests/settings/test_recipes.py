@@ -63,6 +63,17 @@ def one(score="magnitude", window=1, **sparsity):
         (content(rules=[one(state_000=0.5)]), "a rule on sites of kind ffn cannot hold there"),
         (content(rules=2 * [one(ffn_0=0)]), r"ffn\.0 has two rules"),
         (content(rules=[one(window="corpus", ffn_0=0)]), r"ffn\.0: a static rule needs the units"),
+        (content(rules=[one("magntiude", ffn_0=0.5)]), r"ffn\.0: score 'magntiude' is none of ffn"),
+        (content(rules=[one("ghost", ffn_0=0.5)]), "use one of magnitude"),
+        ("keepset_recipe: 1\nrules: []\nrules: []", r"rules stands twice\n.*line 3"),
+        (
+            content(rules=[{**one(ffn_0=0.5), "threshold": {"ffn.1": 1.0}}, one(ffn_1=0.5)]),
+            r"rules\.0\.threshold: ffn\.1 has no sparsity in this rule",
+        ),
+        (
+            content(rules=[{**one(ffn_0=0.5), "kept": {"ffn.1": [0]}}]),
+            r"rules\.0\.kept: ffn\.1 has no sparsity in this rule",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, written, message):
@@ -84,6 +95,7 @@ def test_a_missing_file_is_named(tmp_path):
         ({"kept": {"ffn.000": [0]}}, "where no static rule is"),
         ({"thresholds": {"ffn.001": 1.0}}, "where no dynamic rule is"),
         ({"thresholds": {"ffn.000": float("nan")}}, "a number from 0, got nan"),
+        ({"thresholds": {"ffn.000": float("inf")}}, "a number from 0, got inf"),
         ({"centres": {"ffn.000": 0.5}}, r"ffn\.000: a centre stands where no score is centred"),
     ],
 )
@@ -96,6 +108,11 @@ def test_parts_that_do_not_fit_are_refused(options, message):
 def test_a_centred_score_needs_its_centre(centre):
     with pytest.raises(ConfigError, match=r"ffn\.000: score centred needs a centre"):
         Recipe({"ffn.000": Rule("centred", 0.5, 1)}, centres=centre)
+
+
+def test_an_unknown_kind_of_site_is_named():
+    with pytest.raises(ConfigError, match=r"fnn\.000: fnn is no kind of site; use one of ffn"):
+        Recipe({"fnn.000": Rule("magnitude", 0.5, 1, site="fnn")})
 
 
 def test_windows_are_no_part_of_a_recipe():

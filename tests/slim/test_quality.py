@@ -74,6 +74,14 @@ def test_what_was_measured_is_remembered_on_disk(meter, tmp_path, monkeypatch):
     assert third.remembered == 1
 
 
+def test_recipes_that_differ_in_centres_are_two(meter):
+    rule = {"ffn.000": Rule("centred", 0.75, 1)}
+    near, far = (Recipe(rule, centres={"ffn.000": centre}) for centre in (0.0, 2.0))
+    for recipe in (near, far):
+        found = torch.tensor(meter.measure(recipe, part())["nll"], dtype=torch.float64)
+        torch.testing.assert_close(found, meter.runner.block_nll(BLOCKS, recipe))
+
+
 def test_another_owner_starts_a_journal_of_its_own(meter, tmp_path):
     meter.measure(RECIPE, part())
     other = Meter(meter.runner, tmp_path, {"model": "other"})

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from keepset.cli import main
+from keepset.files.lock import LOCKS, lock
 from keepset.settings.recipes import read_recipe
 
 TEXT = "The river is long and the hills are green. A boat came down in the morning. " * 60
@@ -52,6 +53,7 @@ def test_from_a_model_to_a_recipe_that_generates(tiny_checkpoint, text, tmp_path
         (["--budget=-1%"], "a rise of perplexity above 0"),
         (["--points", "2"], "--points are of a task: give --task"),
         (["--max-tokens", "320"], "512 tokens are needed"),
+        (["--max-tokens", "31"], "less than one --block of 32 tokens"),
         (["--save", "memory"], "no bytes of recurrent states"),
         (["--save", "size"], "neither experts nor a recurrent state"),
     ],
@@ -59,6 +61,20 @@ def test_from_a_model_to_a_recipe_that_generates(tiny_checkpoint, text, tmp_path
 def test_bad_input_is_named(tiny_checkpoint, text, tmp_path, capsys, options, message):
     assert slim(tiny_checkpoint, text, tmp_path / "out", *options) == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_named(tiny_checkpoint, text, capsys):
+    assert slim(tiny_checkpoint, text, text) == 1
+    assert f"--out {text}: this folder cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not LOCKS, reason="this system has no locks on files")
+def test_two_runs_do_not_share_a_folder(tiny_checkpoint, text, tmp_path, capsys):
+    (tmp_path / "out" / "journal").mkdir(parents=True)
+    with (tmp_path / "out" / "journal" / "lock").open("w") as file:
+        assert lock(file.fileno())
+        assert slim(tiny_checkpoint, text, tmp_path / "out") == 1
+    assert "another `keepset slim` works there" in capsys.readouterr().err
 
 
 def test_too_few_items_say_how_many_are_needed(tiny_checkpoint, text, tmp_path, capsys):

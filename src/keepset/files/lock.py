@@ -16,6 +16,18 @@ def lock(handle: int) -> bool:
     return LOCKS and _flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def taken(handle: int) -> bool:
+    """Whether another process has a lock; take the exclusive one if not, where there are locks."""
+    try:
+        if LOCKS:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass  # the file system does not support locks
+    return False
+
+
 def share(handle: int) -> bool:
     """Wait for a shared lock; False if the file system does not support locks."""
     return LOCKS and _flock(handle, fcntl.LOCK_SH)

@@ -187,7 +187,7 @@ class Windows(Windowed):
         self._centres = centres or {}
         self._seeded = score is not None and score.seeded
         self._needs_norms = score is not None and score.needs_norms
-        self._reads_gate = score is not None and score.reads_gate
+        self.reads_gate = score is not None and score.reads_gate
         self._of_h_alone = rule.method == "dynamic" and score is not None and score.decodes
         self.gates: dict[str, Tensor] = {}
         self._thresholds = thresholds or {}
@@ -197,7 +197,7 @@ class Windows(Windowed):
 
     def score(self, site: Site, h: Tensor) -> Tensor:
         """Score every unit at every token: (batch, tokens, n_units) float32."""
-        if self._reads_gate:
+        if self.reads_gate:
             # Scores are of the text, and so are windows: a gate is read where h is.
             h = self.gates[site.key].view(len(h), -1, site.n_units)[:, -h.shape[1] :]
         if self._is_centred:
@@ -313,7 +313,7 @@ def hold_windows(
     with ExitStack() as stack:
         stack.enter_context(whole_passages(model))
         stack.enter_context(watching(model, sites, action))
-        if NEURON_SCORES[rule.score].reads_gate:
+        if action.reads_gate:
             stack.enter_context(seeing_gates(sites, action.gates))
         yield action
 
@@ -337,7 +337,7 @@ def lead_in_scores(
     with ExitStack() as stack:
         stack.enter_context(watching(model, sites, action))
         for window in windows:
-            if NEURON_SCORES[window.rule.score].reads_gate:
+            if window.reads_gate:
                 stack.enter_context(seeing_gates(sites, window.gates))
         stack.enter_context(torch.inference_mode())
         model(input_ids=lead_in, use_cache=False)

@@ -107,13 +107,17 @@ def _mask(site: AnySite, kept: Any) -> Tensor:
         rows = [(mask, kept)]
     else:
         mask = torch.zeros(n_groups, n_state, dtype=torch.bool)
-        rows = list(zip(mask, kept, strict=False))
         if len(kept) != n_groups:
             raise ModelError(
                 f"{site.key}: the recipe keeps units of {len(kept)} groups, not {n_groups}"
             )
+        rows = list(zip(mask, kept, strict=True))
     for row, units in rows:
+        if not isinstance(units, Sequence):
+            raise ModelError(f"{site.key}: the recipe must list the kept units of each group")
         if not all(isinstance(unit, int) and 0 <= unit < len(row) for unit in units):
             raise ModelError(f"{site.key}: the recipe keeps units beyond its {len(row)}")
+        if len(set(units)) < len(units):
+            raise ModelError(f"{site.key}: the recipe keeps a unit twice")
         row[torch.tensor(units, dtype=torch.long)] = True
     return mask

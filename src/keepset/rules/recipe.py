@@ -36,8 +36,9 @@ class Recipe:
         found: How the recipe was found, and what was measured: for readers.
 
     Raises:
-        ConfigError: a rule that a recipe cannot hold, a static one without kept units, or a
-            threshold without a dynamic rule, or a centre without a centred score, or none with one.
+        ConfigError: a rule that a recipe cannot hold, a score that is none of its kind of site, a
+            static rule without kept units, or a threshold without a dynamic rule, or a centre
+            without a centred score, or none with one.
 
     Example:
         >>> from keepset import Recipe, Rule
@@ -57,10 +58,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for key, rule in self.rules.items():
-            if rule.site != key.partition(".")[0]:
-                raise ConfigError(f"{key}: a rule on sites of kind {rule.site} cannot hold there")
-            if rule.method == "windowed":
-                raise ConfigError(f"{key}: a recipe holds dynamic and static rules, not windowed")
+            _need_holdable(key, rule)
             if rule.method == "static" and key not in self.kept:
                 raise ConfigError(f"{key}: a static rule needs the units that are kept")
         for key in self.kept:
@@ -69,7 +67,7 @@ class Recipe:
         for key, least in self.thresholds.items():
             if key not in self.rules or self.rules[key].method != "dynamic":
                 raise ConfigError(f"{key}: a threshold stands where no dynamic rule is")
-            if not least >= 0:
+            if not 0 <= least < math.inf:
                 raise ConfigError(f"{key}: a threshold is a number from 0, got {least}")
         for key in {*self.rules, *self.centres}:
             centred = key in self.rules and _is_centred(self.rules[key])
@@ -97,6 +95,20 @@ class Recipe:
         for key, rule in self.rules.items():
             groups.setdefault(rule, []).append(key)
         return groups
+
+
+def _need_holdable(key: str, rule: Rule) -> None:
+    """Refuse a rule that no recipe can hold at the site `key`."""
+    if rule.site != key.partition(".")[0]:
+        raise ConfigError(f"{key}: a rule on sites of kind {rule.site} cannot hold there")
+    if rule.site not in KINDS:
+        raise ConfigError(f"{key}: {rule.site} is no kind of site; use one of {', '.join(KINDS)}")
+    if rule.score not in (known := KINDS[rule.site].scores):
+        raise ConfigError(
+            f"{key}: score {rule.score!r} is none of {rule.site}; use one of {', '.join(known)}"
+        )
+    if rule.method == "windowed":
+        raise ConfigError(f"{key}: a recipe holds dynamic and static rules, not windowed")
 
 
 def _is_centred(rule: Rule) -> bool:

@@ -25,6 +25,21 @@ _HEAD = """\
 _BY_SITE = ("sparsity", "threshold", "centre", "kept")
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice, where YAML takes the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As in YAML, from keys that differ."""
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    message = f"{key.value} stands twice"
+                    raise yaml.MarkedYAMLError(problem=message, problem_mark=key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 class _Owner(Strict):
     name: str = ""
     model_type: str = ""
@@ -74,7 +89,7 @@ def read_recipe(path: str | Path) -> Recipe:
     path = Path(path)
     path = path / "recipe.yaml" if path.is_dir() else path
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: this recipe cannot be read: {error}") from None
     if not isinstance(content, dict) or "keepset_recipe" not in content:
@@ -95,7 +110,10 @@ def read_recipe(path: str | Path) -> Recipe:
 
 def _recipe(content: _File) -> Recipe:
     rules: dict[str, Rule] = {}
-    for part in content.rules:
+    for number, part in enumerate(content.rules):
+        for name in _BY_SITE:
+            if stray := [key for key in getattr(part, name) if key not in part.sparsity]:
+                raise ConfigError(f"rules.{number}.{name}: {stray[0]} has no sparsity in this rule")
         for key, sparsity in part.sparsity.items():
             if key in rules:
                 raise ConfigError(f"rules: {key} has two rules")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,20 +99,47 @@ def run(arguments: argparse.Namespace, source: Model) -> int:
     texts = _texts(arguments, documents, tokenizer, items)
     print(f"{name} ({dtype}, {device}): {budget.words()}, saving {arguments.save}", flush=True)
     try:
-        slim(
-            Slimmed(network, tokenizer, name, info["bos"], source.revision),
-            texts,
-            budget,
-            folder,
-            say=lambda line: print(line, flush=True),
-            comparisons=not arguments.no_comparisons,
-            tokens=arguments.tokens,
-            batch_tokens=arguments.batch_tokens,
-        )
+        with _alone_in(folder):
+            slim(
+                Slimmed(network, tokenizer, name, info["bos"], source.revision),
+                texts,
+                budget,
+                folder,
+                say=lambda line: print(line, flush=True),
+                comparisons=not arguments.no_comparisons,
+                tokens=arguments.tokens,
+                batch_tokens=arguments.batch_tokens,
+            )
     except KeyboardInterrupt:
         print(f"\nstopped; what was measured is in {folder}: the same command goes on from there")
         return 130
     return 0
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Make a folder, and keep other runs of the command out of it.
+
+    Raises:
+        ConfigError: it cannot be written, or another run writes it.
+    """
+    from keepset.files.lock import taken
+
+    path = folder / "journal" / "lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    except OSError as error:
+        raise ConfigError(
+            f"--out {folder}: this folder cannot be written: {error.strerror}; give another one"
+        ) from None
+    with file:
+        if taken(file.fileno()):
+            raise ConfigError(
+                f"--out {folder}: another `keepset slim` works there: wait for it, or give another"
+                " folder"
+            )
+        yield
 
 
 def _items(path: str | None, tokenizer: Any, bos: int | None) -> list[Encoded]:
@@ -137,6 +165,11 @@ def _texts(
     from keepset.slim.slimming import split_texts
 
     wanted = arguments.max_tokens // arguments.block
+    if not wanted:
+        raise ConfigError(
+            f"--max-tokens {arguments.max_tokens}: this is less than one --block of"
+            f" {arguments.block} tokens"
+        )
     queues = []
     for document in documents:
         try:

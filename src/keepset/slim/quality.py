@@ -156,7 +156,8 @@ def _key(recipe: Recipe | None, part: Part) -> str:
     content: Any = None
     if recipe is not None:
         rules = {key: asdict(rule) for key, rule in recipe.rules.items()}
-        content = [rules, dict(recipe.thresholds), dict(recipe.kept)]
+        held = (recipe.thresholds, recipe.kept, recipe.centres)
+        content = [rules, *map(dict, held)]
     text = json.dumps([part.name, content], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
