@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from keepset.settings.recipes import read_recipe as read_recipe, write_recipe as write_recipe
     from keepset.text import cut_blocks as cut_blocks
 
-__version__ = "0.6.0"
+__version__ = "0.7.0"
 
 _HOME = {
     "KeepsetError": "errors",

@@ -22,7 +22,8 @@ from keepset.rules.rule import Rule
 from keepset.settings.recipes import read_recipe
 from keepset.slim.quality import Quality
 from keepset.slim.settings import Budget
-from keepset.slim.slimming import Model, Texts, slim, split_texts
+from keepset.slim.slimming import Model, slim
+from keepset.slim.texts import Texts, split_texts
 from keepset.text import Encoded
 
 BLOCKS = torch.randint(4, 260, (36, 16), generator=torch.Generator().manual_seed(1))

@@ -162,7 +162,7 @@ def _texts(
 
     from keepset import text
     from keepset.errors import TextError
-    from keepset.slim.slimming import split_texts
+    from keepset.slim.texts import split_texts
 
     wanted = arguments.max_tokens // arguments.block
     if not wanted:

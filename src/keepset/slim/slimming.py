@@ -14,7 +14,7 @@ from torch import Tensor
 
 from keepset import kinds
 from keepset.decode.generate import compare
-from keepset.errors import ConfigError, KeepsetError, TextError
+from keepset.errors import ConfigError, KeepsetError
 from keepset.files import store
 from keepset.hold.cut import load_pruned, save_pruned
 from keepset.kernels.clock import clock_name
@@ -28,75 +28,14 @@ from keepset.slim import candidates as ways, page, savings
 from keepset.slim.quality import Meter, Part, Quality, need_enough
 from keepset.slim.search import LOOKS, Search, Trial, as_rows, clock, lesson
 from keepset.slim.settings import Budget
+from keepset.slim.texts import Texts, digest
 from keepset.speed.decoding import WrongTokensError, decode_both
-from keepset.text import Encoded
 
 _FEW_ITEMS = 96
 _GAINS = 1.02
 """Below this, what a recipe gains is within the noise of timing."""
 _RELOADED = {torch.float32: 1e-4}
 _RELOADED_LOW_PRECISION = 5e-3
-
-
-@dataclass(frozen=True)
-class Texts:
-    """What a recipe is found on, and what it is reported on; they share no block and no item.
-
-    Attributes:
-        calibration: (n_blocks, tokens) int64: sets, thresholds and shares are chosen on it.
-        search: What candidates are compared on.
-        report: What the one that is chosen is checked on.
-        label: Where the text comes from.
-    """
-
-    calibration: Tensor
-    search: Part
-    report: Part
-    label: str = "text"
-
-
-def split_texts(
-    blocks: Tensor,
-    documents: Tensor,
-    calibration_tokens: int,
-    items: Sequence[Encoded] = (),
-    label: str = "text",
-) -> Texts:
-    """Cut text into calibration, search (a third of the rest) and report.
-
-    Args:
-        blocks: (n_blocks, tokens) int64.
-        documents: (n_blocks,) int64, the document of each.
-        calibration_tokens: How much is for calibration; at most a third of the text.
-        items: Of the task: half of them, by a draw, are for the search.
-        label: Where the text comes from.
-
-    Raises:
-        TextError: there is too little text; the message says how much is needed.
-    """
-    n, width = len(blocks), blocks.shape[1]
-    if n < 16:
-        raise TextError(
-            f"{label}: {n} blocks of {width} tokens are too little text; {16 * width} tokens are"
-            " needed, and more narrow the bounds: 6,144 do for a budget of 3%"
-        )
-    # Neighbours are alike: each part takes blocks from the whole text, in turn.
-    n_calibration = min(max(1, calibration_tokens // width), n // 3)
-    place = torch.arange(n)
-    calibrates = torch.zeros(n, dtype=torch.bool)
-    calibrates[(place[:n_calibration] * n) // n_calibration] = True
-    rest = place[~calibrates]
-    searches = rest[::3]
-    reports = rest[torch.arange(len(rest)) % 3 != 0]
-    # Items may come in turns of corpora or difficulty: a draw splits them.
-    order = torch.randperm(len(items), generator=torch.Generator().manual_seed(0)).tolist()
-    drawn = [items[number] for number in order]
-    half = len(drawn) // 2
-    parts = (
-        Part("search", blocks[searches], documents[searches], drawn[:half]),
-        Part("report", blocks[reports], documents[reports], drawn[half:]),
-    )
-    return Texts(blocks[calibrates], *parts, label)
 
 
 @dataclass(frozen=True)
@@ -173,7 +112,7 @@ def slim(
     owner = {
         "model": recipe_owner["weights"],
         "dtype": str(network.dtype),
-        "text": _digest(texts),
+        "text": digest(texts),
         "bos": model.bos,
     }
     meter = Meter(runner, folder / "journal", owner)
@@ -196,13 +135,6 @@ def slim(
     _write(model, texts, budget, folder, search, outcome, recipe_owner, looks)
     say(f"done in {clock(search.seconds)}: {folder}/report.html")
     return outcome
-
-
-def _digest(texts: Texts) -> str:
-    parts = [texts.calibration, texts.search.blocks, texts.report.blocks]
-    parts_of_task = (*texts.search.items, *texts.report.items)
-    items = [(item.ids, item.target_start) for item in parts_of_task]
-    return store.fingerprint(*(part.numpy().tobytes() for part in parts), repr(items))
 
 
 def _candidates(

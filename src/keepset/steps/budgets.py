@@ -19,7 +19,8 @@ from keepset.settings.recipes import write_recipe
 from keepset.slim import candidates
 from keepset.slim.quality import Part
 from keepset.slim.settings import Budget
-from keepset.slim.slimming import Model, Texts, slim
+from keepset.slim.slimming import Model, slim
+from keepset.slim.texts import Texts
 from keepset.steps.common import Run, load
 
 _NAMES = {"equal": "equal shares", "loss": "loss", "layer": "layer error (TEAL)"}
