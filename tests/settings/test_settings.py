@@ -121,6 +121,18 @@ def test_only_restricts_and_is_checked():
         settings.from_mapping({**config, "only": "typo"}).active_models()
 
 
+@pytest.mark.parametrize(
+    ("recipes", "message"),
+    [
+        ({"nobody": ["a.yaml"]}, r"capability\.recipes\.nobody: there is no model of this name"),
+        ({"smollm2-135m": ["a/x.yaml", "b/x.yaml"]}, "two recipes have one name"),
+    ],
+)
+def test_recipes_of_tasks_are_told_apart(recipes, message):
+    with pytest.raises(ConfigError, match=message):
+        settings.from_mapping(changed("capability.recipes", recipes))
+
+
 def test_specimens_join_under_their_folders_names(tmp_path):
     for name in ("relu", "swiglu"):
         (tmp_path / name).mkdir()

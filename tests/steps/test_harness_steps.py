@@ -13,10 +13,15 @@ from transformers import PreTrainedTokenizerFast
 
 from keepset import settings, text
 from keepset.analyse.significance import test_significance as compare_with_dense
-from keepset.errors import TextError
+from keepset.errors import KeepsetError, TextError
 from keepset.files import store
+from keepset.models import owner_of
+from keepset.rules.recipe import Recipe
+from keepset.rules.rule import Rule
+from keepset.settings.recipes import write_recipe
 from keepset.settings.steps import all_steps
 from keepset.steps.activations import cache_activations
+from keepset.steps.common import Run, load
 from keepset.steps.evaluation import evaluate_capability
 from keepset.steps.harness import evaluate_harness, prepare_harness
 from keepset.steps.prepare import prepare_model, tokenize_corpus
@@ -137,6 +142,54 @@ def test_a_model_without_the_skill_is_run_dense_alone(study: Study) -> None:
     table = pd.read_parquet(output)
     assert table["method"].tolist() == ["dense"] * len(ITEMS)
     assert table["correct"].any()
+
+
+def recipe_of(study: Study, path: Path, **changes: Any) -> Path:
+    """A recipe of the study's model: a tenth of every FFN's neurons is kept."""
+    loaded = load(study.model, Run("cpu", "float32"))
+    rules = {site.key: Rule("magnitude", 0.9, 1) for site in loaded.runner.sites_of("ffn")}
+    owner = owner_of(loaded.runner.model, "m")
+    own = {"model": owner, "bos": loaded.info["bos"], "found": {"sparsity": 0.9}}
+    write_recipe(Recipe(rules, **{**own, **changes}), path)
+    return path
+
+
+@pytest.mark.parametrize("task", ["choices", "endings"])
+def test_tasks_run_under_recipes(study: Study, task: str) -> None:
+    path = recipe_of(study, study.folder / "most.yaml")
+    given = study.given("evaluate_harness", task=task)
+    passages, output = study.prepare(task), study.folder / "recipes.parquet"
+    files = {"model": study.model, "blocks": study.blocks, "sets": [study.sets]}
+    evaluate_harness(passages=passages, output=output, **given, **files, recipes=[path])
+    table = pd.read_parquet(output)
+    rows = table[table["site"] == "all"]
+    assert set(rows["score"]) == {"most"}
+    assert (rows[["method", "sparsity", "window"]] == ["dynamic", 0.9, "1"]).all(axis=None)
+    rule = table[(table["site"] == "ffn") & (table["method"] == "dynamic")]
+    assert rows["correct"].tolist() == rule["correct"].tolist()
+    nothing = pd.DataFrame()
+    tests = compare_with_dense(nothing, table, study.config.statistics, nothing)["capability"]
+    assert len(tests[(tests["site"] == "all") & tests["p_holm"].notna()]) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {"name": "other", "weights": "abc"}}, "the recipe belongs to other"),
+        ({"bos": 250}, "made with the BOS token 250"),
+    ],
+)
+def test_recipes_of_others_are_refused_by_name(
+    study: Study, changes: dict[str, Any], message: str
+) -> None:
+    path = recipe_of(study, study.folder / "other.yaml", **changes)
+    given = study.given("evaluate_harness")
+    files = {"model": study.model, "blocks": study.blocks, "sets": [study.sets]}
+    with pytest.raises(KeepsetError, match=f"capability.recipes: .*other.yaml: .*{message}"):
+        evaluate_harness(
+            passages=study.prepare("endings"), output=study.folder / "none", **given, **files,
+            recipes=[path],
+        )  # fmt: skip
 
 
 def test_a_task_that_changed_is_not_run(study: Study) -> None:

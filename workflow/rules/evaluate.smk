@@ -93,6 +93,7 @@ use rule evaluate_dense as evaluate_capability with:
     input:
         model=MODEL,
         sets=lambda wildcards: results(outputs.static_sets(CONFIG, wildcards.model)),
+        recipes=lambda wildcards: CONFIG.capability.recipes.get(wildcards.model, []),
         passages=f"{RESULTS}/tasks/{{task}}.jsonl",
         blocks=f"{RESULTS}/{{model}}/{CONFIG.capability.corpus}/blocks.safetensors",
     output:

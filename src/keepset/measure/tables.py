@@ -40,6 +40,12 @@ DENSE_COLUMNS: dict[str, Any] = {
     "choice": "none",
     "access": "none",
 }
+RECIPE_COLUMNS: dict[str, Any] = {
+    "site": "all",
+    **DENSE_COLUMNS,
+    **{"method": "dynamic", "window": "1", "choice": "oracle"},
+}
+"""Of a recipe; its score is its name, and its sparsity the level that it was made for."""
 _COUNTS = ["n_tokens", "n_words", "n_bytes"]
 _PERPLEXITY = ["site", *DENSE_COLUMNS, "block", "document", "nll", *_COUNTS]
 _CAPABILITY = ["site", *DENSE_COLUMNS, "item", "correct", "logprob"]
@@ -152,10 +158,9 @@ def recipe_table(
     """
     ids = blocks.evaluation[: blocks.n_core]
     progress = Progress(label, len(recipes) * ids.numel())
-    head = {**DENSE_COLUMNS, "method": "dynamic", "window": "1", "choice": "oracle"}
     parts = [
         _of_blocks(
-            {**identity, "site": "all", **head, **columns},
+            {**identity, **RECIPE_COLUMNS, **columns},
             runner.block_nll(ids, recipe, None, progress),
             blocks,
         )
@@ -188,7 +193,7 @@ def _n_blocks(blocks: Passages, rule: Rule | None) -> int:
 def capability_table(
     runner: Runner,
     items: Sequence[Encoded],
-    rules: Sequence[Rule | None],
+    rules: Sequence[Rule | Recipe | None],
     identity: Mapping[str, Any],
     label: str,
     is_done: IsDone | None = None,
@@ -203,7 +208,7 @@ def capability_table(
     """
     progress = Progress(label, len(rules) * sum(len(item.ids) for item in items))
 
-    def answers(rule: Rule | None) -> pd.DataFrame:
+    def answers(rule: Rule | Recipe | None) -> pd.DataFrame:
         return runner.last_words(items, rule, progress)
 
     table = answers_table(answers, rules, identity, is_done)
@@ -212,8 +217,8 @@ def capability_table(
 
 
 def answers_table(
-    answers: Callable[[Rule | None], pd.DataFrame],
-    rules: Sequence[Rule | None],
+    answers: Callable[[Rule | Recipe | None], pd.DataFrame],
+    rules: Sequence[Rule | Recipe | None],
     identity: Mapping[str, Any],
     is_done: IsDone | None = None,
 ) -> pd.DataFrame:
@@ -221,7 +226,8 @@ def answers_table(
 
     Args:
         answers: Rule -> correct and logprob of every item, in the same order for all rules.
-        rules: The rules; None, which is dense, comes first.
+        rules: The rules, and recipes that `named_recipe` gave names to; None, which is dense,
+            comes first.
         identity: Leading columns (study, model, origin, task).
         is_done: Whether the model does the task, by its dense answers. One that does not has too
             little to lose, and is run under no rule. Without it every model is run under all.
@@ -238,9 +244,11 @@ def answers_table(
     return _joined(tables, [*identity, *_CAPABILITY])
 
 
-def _setting(rule: Rule | None) -> dict[str, Any]:
+def _setting(rule: Rule | Recipe | None) -> dict[str, Any]:
     if rule is None:
         return {"site": "none", **DENSE_COLUMNS}
+    if isinstance(rule, Recipe):
+        return {**RECIPE_COLUMNS, "score": rule.found["name"], "sparsity": rule.found["sparsity"]}
     return {"site": rule.site, **rule.columns}
 
 

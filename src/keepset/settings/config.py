@@ -30,6 +30,7 @@ from keepset.settings.grids import (
     State,
 )
 from keepset.settings.measuring import Benchmark, Kernels, Statistics
+from keepset.settings.recipes import recipe_name
 from keepset.settings.sources import Model, Task, Text, TextSource
 from keepset.settings.training import Training
 from keepset.sites.families import FAMILIES
@@ -109,11 +110,21 @@ class Config(Strict):
                 raise ValueError(
                     f"tasks.{name}.corpora: unknown corpus {', '.join(sorted(unknown))}"
                 )
+        self._check_recipes()
         for where, dial in self._dials():
             for window in dial.windows:
                 if window != "sequence" and window > self.text.block:
                     raise ValueError(f"{where}.windows: {window} exceeds text.block")
         return self
+
+    def _check_recipes(self) -> None:
+        for model, recipes in self.capability.recipes.items():
+            key = f"capability.recipes.{model}"
+            if model not in self.all_models():
+                raise ValueError(f"{key}: there is no model of this name")
+            names = [recipe_name(recipe) for recipe in recipes]
+            if len(set(names)) < len(names):
+                raise ValueError(f"{key}: two recipes have one name; their rows could not be told")
 
     @model_validator(mode="after")
     def _corpora(self) -> Config:

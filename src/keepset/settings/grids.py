@@ -254,6 +254,12 @@ class Capability(Strict):
     sparsity: Sparsity = 0.9
     window: DialWindow = Field(32, description="W of the windowed runs.")
     corpus: Name = Field(description="The corpus whose calibration text chooses the static set.")
+    recipes: dict[Name, list[str]] = Field(
+        default_factory=dict,
+        description="Model -> recipes that it does tasks under too: recipe.yaml files, or folders"
+        " that hold one, such as results/<study>/<model>/<corpus>/slim-0.03. Files of one model"
+        " have names of their own.",
+    )
     skilled_only: bool = Field(
         False,
         description="Whether a model whose dense accuracy in a task is not clearly above"

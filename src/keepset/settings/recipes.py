@@ -70,6 +70,11 @@ class _File(Strict):
     found: dict[str, Any] = Field(default_factory=dict)
 
 
+def recipe_name(path: str | Path) -> str:
+    """What tables call the recipe of a file, or of a folder."""
+    return Path(path).name.removesuffix(".yaml")
+
+
 def read_recipe(path: str | Path) -> Recipe:
     """Read recipe.yaml, or the one in a folder.
 

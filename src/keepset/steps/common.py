@@ -18,6 +18,7 @@ from keepset.kernels.mixers import provider_for
 from keepset.measure.runner import Runner
 from keepset.rules.kinds import KINDS
 from keepset.rules.masks import KeepSets
+from keepset.rules.recipe import Recipe
 from keepset.rules.rule import Rule
 from keepset.run import provenance
 from keepset.settings import Kernels
@@ -76,9 +77,11 @@ def load(model: PathLike, run: Run, keep_sets: KeepSets | None = None) -> Loaded
     return Loaded(runner, tokenizer, info, facts, str(dtype))
 
 
-def give_centres(loaded: Loaded, blocks: text.Blocks, rules: Iterable[Rule | None]) -> None:
+def give_centres(
+    loaded: Loaded, blocks: text.Blocks, rules: Iterable[Rule | Recipe | None]
+) -> None:
     """Take the centres of sites on calibration text, if the score of one of `rules` needs them."""
-    scores = [KINDS[rule.site].scores[rule.score] for rule in rules if rule is not None]
+    scores = [KINDS[rule.site].scores[rule.score] for rule in rules if isinstance(rule, Rule)]
     if any(score.centred for score in scores):
         runner = loaded.runner
         sites = (runner.model, runner.sites)

@@ -12,10 +12,14 @@ import pandas as pd
 
 from keepset import models, text
 from keepset.analyse.accuracies import does_task
+from keepset.errors import ConfigError, ModelError
 from keepset.files import store
 from keepset.measure import tables
+from keepset.models import still_to_do
+from keepset.rules.recipe import Recipe
 from keepset.rules.rule import Rule
 from keepset.settings.grid import length_rules, part_rules, task_rules
+from keepset.settings.recipes import read_recipe, recipe_name
 from keepset.steps.common import Loaded, PathLike, Run, give_centres, load, static_sets
 
 
@@ -149,8 +153,9 @@ def load_for_tasks(
     sets: Sequence[PathLike],
     run: Mapping[str, Any],
     kinds: Mapping[str, Mapping[str, Any]],
-) -> tuple[Loaded, list[Rule | None]]:
-    """A model with its static sets, and the rules that it does tasks under: dense, then all kinds'.
+    recipes: Sequence[PathLike] = (),
+) -> tuple[Loaded, list[Rule | Recipe | None]]:
+    """A model with its static sets, and what it does tasks under: dense, all kinds' rules, recipes.
 
     Args:
         model: The prepared model.
@@ -159,18 +164,39 @@ def load_for_tasks(
         run: The arguments of `Run`.
         kinds: Kind -> tasks and seeds, the arguments of `task_rules`; and chosen, what its static
             sets must have been chosen with.
+        recipes: Recipes of the model, or folders that hold one.
+
+    Raises:
+        ModelError: a recipe is of another model.
+        ConfigError: a recipe was made with another BOS token.
     """
     tokens, setup = text.load_blocks(blocks), Run(**run)
     files = dict(zip(kinds, sets, strict=True))
     chosen = {kind: settings["chosen"] for kind, settings in kinds.items()}
     loaded = load(model, setup, static_sets(files, model, tokens, setup, chosen))
-    keep_rules: list[Rule | None] = [None]
+    keep_rules: list[Rule | Recipe | None] = [None]
     for kind, settings in kinds.items():
         if loaded.runner.sites_of(kind):
             keep_rules += task_rules(kind, settings["tasks"], settings["seeds"])
     give_centres(loaded, tokens, keep_rules)
+    keep_rules += [_named(read_recipe(path), path, loaded) for path in recipes]
     facts = {**loaded.provenance, "text": tokens.fingerprint}
     return replace(loaded, provenance=facts), keep_rules
+
+
+def _named(recipe: Recipe, path: PathLike, loaded: Loaded) -> Recipe:
+    """A recipe for `loaded`, with the name of its file, and the level that it was made for."""
+    try:
+        held = still_to_do(loaded.runner.model, recipe)
+    except ModelError as error:
+        raise ModelError(f"capability.recipes: {path}: {error}") from None
+    if recipe.bos != loaded.info["bos"]:
+        raise ConfigError(
+            f"capability.recipes: {path}: it was made with the BOS token {recipe.bos} before texts,"
+            f" and here it is {loaded.info['bos']}; set models.{loaded.info['name']}.bos as it was"
+        )
+    level = recipe.found.get("sparsity", recipe.found.get("level", 0.0))
+    return replace(held, found={"name": recipe_name(path), "sparsity": float(level)})
 
 
 def with_difficulty(

@@ -13,6 +13,7 @@ from keepset.analyse.accuracies import does_task
 from keepset.files import store
 from keepset.harness import tasks
 from keepset.measure.tables import answers_table
+from keepset.rules.recipe import Recipe
 from keepset.rules.rule import Rule
 from keepset.run.progress import Progress
 from keepset.settings import Task
@@ -51,7 +52,7 @@ def evaluate_harness(
     label = f"{identity['model']} {identity['task']} capability"
     lm.progress = progress = Progress(label, tokens * len(keep_rules))
 
-    def answers(rule: Rule | None) -> pd.DataFrame:
+    def answers(rule: Rule | Recipe | None) -> pd.DataFrame:
         lm.rule = rule
         return made.graded(made.answers(lm))
 
