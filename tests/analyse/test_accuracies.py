@@ -31,17 +31,6 @@ class TestWilson:
         assert np.isnan(accuracies.wilson(0, 0, 0.95)).all()
 
 
-class TestSkill:
-    def test_the_lower_end_of_wilson_decides(self):
-        correct = np.arange(500) < 47  # 9.4%, from 7.1%
-        assert accuracies.does_task(correct, 0.95, 0.071)
-        assert not accuracies.does_task(correct, 0.95, 0.072)
-        assert not accuracies.does_task(np.zeros(500, bool), 0.95, 0.05)
-
-    def test_no_items(self):
-        assert not accuracies.does_task(np.zeros(0, bool), 0.95, 0.0)
-
-
 class TestMcNemar:
     def test_agrees_with_the_binomial(self):
         got = accuracies.mcnemar_exact(*pairs(59, 6, 16, 80))

@@ -32,20 +32,6 @@ def wilson(count: float, n: int, confidence: float) -> Interval:
     return Interval(float(low), float(high))
 
 
-def does_task(correct: ArrayLike, confidence: float, margin: float) -> bool:
-    """Whether a model does a task at all: the lower end of Wilson's interval is above `margin`.
-
-    Otherwise a loss as large as the margin could not be seen.
-
-    Args:
-        correct: (n,) bool, the answers of the dense model.
-        confidence: Level of the interval.
-        margin: An accuracy.
-    """
-    answers = np.asarray(correct)
-    return bool(wilson(float(answers.sum()), len(answers), confidence).low > margin)
-
-
 def discordant(a: ArrayLike, b: ArrayLike) -> tuple[int, int, int]:
     """Pairs right under `a` only, under `b` only, and all pairs.
 

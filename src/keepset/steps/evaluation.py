@@ -11,10 +11,10 @@ from typing import Any
 import pandas as pd
 
 from keepset import models, text
-from keepset.analyse.accuracies import does_task
 from keepset.errors import ConfigError, ModelError
 from keepset.files import store
 from keepset.measure import tables
+from keepset.measure.skill import does_task
 from keepset.models import still_to_do
 from keepset.rules.recipe import Recipe
 from keepset.rules.rule import Rule

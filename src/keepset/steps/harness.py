@@ -9,9 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from keepset.analyse.accuracies import does_task
 from keepset.files import store
 from keepset.harness import tasks
+from keepset.measure.skill import does_task
 from keepset.measure.tables import answers_table
 from keepset.rules.recipe import Recipe
 from keepset.rules.rule import Rule

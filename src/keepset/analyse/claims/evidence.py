@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from keepset.analyse import accuracies, effects, perplexities
+from keepset.analyse import effects, perplexities
 from keepset.analyse.bounds import Effect
 from keepset.analyse.claims.runs import (
     DENSE,
@@ -28,6 +28,7 @@ from keepset.analyse.claims.runs import (
 from keepset.analyse.perplexities import Rounding
 from keepset.analyse.stats import Floats
 from keepset.errors import KeepsetError
+from keepset.measure.skill import does_task
 from keepset.settings import Statistics
 from keepset.sites.families import FAMILIES
 
@@ -214,9 +215,9 @@ class Evidence:
         return table[rows & (table["size"] == "magnitude") & (table["layer"] >= 0)]
 
     def does_task(self, correct: NDArray[np.float64]) -> bool:
-        """`accuracies.does_task` at the study's level and margin."""
+        """`keepset.measure.skill.does_task` at the study's level and margin."""
         levels = self.statistics
-        return accuracies.does_task(correct, levels.confidence, levels.accuracy_margin)
+        return does_task(correct, levels.confidence, levels.accuracy_margin)
 
     @cached_property
     def _texts(self) -> dict[tuple[str, str], dict[Key, Run]]:
